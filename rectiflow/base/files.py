@@ -1,0 +1,183 @@
+"""Files that are either whole or absent, and system errors told in words.
+
+Everything that is written for keeps goes to a temporary sibling first, is synced to the disk and
+then renamed. A process killed at any moment leaves the old file, or the new one, or a `.tmp-`
+sibling that nothing reads.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rectiflow.base.errors import UserError
+
+_ADVICE = {
+    errno.ENOENT: "it does not exist; check the spelling",
+    errno.EACCES: "no permission; choose another place or change the permissions",
+    errno.EPERM: "no permission; choose another place or change the permissions",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOSPC: "no space left on the disk; free some and run the command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another place",
+    errno.EISDIR: "it is a folder, not a file",
+    errno.EEXIST: "it exists already; choose another place or remove it",
+    errno.ENOTEMPTY: "the folder exists and is not empty; choose another place or remove it",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+def explain_os_error(error: OSError, path: Path | str, doing: str) -> UserError:
+    """The `UserError` for a system error: what was tried, where, why it failed, what to do."""
+    reason = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+    return UserError(f"cannot {doing} {path}: {reason}")
+
+
+@contextmanager
+def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a temporary sibling for writing and renames it to `path` when the block ends well.
+
+    `mode` is "wb" or "w" (UTF-8). Missing folders are made. After an error `path` is as it was.
+
+    Raises:
+        UserError: the file cannot be written (permission, disk full, a folder in the way).
+        ValueError: another mode.
+    """
+    if mode not in ("wb", "w"):
+        raise ValueError(f'atomic_write replaces whole files: mode is "wb" or "w", not {mode!r}')
+    path = Path(path)
+    temporary = _temporary_sibling(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if not _is_about(error, temporary, path):
+            raise
+        raise explain_os_error(error, path, "write") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary sibling folder that becomes `path` when the block ends well.
+
+    Every file in it is synced before the rename. `path` must not exist, or be an empty folder.
+    After an error nothing is left.
+
+    Raises:
+        UserError: `path` exists and is not an empty folder, or cannot be written.
+    """
+    path = Path(path)
+    refuse_used_folder(path)
+    temporary = _temporary_sibling(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                with open(Path(folder, name), "rb") as file:
+                    os.fsync(file.fileno())
+            _sync_folder(Path(folder))
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if not _is_about(error, temporary, path):
+            raise
+        raise explain_os_error(error, path, "write") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_used_folder(path: Path | str) -> None:
+    """Passes when `path` is absent or an empty folder, so that nothing is ever written over.
+
+    Raises:
+        UserError: `path` is a file, or a folder with something in it, or cannot be looked at.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            if any(path.iterdir()):
+                raise UserError(
+                    f"cannot write {path}: the folder is not empty; choose another or remove it"
+                )
+        elif path.exists():
+            raise UserError(f"cannot write {path}: a file is in the way; choose another place")
+    except OSError as error:
+        raise explain_os_error(error, path, "write") from error
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes `value` as indented UTF-8 JSON, atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: a NaN or an infinity, which JSON does not have.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path, "w") as file:
+        file.write(text + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: the file is missing, unreadable or not JSON; the text names it.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    except ValueError as error:  # also covers bytes that are not UTF-8
+        raise UserError(f"{path} is not valid JSON ({error}); it may be cut or damaged") from error
+
+
+def sha256_file(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes in hexadecimal.
+
+    Raises:
+        UserError: the file is missing or unreadable.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
+
+
+def _is_about(error: OSError, temporary: Path, path: Path) -> bool:
+    """Whether a system error concerns our own files; another file's error passes through.
+
+    A failed write or sync names no file at all: it can only be ours to explain.
+    """
+    if error.filename is None:
+        return True
+    named = Path(os.fsdecode(error.filename))
+    return any(
+        named == ours or ours in named.parents or named in ours.parents
+        for ours in (temporary, path)
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
