@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -39,7 +39,7 @@ def explain_os_error(error: OSError, path: Path | str, doing: str) -> UserError:
 
 
 @contextmanager
-def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: Path | str, mode: str = "wb") -> Generator[IO[Any], None, None]:
     """Opens a temporary sibling for writing and renames it to `path` when the block ends well.
 
     `mode` is "wb" or "w" (UTF-8). Missing folders are made. After an error `path` is as it was.
@@ -69,7 +69,7 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def atomic_directory(path: Path | str) -> Iterator[Path]:
+def atomic_directory(path: Path | str) -> Generator[Path, None, None]:
     """Yields a temporary sibling folder that becomes `path` when the block ends well.
 
     Every file in it is synced before the rename. `path` must not exist, or be an empty folder.
