@@ -1,0 +1,93 @@
+"""Intervals cover a planted truth as often as they claim, and follow prompts, not pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rectiflow.evaluation.bootstrap import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_mean_of_strata,
+    wilson_interval,
+)
+
+
+def _coverage(draw, truth: float, *, trials: int = 400) -> float:
+    hits = 0
+    for trial in range(trials):
+        interval = draw(np.random.default_rng(trial))
+        hits += interval.low <= truth <= interval.high
+    return hits / trials
+
+
+def test_covers_a_planted_share_with_correlated_pictures() -> None:
+    """Four pictures a prompt, whose chance of success is the prompt's own: Beta(1, 1), mean 0.5."""
+
+    def draw(rng: np.random.Generator) -> Interval:
+        chance = rng.beta(1.0, 1.0, size=40)
+        return bootstrap_mean(
+            [list((rng.random(4) < p).astype(float)) for p in chance], num_resamples=400
+        )
+
+    assert 0.91 <= _coverage(draw, 0.5) <= 0.98
+
+
+def test_covers_the_mean_of_seven_tasks() -> None:
+    truths = [0.05, 0.2, 0.4, 0.5, 0.6, 0.8, 0.95]
+
+    def draw(rng: np.random.Generator) -> Interval:
+        strata = {str(p): [[float(rng.random() < p)] for _ in range(30)] for p in truths}
+        return bootstrap_mean_of_strata(strata, num_resamples=400)
+
+    assert 0.91 <= _coverage(draw, float(np.mean(truths))) <= 0.98
+
+
+def test_resampling_pictures_would_be_too_narrow() -> None:
+    """Ten copies of each verdict are no more evidence than one."""
+    rng = np.random.default_rng(0)
+    verdicts = [float(value) for value in rng.random(50) < 0.5]
+    once = bootstrap_mean([[v] for v in verdicts])
+    tenfold = bootstrap_mean([[v] * 10 for v in verdicts])
+    assert tenfold == once
+
+
+def test_every_task_weighs_the_same() -> None:
+    strata = {"few": [[1.0], [1.0]], "many": [[0.0]] * 98}
+    assert bootstrap_mean_of_strata(strata).mean == 0.5
+
+
+@pytest.mark.parametrize("verdict", [0.0, 1.0])
+def test_unanimous_verdicts_still_have_a_width(verdict: float) -> None:
+    interval = bootstrap_mean([[verdict]] * 20)
+    assert interval.mean == verdict
+    assert 0.1 < interval.high - interval.low < 0.2
+    assert interval.low <= verdict <= interval.high
+
+
+def test_wilson_equals_the_textbook() -> None:
+    interval = wilson_interval(0.5, 10)
+    assert (interval.low, interval.high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_same_seed_same_interval() -> None:
+    groups = [[value] for value in np.random.default_rng(0).random(30).tolist()]
+    assert bootstrap_mean(groups, seed=1) == bootstrap_mean(groups, seed=1)
+    assert bootstrap_mean(groups, seed=1) != bootstrap_mean(groups, seed=2)
+
+
+def test_prints_the_mean_and_both_ends() -> None:
+    assert str(Interval(mean=0.5, low=0.25, high=0.75)) == "0.50 [0.25, 0.75]"
+
+
+def test_refuses_what_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="no values to resample"):
+        bootstrap_mean_of_strata({})
+    with pytest.raises(ValueError, match="'colors' has no values"):
+        bootstrap_mean_of_strata({"colors": []})
+    with pytest.raises(ValueError, match="'all' has no values"):
+        bootstrap_mean([[1.0], []])
+    with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+        bootstrap_mean([[2.0]])
+    with pytest.raises(ValueError, match="confidence is 95"):
+        bootstrap_mean([[1.0]], confidence=95)
