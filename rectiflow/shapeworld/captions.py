@@ -155,7 +155,8 @@ _SENTENCE = re.compile(
     rf"(?:{_LINK}(?P<second>{re.sub(r'[?]P<[a-z]+>', '?:', _GROUP)}))?"
 )
 _WRITING = re.compile(
-    rf'the word "(?P<text>[A-Z]+)"(?: in (?P<color>{"|".join(PALETTE)}))?(?: (?P<place>{_ANY_PLACE}))?'
+    rf'the word "(?P<text>[A-Z]+)"'
+    rf"(?: in (?P<color>{'|'.join(PALETTE)}))?(?: (?P<place>{_ANY_PLACE}))?"
 )
 
 

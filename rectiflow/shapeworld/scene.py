@@ -172,7 +172,7 @@ def _place(
 def _draw_word(world: World, rng: np.random.Generator, *, held_out: bool) -> Word:
     choices = words(world, held_out=held_out)
     text = choices[rng.integers(len(choices))]
-    width, height = world.word_size_px(len(text))
+    height = world.word_size_px(1)[1]
     # The lattice is for letters: shift the word's centre by that of its first letter.
     shift = 0.5 * world.glyph_pitch_px * (len(text) - 1)
     letter_half = 0.5 * world.word_size_px(1)[0]

@@ -1,0 +1,98 @@
+"""Writes scenes as a plain image folder with captions, as a user's own data would be.
+
+Layout: `images/000000.png` and on; `captions.jsonl` with one line per picture; `world.json` with
+the world and the stream that the pictures came from.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from rectiflow.base.config import to_json
+from rectiflow.base.errors import UserError
+from rectiflow.base.files import atomic_directory, write_json
+from rectiflow.shapeworld.captions import captions
+from rectiflow.shapeworld.render import render
+from rectiflow.shapeworld.scene import sample_scene
+from rectiflow.shapeworld.world import World
+
+_CHUNK = 64
+
+
+def _write_chunk(world: World, folder: Path, split: str, seed: int, indices: range) -> list[str]:
+    """Write the pictures of some indices; return their caption lines."""
+    lines: list[str] = []
+    for index in indices:
+        scene = sample_scene(world, split=split, seed=seed, index=index)
+        name = f"images/{index:06d}.png"
+        Image.fromarray(render(world, scene)).save(folder / name)
+        texts = captions(world, scene, seed=seed, index=index)
+        lines.append(json.dumps({"file": name, "caption": texts["terse"], "captions": texts}))
+    return lines
+
+
+def _caption_lines(
+    write: Callable[[range], list[str]], chunks: list[range], num_workers: int
+) -> Iterator[list[str]]:
+    if num_workers == 1:
+        yield from map(write, chunks)
+        return
+    with ProcessPoolExecutor(num_workers) as pool:
+        yield from pool.map(write, chunks)
+
+
+def write_folder(
+    world: World,
+    out: Path | str,
+    *,
+    count: int,
+    split: str = "train",
+    seed: int = 0,
+    num_workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write `count` scenes without held-out combinations into a new folder.
+
+    The folder appears complete or not at all, and its bytes do not depend on `num_workers`.
+
+    Args:
+        world: what may occur.
+        out: the folder to make; it must not exist or be empty.
+        count: number of pictures, at least 1.
+        split: "train" or "val".
+        seed: names the stream of scenes.
+        num_workers: processes that draw, at least 1.
+        progress: called with (pictures done, pictures in all) now and then.
+
+    Raises:
+        UserError: for a count or a number of workers below 1, an unknown split, or a folder that
+            cannot be made.
+    """
+    for name, number in (("count", count), ("num_workers", num_workers)):
+        if number < 1:
+            raise UserError(f"{name} is {number}; it must be at least 1")
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    with atomic_directory(out) as folder:
+        (folder / "images").mkdir()
+        write = partial(_write_chunk, world, folder, split, seed)
+        done = 0
+        with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
+            for lines in _caption_lines(write, chunks, num_workers):
+                file.writelines(line + "\n" for line in lines)
+                done += len(lines)
+                if progress is not None:
+                    progress(done, count)
+        write_json(
+            folder / "world.json",
+            {
+                "name": world.name,
+                "split": split,
+                "seed": seed,
+                "count": count,
+                "world": to_json(world),
+            },
+        )
