@@ -1,0 +1,38 @@
+"""`rectiflow encode FOLDER`: captioned images become a latent store that training reads."""
+
+import argparse
+from pathlib import Path
+
+from rectiflow.cli.options import Verbs, add_verb
+from rectiflow.cli.progress import progress_bar
+
+_DETAILS = """\
+FOLDER holds PNG, JPEG or WebP images with captions.jsonl, captions.csv, or a .txt beside each
+image. What cannot be used is listed with its reason in STORE/quarantine.jsonl. Called again, only
+what is missing is encoded.
+"""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = add_verb(
+        verbs,
+        "encode",
+        run,
+        usage="rectiflow encode FOLDER --out STORE",
+        summary="encode captioned images into a latent store, once for all epochs",
+        details=_DETAILS,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="images and captions")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="STORE", help="store to make or to complete"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Encodes the folder and says what became of its images."""
+    from rectiflow.recipes.encoding import encode_with_shipped_parts
+
+    with progress_bar("encoding", "image") as progress:
+        report = encode_with_shipped_parts(options.folder, options.out, progress=progress)
+    print(report)

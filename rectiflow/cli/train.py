@@ -1,0 +1,63 @@
+"""`rectiflow train RECIPE`: trains on a latent store, or continues an existing run."""
+
+import argparse
+from pathlib import Path
+
+from rectiflow.base.errors import UserError
+from rectiflow.cli.options import Verbs, add_verb, whole_number
+
+_DETAILS = """\
+Every field of the recipe is an option too:
+  rectiflow train demo --data STORE --out RUN --optimizer.learning-rate 3e-4
+`rectiflow train RECIPE --help` lists the fields. An existing RUN is continued.
+"""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Adds the verb. Help is an option of our own: it depends on the recipe."""
+    parser = add_verb(
+        verbs,
+        "train",
+        run,
+        usage="rectiflow train RECIPE --data STORE --out RUN [--max-steps N] [--FIELD VALUE ...]",
+        summary="train a recipe on a latent store, or continue a run",
+        details=_DETAILS,
+        takes_overrides=True,
+        add_help=False,
+    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="name of a recipe")
+    parser.add_argument("--data", type=Path, metavar="STORE", help="made by rectiflow encode")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder, new or existing")
+    parser.add_argument(
+        "--max-steps", type=whole_number(1), metavar="N", help="stop after N steps instead"
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="this, or RECIPE's fields")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Resolves the recipe and trains it."""
+    if options.help and options.recipe is None:
+        options.parser.print_help()
+        return
+    for name, given in (
+        ("RECIPE", options.recipe or options.overrides),
+        ("--data", options.data or options.help),
+        ("--out", options.out or options.help),
+    ):
+        if not given:
+            raise UserError(f"train needs {name}; usage: {options.parser.usage}")
+
+    from rectiflow.cli.overrides import apply_overrides, describe_fields
+    from rectiflow.recipes.registry import recipe
+
+    chosen = recipe(options.recipe)
+    prog = f"rectiflow train {options.recipe}"
+    if options.help:
+        print(describe_fields(chosen, prog=prog))
+        return
+    steps = [] if options.max_steps is None else ["--max-steps", str(options.max_steps)]
+    chosen = apply_overrides(chosen, [*options.overrides, *steps], prog=prog)
+
+    from rectiflow.recipes.run import train_recipe
+
+    train_recipe(chosen, options.data, options.out)
