@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ _ADVICE = {
     errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another place",
     errno.EISDIR: "it is a folder, not a file",
-    errno.EEXIST: "it exists already; choose another place or remove it",
+    errno.EEXIST: "a file is in the way; choose another place or remove it",
     errno.ENOTEMPTY: "the folder exists and is not empty; choose another place or remove it",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
@@ -65,7 +65,8 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Generator[IO[Any], None,
             raise
         raise explain_os_error(error, path, "write") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone after the rename; or the folder never came to be
+            temporary.unlink()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import math
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import explain_os_error
@@ -49,7 +49,7 @@ class EventLog:
         """Closes the file; writing afterwards is an error."""
         self._file.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "EventLog":
         return self
 
     def __exit__(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 @contextmanager
@@ -9,7 +10,7 @@ def progress_bar(doing: str, unit: str) -> Generator[Callable[[int, int], None],
     """Yields the callback; the bar appears with its first call, and only on a terminal."""
     from tqdm import tqdm
 
-    bars: list[tqdm[None]] = []
+    bars: list[tqdm[NoReturn]] = []
 
     def show(done: int, total: int) -> None:
         if not bars:

@@ -1,0 +1,197 @@
+"""Files are whole or absent, and system errors come as one sentence with the path in it."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rectiflow.base import files
+from rectiflow.base.errors import UserError
+from rectiflow.base.files import (
+    atomic_directory,
+    atomic_write,
+    explain_os_error,
+    read_json,
+    refuse_used_folder,
+    sha256_file,
+    write_json,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "content"), [("wb", b"new"), ("w", "néw")])
+def test_atomic_write_replaces(tmp_path: Path, mode: str, content: bytes | str) -> None:
+    path = tmp_path / "made" / "on the way" / "a.txt"
+    for _ in range(2):
+        with atomic_write(path, mode) as file:
+            file.write(content)
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_atomic_write_follows_the_umask(tmp_path: Path) -> None:
+    plain, ours = tmp_path / "plain", tmp_path / "ours"
+    plain.touch()
+    with atomic_write(ours) as file:
+        file.write(b"")
+    assert ours.stat().st_mode == plain.stat().st_mode
+
+
+def test_an_error_in_the_block_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_atomic_write_refuses_other_modes(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match='mode is "wb" or "w", not \'a\''),
+        atomic_write(tmp_path / "a", "a"),
+    ):
+        pass
+
+
+def fail_with(code: int) -> None:
+    raise OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "no space left on the disk; free some"),
+        (errno.EDQUOT, "quota is used up"),
+        (errno.EROFS, "read-only; choose another place"),
+        (errno.EACCES, "no permission; choose another place"),
+    ],
+)
+def test_a_disk_that_refuses_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+) -> None:
+    monkeypatch.setattr(files.os, "fsync", lambda _: fail_with(code))
+    with pytest.raises(UserError, match=f"cannot write .*a.bin: .*{advice}"):
+        write_json(tmp_path / "a.bin", 1)
+    with (
+        pytest.raises(UserError, match=f"cannot write .*folder: .*{advice}"),
+        atomic_directory(tmp_path / "folder") as folder,
+    ):
+        (folder / "x").touch()
+    assert names(tmp_path) == []
+
+
+def test_real_system_errors(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*file/a: a file is in the way"):
+        write_json(tmp_path / "file" / "a", 1)
+    with pytest.raises(UserError, match=r"file/b/a: a part of the path is a file, not a folder"):
+        write_json(tmp_path / "file" / "b" / "a", 1)
+    with pytest.raises(UserError, match=r"cannot write .*folder: it is a folder, not a file"):
+        write_json(tmp_path / "folder", 1)
+    with pytest.raises(UserError, match=r"cannot write .*: the name is too long"):
+        write_json(tmp_path / ("x" * 250), 1)
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_another_files_error_passes_through(tmp_path: Path) -> None:
+    """Only our own file's trouble is explained: a missing input is not an unwritable output."""
+    missing = tmp_path / "elsewhere" / "input"
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "out" / "a"):
+        missing.read_bytes()
+    with pytest.raises(FileNotFoundError), atomic_directory(tmp_path / "out" / "d"):
+        missing.read_bytes()
+
+
+def test_unknown_errors_keep_the_systems_words() -> None:
+    error = explain_os_error(OSError(errno.EIO, "Input/output error"), "a/b", "read")
+    assert str(error) == "cannot read a/b: Input/output error"
+
+
+def test_atomic_directory_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "out"
+    with atomic_directory(path) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_text("x")
+        assert not path.exists()
+    assert (path / "sub" / "a").read_text() == "x"
+    assert names(path.parent) == ["out"]
+
+
+def test_atomic_directory_leaves_nothing_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "out") as folder:
+        (folder / "a").touch()
+        raise ZeroDivisionError
+    assert names(tmp_path) == []
+
+
+def test_used_folders_are_refused(tmp_path: Path) -> None:
+    used, empty, file = tmp_path / "used", tmp_path / "empty", tmp_path / "file"
+    used.mkdir(), empty.mkdir(), file.touch()
+    (used / "a").touch()
+    refuse_used_folder(empty)
+    refuse_used_folder(tmp_path / "absent")
+    with atomic_directory(empty) as folder:
+        (folder / "a").touch()
+    assert names(empty) == ["a"]
+    with pytest.raises(UserError, match="used: the folder is not empty; choose another"):
+        refuse_used_folder(used)
+    with pytest.raises(UserError, match="file: a file is in the way; choose another"):
+        refuse_used_folder(file)
+    with pytest.raises(UserError, match="the name is too long"):
+        refuse_used_folder(tmp_path / ("x" * 300))
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, "old")
+    source = f"""
+import os, signal
+from rectiflow.base.files import atomic_write
+with atomic_write({str(path)!r}) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    result = subprocess.run([sys.executable, "-c", source], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert read_json(path) == "old"
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None, True, "ü"], "b": {}}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert "ü" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(tmp_path / "nan.json", float("nan"))
+    assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe\x00"])
+def test_read_json_names_a_damaged_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON .*cut or damaged"):
+        read_json(path)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    for read in (read_json, sha256_file):
+        with pytest.raises(UserError, match="cannot read .*absent: it does not exist"):
+            read(tmp_path / "absent")
+
+
+def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 300_000)
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"x" * 300_000).hexdigest()

@@ -1,0 +1,23 @@
+"""The import hook is on: a wrong shape or type at the package's border fails in tests."""
+
+import pytest
+import torch
+
+from rectiflow.base.philox import uniform
+from rectiflow.base.seeds import derive_seed
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(Exception, match="keys"):
+        uniform(torch.zeros(2, 2, dtype=torch.int64), 1, stream=0)
+
+
+def test_types_are_checked() -> None:
+    with pytest.raises(Exception, match="seed"):
+        derive_seed("0")  # pyright: ignore[reportArgumentType]
+
+
+def test_whole_numbers_stand_for_floats() -> None:
+    from rectiflow.generation.settings import SamplingSettings
+
+    assert SamplingSettings(guidance_scale=3).guidance_scale == 3
