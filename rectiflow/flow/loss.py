@@ -1,0 +1,53 @@
+"""The training objective: weighted squared error of the network's output at a noisy sample.
+
+On the walk of a sample, between `training.step` and the backbone. Notation: `docs/notation.md`.
+Source: arXiv 2403.03206, equations 9–11 (conditional flow matching and its reweighting).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rectiflow.flow.formulation import Formulation
+from rectiflow.flow.path import Coefficients
+from rectiflow.flow.prediction import per_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowLoss:
+    """The scalar to minimise and each sample's share of it."""
+
+    loss: Float[Tensor, ""]
+    per_sample: Float[Tensor, " b"]
+
+
+def noisy_latents(
+    x0: Float[Tensor, "b ..."], eps: Float[Tensor, "b ..."], at: Coefficients
+) -> Float[Tensor, "b ..."]:
+    """z_t = alpha·x0 + sigma·eps."""
+    return per_sample(at.alpha, x0) * x0 + per_sample(at.sigma, eps) * eps
+
+
+def flow_matching_loss(
+    backbone: Callable[..., Tensor],
+    formulation: Formulation,
+    x0: Float[Tensor, "b ..."],
+    eps: Float[Tensor, "b ..."],
+    t: Float[Tensor, " b"],
+    conditioning: object,
+) -> FlowLoss:
+    """mean over latents of w_t·(backbone(z_t, t, conditioning) − target)², float32.
+
+    `t` is in (0, 1) and float32; `conditioning` is passed through to the backbone untouched.
+    """
+    at = formulation.path.coefficients(t)
+    z_t = noisy_latents(x0, eps, at)
+    target = formulation.prediction.target(x0, eps, at)
+    output = backbone(z_t, t, conditioning).float()
+    squared_error = (output - target).square().flatten(1).mean(dim=1)
+    weighted = formulation.weighting.weight(t, at) * squared_error
+    return FlowLoss(loss=weighted.mean(), per_sample=weighted)

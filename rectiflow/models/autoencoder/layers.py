@@ -1,0 +1,181 @@
+"""Blocks of the convolutional autoencoder: residual block, mid-block attention, resampling.
+
+Tensor names follow the published layout of latent-diffusion autoencoders, so that released files
+map onto these modules one to one. Source: arXiv 2112.10752, appendix; padding and group-norm
+epsilon as in the released SD3 autoencoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_EPSILON = 1e-6
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm–SiLU–conv, twice, around a skip connection ([b c h w] → [b c' h w])."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_norm_groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(num_norm_groups, in_channels, eps=NORM_EPSILON)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(num_norm_groups, out_channels, eps=NORM_EPSILON)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Identity()
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over all pixels, with a skip connection."""
+
+    def __init__(self, channels: int, num_norm_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(num_norm_groups, channels, eps=NORM_EPSILON)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        b, c, height, width = x.shape
+        normed = self.norm(x)
+        q, k, v = (
+            conv(normed).reshape(b, 1, c, height * width).transpose(2, 3)
+            for conv in (self.q, self.k, self.v)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(attended.transpose(2, 3).reshape(b, c, height, width))
+
+
+class Downsample(nn.Module):
+    """Halve both sides by a strided convolution, padded at the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double both sides: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class MidBlock(nn.Module):
+    """Residual block, optional attention, residual block, at the lowest resolution."""
+
+    def __init__(self, channels: int, num_norm_groups: int, *, use_attention: bool) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels, num_norm_groups)
+        self.attn_1 = (
+            SpatialAttention(channels, num_norm_groups) if use_attention else nn.Identity()
+        )
+        self.block_2 = ResidualBlock(channels, channels, num_norm_groups)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, then an optional change of resolution."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        num_norm_groups: int,
+        resample: type[Downsample] | type[Upsample] | None,
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResidualBlock(in_channels if j == 0 else out_channels, out_channels, num_norm_groups)
+            for j in range(num_blocks)
+        )
+        self.resample = resample(out_channels) if resample is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return self.resample(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfSize:
+    """Size of one half of the autoencoder; levels run from full resolution to the latents'."""
+
+    image_channels: int
+    latent_channels: int
+    level_channels: tuple[int, ...]
+    num_blocks: int
+    num_norm_groups: int
+    use_mid_attention: bool
+
+
+class Encoder(nn.Module):
+    """Images [b 3 H W] → parameters of the latent distribution [b 2z H/f W/f]."""
+
+    def __init__(self, size: HalfSize) -> None:
+        super().__init__()
+        level_channels, num_norm_groups = size.level_channels, size.num_norm_groups
+        self.conv_in = nn.Conv2d(size.image_channels, level_channels[0], 3, padding=1)
+        inputs = (level_channels[0], *level_channels[:-1])
+        last = len(level_channels) - 1
+        self.down = nn.ModuleList(
+            Level(c_in, c_out, size.num_blocks, num_norm_groups, Downsample if i < last else None)
+            for i, (c_in, c_out) in enumerate(zip(inputs, level_channels, strict=True))
+        )
+        self.mid = MidBlock(
+            level_channels[-1], num_norm_groups, use_attention=size.use_mid_attention
+        )
+        self.norm_out = nn.GroupNorm(num_norm_groups, level_channels[-1], eps=NORM_EPSILON)
+        self.conv_out = nn.Conv2d(level_channels[-1], 2 * size.latent_channels, 3, padding=1)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        h = self.conv_in(images)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Raw latents [b z h w] → images [b 3 fh fw]; one block more a level than the encoder."""
+
+    def __init__(self, size: HalfSize) -> None:
+        super().__init__()
+        level_channels, num_norm_groups = size.level_channels, size.num_norm_groups
+        top = level_channels[-1]
+        self.conv_in = nn.Conv2d(size.latent_channels, top, 3, padding=1)
+        self.mid = MidBlock(top, num_norm_groups, use_attention=size.use_mid_attention)
+        # Levels are indexed by resolution as in the published files: up[0] is the finest.
+        inputs = (*level_channels[1:], top)
+        self.up = nn.ModuleList(
+            Level(c_in, c_out, size.num_blocks + 1, num_norm_groups, Upsample if i > 0 else None)
+            for i, (c_in, c_out) in enumerate(zip(inputs, level_channels, strict=True))
+        )
+        self.norm_out = nn.GroupNorm(num_norm_groups, level_channels[0], eps=NORM_EPSILON)
+        self.conv_out = nn.Conv2d(level_channels[0], size.image_channels, 3, padding=1)
+
+    def forward(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c h2 w2"]:
+        h = self.mid(self.conv_in(latents))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))

@@ -1,0 +1,1 @@
+"""Building blocks that backbones share: embeddings, modulation, attention, feed-forward."""

@@ -1,0 +1,26 @@
+"""Time grids: the values of t at which a solver stops, from noise (1) to data (0).
+
+Source: arXiv 2403.03206, section 5.3.2 (equation 23 for the shift).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rectiflow.base.errors import ConfigError
+
+
+def shift_times(t: Float[Tensor, " n"], shift: float) -> Float[Tensor, " n"]:
+    """t → shift·t / (1 + (shift − 1)·t): more steps near noise where shift > 1."""
+    if not shift > 0:
+        raise ConfigError(f"shift={shift} must be positive (1 leaves the times as they are)")
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+def linear_times(num_steps: int, *, shift: float = 1.0) -> Float[Tensor, " n"]:
+    """num_steps + 1 times, 1 = t_0 > … > t_num_steps = 0, evenly spaced before the shift."""
+    if num_steps < 1:
+        raise ConfigError(f"num_steps={num_steps} must be at least 1")
+    return shift_times(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64), shift).float()
