@@ -51,7 +51,9 @@ class AutoencoderLoss:
 def learning_rate_at(step: int, training: AutoencoderTraining) -> float:
     """Linear warm-up, then half a cosine down to zero."""
     warmup = min(1.0, (step + 1) / training.warmup_steps)
-    return training.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / training.num_steps))
+    return (
+        training.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / training.num_steps))
+    )
 
 
 def autoencoder_loss(

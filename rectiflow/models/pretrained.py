@@ -1,0 +1,72 @@
+"""transformers models from and to local folders: complete, quiet, and without any network.
+
+Used by the text encoders and the image tower. transformers reports missing tensors as a log line
+and fills them with random numbers; here that is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from rectiflow.base.errors import CheckpointError, UserError
+
+
+def load_pretrained(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A transformers model from a folder, complete and quiet.
+
+    Raises:
+        UserError: the folder holds no config.
+        CheckpointError: weights are damaged, or lack tensors of the model.
+    """
+    require_file(folder / "config.json")
+    try:
+        with quiet_transformers():
+            model, report = model_class.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot load {model_class.__name__} from {folder}: {error}; fetch or make the files "
+            "again"
+        ) from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise CheckpointError(
+            f"the weights in {folder} lack tensors of {model_class.__name__}, among them {missing}; "
+            "they belong to another model"
+        )
+    return model
+
+
+def require_file(path: Path) -> None:
+    """Pass when the file is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing; the folder {path.parent} should be one that transformers saved"
+        )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and load reports: what matters is raised."""
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,67 @@
+"""CLIP's image tower: pictures → vectors comparable with the text tower it was trained beside.
+
+Serves CLIP score and distances between sets of CLIP features. transformers' own class at any size;
+the embedded one pairs with the embedded `clip_g`. Source: arXiv 2103.00020, section 2.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModelWithProjection
+
+from rectiflow.models.pretrained import load_pretrained, quiet_transformers
+
+
+class ImageTower(nn.Module):
+    """Frozen image tower; images come in [−1, 1] at the side the tower was trained for."""
+
+    def __init__(self, model: CLIPVisionModelWithProjection) -> None:
+        super().__init__()
+        self.model = model
+        self.eval().requires_grad_(False)
+
+    @property
+    def image_size_px(self) -> int:
+        return self.model.config.image_size  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def width(self) -> int:
+        """Length of the vectors that `embed` returns."""
+        return self.model.config.projection_dim  # pyright: ignore[reportAttributeAccessIssue]
+
+    @torch.no_grad()
+    def embed(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit vectors; their product with a unit `clip_g.pooled` is the CLIP similarity.
+
+        Raises:
+            ValueError: the pictures have another side than the tower reads.
+        """
+        side = self.image_size_px
+        if images.shape[-2:] != (side, side):
+            raise ValueError(
+                f"the image tower reads {side}×{side} px, got {images.shape[-2]}×"
+                f"{images.shape[-1]}; resize the pictures first"
+            )
+        output: Any = self.model(images)
+        return F.normalize(output.image_embeds, dim=-1)
+
+    def save(self, folder: Path | str) -> None:
+        """Write config and weights as transformers does."""
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+
+
+def load_image_tower_folder(folder: Path | str, dtype: torch.dtype = torch.float32) -> ImageTower:
+    """Load an image tower that transformers saved.
+
+    Raises:
+        UserError: the folder holds no config.
+        CheckpointError: weights are damaged, or lack tensors of the model.
+    """
+    return ImageTower(load_pretrained(CLIPVisionModelWithProjection, Path(folder), dtype))

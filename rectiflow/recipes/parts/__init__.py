@@ -1,0 +1,1 @@
+"""Recipes that make the frozen parts that ship: `python -m rectiflow.recipes.parts PART --out DIR`."""

@@ -1,0 +1,41 @@
+"""`python -m rectiflow.recipes.parts PART --out DIR`: make a frozen part anew."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rectiflow.base.errors import UserError
+
+
+def main() -> int:
+    """Make one part; prints a line now and then."""
+    parser = argparse.ArgumentParser(prog="python -m rectiflow.recipes.parts", description=__doc__)
+    parser.add_argument("part", choices=("text", "autoencoder"))
+    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+
+    def show(fields: dict[str, float]) -> None:
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in fields.items())
+        print(f"{time.monotonic() - start:7.1f} s  {shown}", flush=True)
+
+    try:
+        if arguments.part == "text":
+            from rectiflow.recipes.parts.text import TextPartRecipe, make_text_part
+
+            make_text_part(TextPartRecipe(), arguments.out, show)
+        else:
+            from rectiflow.recipes.parts.autoencoder import make_autoencoder_part
+
+            make_autoencoder_part(arguments.out, show)
+    except UserError as error:
+        print(f"rectiflow: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Optimisation of the small frozen parts: contrastive towers, span corruption, linear probes."""
