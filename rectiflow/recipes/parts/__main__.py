@@ -28,9 +28,9 @@ def main() -> int:
 
             make_text_part(TextPartRecipe(), arguments.out, show)
         else:
-            from rectiflow.recipes.parts.autoencoder import make_autoencoder_part
+            from rectiflow.recipes.parts.autoencoder import make_autoencoder
 
-            make_autoencoder_part(arguments.out, show)
+            make_autoencoder(arguments.out)
     except UserError as error:
         print(f"rectiflow: error: {error}", file=sys.stderr)
         return 2
