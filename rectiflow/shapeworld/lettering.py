@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from rectiflow.shapeworld.font import GLYPH_ROWS, glyph
 from rectiflow.shapeworld.reading import UNREADABLE, Box, ReadWord
@@ -17,6 +18,10 @@ _MIN_LETTER_SCORE = 0.78
 _MIN_LETTER_LEAD = 0.03
 #: A row of blobs is writing when the mean correlation of its cells reaches this.
 _MIN_WORD_SCORE = 0.65
+#: How much wider than one dot the gap between two letters may look.
+_MAX_LOST_GAP_PX = 3
+#: Glyphs are tried crisp and as blurred as a lossy picture makes their thin strokes.
+_BLURS_PX = (0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,14 @@ def _half_shifted(coverage: Floats, down: int, right: int) -> Floats:
     return 0.5 * (coverage + np.roll(coverage, 1, axis=1)) if right else coverage
 
 
+def _blurred(coverage: Floats, sigma_px: float) -> Floats:
+    """Blur, and scale so that the purest pixel is full, as the oracle measures colours."""
+    if sigma_px == 0.0:
+        return coverage
+    blurred = np.asarray(ndimage.gaussian_filter(coverage, sigma_px), np.float32)
+    return np.minimum(blurred / np.quantile(blurred, 0.95), 1.0)
+
+
 def _around(first: Box, second: Box) -> Box:
     return (
         min(first[0], second[0]),
@@ -62,19 +75,21 @@ class WordReader:
         # How far a row's box may be from the word's.
         self._slack_px = scale if scale > 2 else 2
         padded = [np.pad(glyph(letter, scale), margin) for letter in self._letters]
-        # Phase 2 * down + right, glyph, pixel.
+        # Variant 4 * blur + 2 * down + right, glyph, pixel.
         self._templates = normalized(
             np.stack(
                 [
-                    np.stack([ramp(_half_shifted(one, *divmod(phase, 2))) for one in padded])
+                    ramp(_blurred(_half_shifted(one, *divmod(phase, 2)), blur))
+                    for blur in _BLURS_PX
                     for phase in range(4)
+                    for one in padded
                 ]
-            ).reshape(4, len(padded), -1)
+            ).reshape(4 * len(_BLURS_PX), len(padded), -1)
         )
 
     def rows(self, pieces: list[Piece]) -> list[_Row]:
         """Join blobs of one colour that overlap in height and are about a letter gap apart."""
-        reach = 1.5 * self._scale
+        reach = self._scale + _MAX_LOST_GAP_PX
         rows: list[_Row] = []
         for number in sorted(range(len(pieces)), key=lambda n: pieces[n].box[0]):
             box, members = pieces[number].box, (number,)
@@ -130,13 +145,13 @@ class WordReader:
             (left + shifts)[None, :, None] + pitch * np.arange(length)[None, None, :],
         ]
         vectors = normalized(cells.reshape(*cells.shape[:3], -1))
-        # down, right, place, phase, glyph
-        scores = np.einsum("yxnd,pgd->yxnpg", vectors, self._templates, optimize=True)
+        # down, right, place, variant, glyph
+        scores = np.einsum("yxnd,vgd->yxnvg", vectors, self._templates, optimize=True)
         means = scores.max(axis=-1).mean(axis=2)
-        down, right, phase = np.unravel_index(int(means.argmax()), means.shape)
-        fits = scores[down, right, :, phase]
-        x0 = float(left + shifts[right] + self._margin - margin) + 0.5 * (int(phase) % 2)
-        y0 = float(top + shifts[down] + self._margin - margin) + 0.5 * (int(phase) // 2)
+        down, right, variant = np.unravel_index(int(means.argmax()), means.shape)
+        fits = scores[down, right, :, variant]
+        x0 = float(left + shifts[right] + self._margin - margin) + 0.5 * (int(variant) % 2)
+        y0 = float(top + shifts[down] + self._margin - margin) + 0.5 * (int(variant) // 2 % 2)
         return ReadWord(
             text="".join(self._letter(fit) for fit in fits),
             color=color,

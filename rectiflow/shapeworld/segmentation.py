@@ -6,6 +6,7 @@ and noise across the line, and so the shape can be compared with a rendered one.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,17 +45,28 @@ class Piece:
     coverage: Floats
 
 
+def _labelled(mask: Mask) -> tuple[NDArray[np.int32], int]:
+    """Number the 8-connected parts of a mask from 1; also return how many there are."""
+    labels, count = cast(tuple[NDArray[np.int32], int], ndimage.label(mask, _EIGHT))
+    return labels, count
+
+
+def _eroded(mask: Mask) -> Mask:
+    """Take one pixel off all around, but not at the canvas's edge."""
+    return np.asarray(ndimage.binary_erosion(mask, _EIGHT, border_value=1), np.bool_)
+
+
 def ramp(coverage: Floats) -> Floats:
     """Stretch coverage so that edges are steep again after blur; values in [0, 1]."""
     low, high = _RAMP
-    return np.clip((coverage - low) / (high - low), 0.0, 1.0)
+    return np.clip((coverage - low) / (high - low), 0.0, 1.0).astype(np.float32)
 
 
 def _smoothed(image: Floats) -> Floats:
     """Blur by the binomial filter [1, 2, 1] / 4 along both axes."""
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
-    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16
+    rows: Floats = padded[:-2] + 2 * padded[1:-1] + padded[2:]
+    return ((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16).astype(np.float32)
 
 
 def _background(image: Floats) -> Floats:
@@ -95,7 +107,7 @@ class Segmenter:
         offsets = image - ground
         smooth = _smoothed(offsets)
         foreground = self._foreground(smooth, rays)
-        labels, _ = ndimage.label(foreground, _EIGHT)
+        labels, _ = _labelled(foreground)
         found: list[Piece] = []
         occupied = labels > 0
         for number, window in enumerate(ndimage.find_objects(labels), start=1):
@@ -104,8 +116,8 @@ class Segmenter:
                 continue
             whole = np.zeros(labels.shape, np.bool_)
             whole[window] = member
-            for part in self._split(whole, smooth, rays):
-                found.append(self._piece(part, offsets, rays, occupied & ~part))
+            parts = self._split(whole, smooth, rays)
+            found += [self._piece(part, offsets, rays, occupied & ~part) for part in parts]
         return found
 
     def _foreground(self, smooth: Floats, rays: Floats) -> Mask:
@@ -122,29 +134,30 @@ class Segmenter:
 
     def _split(self, blob: Mask, smooth: Floats, rays: Floats) -> list[Mask]:
         """Cut a blob where two colours touch."""
-        core = ndimage.binary_erosion(blob, _EIGHT, border_value=1)
+        core = _eroded(blob)
         size = np.count_nonzero(core)
         if size < _MIN_AREA_PX:
             return [blob]
-        nearest = _distances(smooth[core], rays, _MIN_PURITY)[0].argmin(axis=1)
+        # Any coverage: what leaks between two near strokes is their own colour, thinned.
+        nearest = _distances(smooth[core], rays, 0.0)[0].argmin(axis=1)
         counts = np.bincount(nearest, minlength=len(rays))
         strong = np.flatnonzero(counts >= max(_MIN_AREA_PX, _MIN_SECOND_COLOR * size))
         if len(strong) < 2:
             return [blob]
         winner = np.zeros(blob.shape, np.int64)
         winner[core] = nearest + 1
-        away = [ndimage.distance_transform_edt(winner != color + 1) for color in strong]
+        away = [np.asarray(ndimage.distance_transform_edt(winner != color + 1)) for color in strong]
         owner = np.argmin(away, axis=0)
         parts: list[Mask] = []
         for rank in range(len(strong)):
-            labels, number = ndimage.label(blob & (owner == rank), _EIGHT)
+            labels, number = _labelled(blob & (owner == rank))
             sizes = np.bincount(labels.ravel(), minlength=number + 1)
             parts += [labels == k for k in range(1, number + 1) if sizes[k] >= _MIN_AREA_PX]
         return parts
 
     def _piece(self, blob: Mask, offsets: Floats, rays: Floats, others: Mask) -> Piece:
         color, ray = self._color(blob, offsets, rays)
-        near = ndimage.binary_dilation(blob, _EIGHT, iterations=2) & ~others
+        near = np.asarray(ndimage.binary_dilation(blob, _EIGHT, iterations=2), np.bool_) & ~others
         along = offsets @ ray / max(float(ray @ ray), 1.0)
         coverage = np.where(near, ramp(along), 0.0).astype(np.float32)
         rows, columns = np.flatnonzero(blob.any(axis=1)), np.flatnonzero(blob.any(axis=0))
@@ -167,7 +180,7 @@ class Segmenter:
 
     def _color(self, blob: Mask, offsets: Floats, rays: Floats) -> tuple[str, Floats]:
         """Name a blob's colour by the median of its core; also return the measured ray."""
-        core = ndimage.binary_erosion(blob, _EIGHT, border_value=1)
+        core = _eroded(blob)
         inside = offsets[core if np.count_nonzero(core) >= _MIN_AREA_PX else blob]
         if np.count_nonzero(core) < _MIN_AREA_PX:
             # Strokes too thin to have a core: take the purest third.
