@@ -1,0 +1,228 @@
+"""Checkpoints: one folder a step, whole or absent, checked by hash, never pickle.
+
+`checkpoints/step_00001234/` holds `weights`, `ema` and `optimizer` as safetensors, and
+`state.json` with the counters, the recipe and the SHA-256 of each file.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from rectiflow.base.config import from_json, to_json
+from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.files import (
+    atomic_directory,
+    explain_os_error,
+    read_json,
+    sha256_file,
+    write_json,
+)
+from rectiflow.training.recipe import CHANGEABLE, TrainRecipe, differences
+from rectiflow.training.state import TrainState
+
+FORMAT = 1
+_KEYS = ("format", "step", "elapsed_s", "loss_window", "sha256", "store", "recipe")
+_NAME = re.compile(r"step_\d{8,}")
+
+
+def save_checkpoint(run: Path, state: TrainState, recipe: TrainRecipe, store: str) -> Path:
+    """Write `run/checkpoints/step_N` and remove those older than the last `keep_last`.
+
+    `store` is the fingerprint of the training data, which a continued run must share.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission).
+    """
+    folder = checkpoints_of(run)
+    path = folder / f"step_{state.step:08d}"
+    if path.exists():  # a damaged one, which resuming has skipped
+        shutil.rmtree(path)
+    with atomic_directory(path) as unfinished:
+        write_state(unfinished, state, recipe, store)
+    for old in _steps(folder)[recipe.keep_last :]:
+        shutil.rmtree(old)
+    return path
+
+
+def write_state(folder: Path, state: TrainState, recipe: TrainRecipe, store: str) -> None:
+    """Write the files of a checkpoint into an existing folder."""
+    hashes: dict[str, str] = {}
+    for stem, tensors in state.tensors().items():
+        file = folder / f"{stem}.safetensors"
+        write_tensors(file, tensors)
+        hashes[file.name] = sha256_file(file)
+    header = {
+        "format": FORMAT,
+        "step": state.step,
+        "elapsed_s": state.elapsed_s,
+        "loss_window": state.loss_window,
+        "sha256": hashes,
+        "store": store,
+        "recipe": to_json(recipe),
+    }
+    write_json(folder / "state.json", header)
+
+
+def load_latest(run: Path, recipe: TrainRecipe, store: str) -> TrainState | None:
+    """The state of the newest complete checkpoint; None where there is none at all.
+
+    A damaged checkpoint is passed over, with a line on stderr.
+
+    Raises:
+        CheckpointError: all are damaged, or the newest was written for another recipe.
+    """
+    folder = checkpoints_of(run)
+    damages: list[str] = []
+    for path in _steps(folder):
+        try:
+            header = read_header(path)
+        except CheckpointError as error:
+            damages.append(str(error))
+            print(f"rectiflow: skipping a damaged checkpoint: {error}", file=sys.stderr)
+            continue
+        return load_state(path, header, recipe, store)
+    if damages:
+        raise CheckpointError(
+            f"no usable checkpoint in {folder}: {damages[0]}; choose another run folder, or "
+            "remove this one to start anew"
+        )
+    return None
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """`state.json` of one checkpoint, after every file's hash has been checked.
+
+    Raises:
+        CheckpointError: a file is missing, cut or changed, or of another format.
+    """
+    try:
+        header = read_json(path / "state.json")
+    except UserError as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        missing = [key for key in _KEYS if key not in header]
+    except TypeError:
+        missing = list(_KEYS)
+    if missing:
+        raise CheckpointError(f"{path / 'state.json'} lacks {missing[0]!r}; it is damaged")
+    version, hashes = header["format"], header["sha256"]
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version!r}, this version reads {FORMAT}; continue it "
+            "with the version of rectiflow that wrote it"
+        )
+    for name, expected in hashes.items():
+        try:
+            found = sha256_file(path / name)
+        except UserError as error:
+            raise CheckpointError(str(error)) from error
+        if found != expected:
+            raise CheckpointError(
+                f"{path / name} is cut or damaged (its SHA-256 is {found[:12]}…, "
+                f"state.json says {expected[:12]}…)"
+            )
+    return header
+
+
+def load_state(
+    path: Path, header: Mapping[str, Any], recipe: TrainRecipe, store: str
+) -> TrainState:
+    """The state of one checkpoint, for the recipe and the data that it was written with.
+
+    Raises:
+        CheckpointError: it was written with others; the text says what differs.
+    """
+    refuse_other_recipe(from_json(TrainRecipe, header["recipe"]), recipe, where=path)
+    if header["store"] != store:
+        raise CheckpointError(
+            f"{path} was trained on other data (store {header['store'][:12]}…, this one is "
+            f"{store[:12]}…); continue with the store that it began with, or choose another run "
+            "folder"
+        )
+    state = TrainState.start(recipe)
+    state.load_tensors(
+        {stem: read_tensors(path / f"{stem}.safetensors") for stem in state.tensors()}
+    )
+    state.step = header["step"]
+    state.elapsed_s = header["elapsed_s"]
+    state.loss_window = list(header["loss_window"])
+    return state
+
+
+def refuse_other_recipe(saved: TrainRecipe, given: TrainRecipe, *, where: Path) -> None:
+    """Pass only if a run of `saved` may go on as `given`.
+
+    Raises:
+        CheckpointError: settings outside `CHANGEABLE` differ.
+    """
+    differing = differences(saved, given)
+    if differing:
+        shown = "; ".join(differing[:3])
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise CheckpointError(
+            f"{where} was made by another recipe: {shown}{more}. Continue it with its own recipe "
+            f"({saved.name}) or choose another run folder. A continued run may change only "
+            f"{', '.join(CHANGEABLE)}"
+        )
+
+
+def checkpoints_of(run: Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return run / "checkpoints"
+
+
+def clear_unfinished(run: Path) -> None:
+    """Remove what a killed process left half-written; only for the holder of the run's lock."""
+    for folder in (run, checkpoints_of(run)):
+        for path in folder.glob(".*.tmp-*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.touch()
+        mode = path.stat().st_mode
+        safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+        path.chmod(mode)  # it leaves files that only their owner can read
+    except OSError as error:
+        raise explain_os_error(error, path, "write") from error
+    except safetensors.SafetensorError as error:  # how it reports a full disk
+        raise UserError(
+            f"cannot write {path}: {error}; free some space or choose another place"
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, cut or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError as error:
+        raise CheckpointError(str(explain_os_error(error, path, "read"))) from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is cut or damaged ({error}); fetch or make it again"
+        ) from error
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)

@@ -1,0 +1,79 @@
+"""When the loss is no number: keep the batch and the state that make it so, and say where.
+
+`failure_step_N/` is a checkpoint of the state before step N plus `batch.safetensors`; nothing is
+repaired or skipped. `replay` runs the step again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rectiflow.base.config import from_json
+from rectiflow.base.files import atomic_directory
+from rectiflow.training.checkpoint import (
+    load_state,
+    read_header,
+    read_tensors,
+    write_state,
+    write_tensors,
+)
+from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.state import TrainState
+from rectiflow.training.step import StepResult, TrainBatch, train_step
+
+_TEXT = "text."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedBatch:
+    """A batch as it was when the step failed."""
+
+    x0_mean: Float[Tensor, "b c h w"]
+    x0_logvar: Float[Tensor, "b c h w"]
+    encoded_text: dict[str, Tensor]
+    keys: Int[Tensor, " b"]
+    indices: Int[Tensor, " b"]
+
+
+def save_failure(
+    run: Path, state: TrainState, batch: TrainBatch, recipe: TrainRecipe, store: str
+) -> Path:
+    """Write `run/failure_step_N/` for the step N that `state` could not make.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = run / f"failure_step_{state.step + 1:08d}"
+    if path.exists():  # a continued run failed at the same place
+        shutil.rmtree(path)
+    columns = {_TEXT + name: column for name, column in batch.encoded_text.items()}
+    plain = {
+        "x0_mean": batch.x0_mean,
+        "x0_logvar": batch.x0_logvar,
+        "keys": batch.keys,
+        "indices": batch.indices,
+    }
+    with atomic_directory(path) as folder:
+        write_state(folder, state, recipe, store)
+        write_tensors(folder / "batch.safetensors", plain | columns)
+    return path
+
+
+def replay(path: Path | str) -> StepResult:
+    """Make the failed step again from its folder.
+
+    Raises:
+        CheckpointError: the folder is incomplete or damaged.
+    """
+    path = Path(path)
+    header = read_header(path)
+    recipe = from_json(TrainRecipe, header["recipe"])
+    state = load_state(path, header, recipe, header["store"])
+    tensors = read_tensors(path / "batch.safetensors")
+    text = {k.removeprefix(_TEXT): tensors.pop(k) for k in list(tensors) if k.startswith(_TEXT)}
+    return train_step(state, SavedBatch(encoded_text=text, **tensors), recipe)

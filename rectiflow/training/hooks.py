@@ -1,0 +1,247 @@
+"""What watches a run: the metrics log, TensorBoard, the progress line, sample pictures.
+
+Hooks see events and change nothing, so that a run's weights do not depend on who looks at it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from torch import nn
+
+from rectiflow.base.files import atomic_write
+from rectiflow.base.log import EventLog, read_events
+from rectiflow.training.validation import ValidationLoss
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+# (EMA model, prompts) -> pictures [n h w 3], one a prompt.
+DrawSamples = Callable[[nn.Module, tuple[str, ...]], UInt8[np.ndarray, "n h w 3"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The loop begins, or goes on, after `step` finished steps of `max_steps`."""
+
+    step: int
+    max_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """One optimizer step; for progress lines."""
+
+    step: int
+    loss: float
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLogged:
+    """The mean loss since the last log line; gradient norm and rate are those of this step."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    images_per_second: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """Held-out loss of the raw and of the averaged weights."""
+
+    step: int
+    raw: ValidationLoss
+    ema: ValidationLoss
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Pictures of the EMA weights [n h w 3], one a prompt."""
+
+    step: int
+    prompts: tuple[str, ...]
+    images: UInt8[np.ndarray, "n h w 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved:
+    """A complete checkpoint lies at `path`."""
+
+    step: int
+    path: Path
+
+
+Event = Started | StepDone | TrainLogged | Validated | Sampled | CheckpointSaved
+
+
+class Hook(ABC):
+    """Is told every event in order, then closed, also after an error."""
+
+    @abstractmethod
+    def handle(self, event: Event) -> None: ...
+
+    def close(self) -> None:  # noqa: B027
+        """Finish; by default there is nothing to do."""
+
+
+class MetricsFile(Hook):
+    """`metrics.jsonl`: a "train" line per log interval, a "validation" line per validation."""
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        """Drop lines past `after_step`: the steps that a continued run will do again."""
+        if path.exists():
+            kept = [event for event in read_events(path) if event["step"] <= after_step]
+            with atomic_write(path, "w") as file:
+                file.writelines(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
+        self._log = EventLog(path)
+
+    def handle(self, event: Event) -> None:
+        match event:
+            case TrainLogged():
+                self._log.write("train", **asdict(event))
+            case Validated():
+                self._log.write("validation", **asdict(event))
+            case _:
+                pass
+
+    def close(self) -> None:
+        self._log.close()
+
+
+class TensorBoard(Hook):
+    """The same figures, and sample pictures, as a TensorBoard log."""
+
+    def __init__(self, folder: Path, *, after_step: int) -> None:
+        # Slow to import, and not needed before the first run starts.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer: SummaryWriter = SummaryWriter(str(folder), purge_step=after_step + 1)
+
+    def handle(self, event: Event) -> None:
+        writer = self._writer
+        match event:
+            case TrainLogged():
+                for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
+                    writer.add_scalar(f"train/{name}", getattr(event, name), event.step)
+            case Validated():
+                for weights, result in (("raw", event.raw), ("ema", event.ema)):
+                    writer.add_scalar(f"validation/{weights}", result.loss, event.step)
+                    for k, loss in enumerate(result.per_level, start=1):
+                        writer.add_scalar(f"validation_{weights}/t={k}_8", loss, event.step)
+            case Sampled():
+                writer.add_images("samples", event.images, event.step, dataformats="NHWC")
+            case _:
+                pass
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class SamplePictures(Hook):
+    """`samples/step_00001234.png`: all pictures of one moment as a grid, row by row."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, Sampled):
+            with atomic_write(self._folder / f"step_{event.step:08d}.png") as file:
+                Image.fromarray(grid(event.images)).save(file, format="PNG")
+
+
+class Progress(Hook):
+    """Where the run stands: a bar on a terminal, elsewhere a plain line every `interval_s`."""
+
+    def __init__(self, stream: TextIO = sys.stderr, *, interval_s: float = 10.0) -> None:
+        self._stream = stream
+        self._interval_s = interval_s if not stream.isatty() else 0.2
+        self._max_steps = 0
+        self._first_step = 0
+        self._loss = math.nan
+        self._since = self._shown_at = time.monotonic()
+
+    def handle(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._max_steps, self._first_step = event.max_steps, event.step
+                self._since = self._shown_at = time.monotonic()
+            case StepDone():
+                # A smooth loss is easier to read than one batch's.
+                is_first = math.isnan(self._loss)
+                self._loss = event.loss if is_first else 0.95 * self._loss + 0.05 * event.loss
+                now = time.monotonic()
+                if now - self._shown_at >= self._interval_s or event.step == self._max_steps:
+                    self._shown_at = now
+                    self._show(event, now - self._since)
+            case Validated():
+                self._print_line(
+                    f"step {event.step}  held-out loss {event.ema.loss:.4f} (EMA), "
+                    f"{event.raw.loss:.4f} (raw)"
+                )
+            case _:
+                pass
+
+    def close(self) -> None:
+        if self._stream.isatty():
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _show(self, event: StepDone, seconds: float) -> None:
+        rate = (event.step - self._first_step) / max(seconds, 1e-9)
+        left_s = (self._max_steps - event.step) / max(rate, 1e-9)
+        share = event.step / self._max_steps
+        text = (
+            f"step {event.step}/{self._max_steps}  {share:4.0%}  loss {self._loss:.4f}  "
+            f"{rate * event.num_images:.0f} images/s  ETA {clock(left_s)}"
+        )
+        if self._stream.isatty():
+            bar = "█" * round(20 * share) + "░" * (20 - round(20 * share))
+            self._stream.write(f"\r{bar} {text}\x1b[K")
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def _print_line(self, text: str) -> None:
+        start, end = ("\r", "\x1b[K\n") if self._stream.isatty() else ("", "\n")
+        self._stream.write(f"{start}{text}{end}")
+        self._stream.flush()
+
+
+def grid(
+    images: UInt8[np.ndarray, "n h w 3"], *, columns: int = 8, gap_px: int = 2
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Pictures side by side, `columns` to a row, on white."""
+    n, h, w, _ = images.shape
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    canvas = np.full(
+        (rows * (h + gap_px) + gap_px, columns * (w + gap_px) + gap_px, 3), 255, np.uint8
+    )
+    for i, image in enumerate(images):
+        top = gap_px + i // columns * (h + gap_px)
+        left = gap_px + i % columns * (w + gap_px)
+        canvas[top : top + h, left : left + w] = image
+    return canvas
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

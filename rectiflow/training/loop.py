@@ -1,0 +1,285 @@
+"""The training loop: recipe + store -> a run folder with checkpoints, logs and a model.
+
+On the walk of a sample: `data.loader` -> here -> `step`. Killing the process at any moment and
+calling `train` again ends with the same bytes as never having been killed.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self, TextIO
+
+from rectiflow.base.errors import UserError
+from rectiflow.base.files import read_json, write_json
+from rectiflow.training.checkpoint import clear_unfinished, load_latest, save_checkpoint
+from rectiflow.training.environment import describe_environment
+from rectiflow.training.export import export_model
+from rectiflow.training.failure import save_failure
+from rectiflow.training.feed import Feed, open_feed
+from rectiflow.training.hooks import (
+    CheckpointSaved,
+    DrawSamples,
+    Event,
+    Hook,
+    MetricsFile,
+    Progress,
+    Sampled,
+    SamplePictures,
+    Started,
+    StepDone,
+    TensorBoard,
+    TrainLogged,
+    Validated,
+)
+from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
+from rectiflow.training.state import TrainState
+from rectiflow.training.step import StepResult, TrainBatch, train_step
+from rectiflow.training.validation import validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a call of `train` ended.
+
+    `interrupted` is the number of the signal that asked it to stop, None after the last step.
+    """
+
+    run: Path
+    model: Path
+    step: int
+    max_steps: int
+    elapsed_s: float
+    interrupted: int | None
+    validation: Validated | None
+
+
+def train(
+    recipe: TrainRecipe,
+    store: Path | str | Feed,
+    out: Path | str,
+    *,
+    max_steps: int | None = None,
+    hooks: Sequence[Hook] = (),
+    on_sample: DrawSamples | None = None,
+    progress: TextIO | None = sys.stderr,
+) -> TrainResult:
+    """Train `recipe` on a latent store until `max_steps`, continuing the run in `out` if any.
+
+    Without `max_steps` a new run takes the recipe's and a continued run its own. SIGTERM and
+    Ctrl-C finish the step, save a checkpoint and return. `on_sample` turns the EMA model and the
+    recipe's prompts into pictures; `progress` is where the progress line goes.
+
+    Raises:
+        UserError: `out` is not a run or is in use; the loss is not finite; the disk is full.
+        CheckpointError: the run follows another recipe or store, or its checkpoints are damaged.
+        StoreError: the store is damaged.
+    """
+    run = Path(out)
+    refuse_foreign_folder(run)
+    feed = store if isinstance(store, Feed) else open_feed(store, recipe)
+    with ExitStack() as stack:
+        stack.enter_context(locked(run))
+        recipe = settle_recipe(run, recipe, max_steps)
+        clear_unfinished(run)
+        state = load_latest(run, recipe, feed.facts.fingerprint) or TrainState.start(recipe)
+        if state.step > recipe.max_steps:
+            raise UserError(
+                f"{run} has already made {state.step} steps, more than max_steps "
+                f"{recipe.max_steps}; give a larger number or choose another run folder"
+            )
+        _append_session(run, state.step)
+        watchers = [
+            MetricsFile(run / "metrics.jsonl", after_step=state.step),
+            TensorBoard(run / "tensorboard", after_step=state.step),
+            SamplePictures(run / "samples"),
+            *hooks,
+            *([Progress(progress)] if progress else []),
+        ]
+        for watcher in watchers:
+            stack.callback(watcher.close)
+        stop = stack.enter_context(_StopRequest())
+        return _Loop(
+            run=run,
+            recipe=recipe,
+            feed=feed,
+            state=state,
+            watchers=watchers,
+            on_sample=on_sample,
+            stop=stop,
+        ).run_to_end()
+
+
+@dataclass(kw_only=True)
+class _Loop:
+    """One session of a run; the state outlives it in checkpoints."""
+
+    run: Path
+    recipe: TrainRecipe
+    feed: Feed
+    state: TrainState
+    watchers: Iterable[Hook]
+    on_sample: DrawSamples | None
+    stop: _StopRequest
+    validation: Validated | None = None
+    # Steps since the last log line of this session, and the time that they took.
+    num_timed: int = 0
+    timed_s: float = 0.0
+    clock: float = field(default_factory=time.perf_counter)
+
+    def run_to_end(self) -> TrainResult:
+        state, recipe = self.state, self.recipe
+        self.tell(Started(step=state.step, max_steps=recipe.max_steps))
+        # A continued run starts from its checkpoint, but may have been killed before the export.
+        saved_step = state.step or None
+        while state.step < recipe.max_steps and self.stop.signal is None:
+            self.advance()
+            if self.is_due(recipe.checkpoint_every):
+                self.save()
+                saved_step = state.step
+        if saved_step != state.step:
+            self.save()
+        else:
+            export_model(self.run, state, recipe, self.feed.facts)
+        return TrainResult(
+            run=self.run,
+            model=self.run / "model",
+            step=state.step,
+            max_steps=recipe.max_steps,
+            elapsed_s=state.elapsed_s,
+            interrupted=None if state.step == recipe.max_steps else self.stop.signal,
+            validation=self.validation,
+        )
+
+    def advance(self) -> None:
+        """One step, then the looks that are due after it."""
+        started = time.perf_counter()
+        batch = self.feed.batch_at(self.state.step)
+        result = train_step(self.state, batch, self.recipe)
+        if not result.is_finite:
+            self.fail(batch, result)
+        self.timed_s += time.perf_counter() - started
+        self.num_timed += 1
+        self.tell(
+            StepDone(step=self.state.step, loss=result.loss, num_images=self.recipe.batch_size)
+        )
+        self.count_time()
+        if self.is_due(self.recipe.log_every):
+            self.log(result)
+        if self.is_due(self.recipe.validate_every) and self.recipe.num_validation:
+            self.validate()
+        if self.is_due(self.recipe.sample_every):
+            self.sample()
+
+    def is_due(self, every: int) -> bool:
+        """Whether something done every `every` steps, and after the last one, is to be done."""
+        step = self.state.step
+        return every > 0 and (step % every == 0 or step == self.recipe.max_steps)
+
+    def tell(self, event: Event) -> None:
+        for watcher in self.watchers:
+            watcher.handle(event)
+
+    def count_time(self) -> None:
+        now = time.perf_counter()
+        self.state.elapsed_s += now - self.clock
+        self.clock = now
+
+    def log(self, result: StepResult) -> None:
+        state, recipe = self.state, self.recipe
+        factor = recipe.schedule.factor(state.step - 1, recipe.max_steps)
+        losses = state.loss_window
+        self.tell(
+            TrainLogged(
+                step=state.step,
+                loss=sum(losses) / len(losses),
+                gradient_norm=result.gradient_norm,
+                learning_rate=recipe.optimizer.learning_rate * factor,
+                images_per_second=self.num_timed * recipe.batch_size / self.timed_s,
+                elapsed_s=round(state.elapsed_s, 2),
+            )
+        )
+        state.loss_window = []
+        self.num_timed, self.timed_s = 0, 0.0
+
+    def validate(self) -> None:
+        batches = self.feed.validation
+        raw = validate(self.state.backbone, batches, self.recipe)
+        ema = validate(self.state.ema.model, batches, self.recipe)
+        self.count_time()
+        self.validation = Validated(
+            step=self.state.step, raw=raw, ema=ema, elapsed_s=round(self.state.elapsed_s, 2)
+        )
+        self.tell(self.validation)
+
+    def sample(self) -> None:
+        prompts = self.recipe.sample_prompts
+        if self.on_sample is None or not prompts:
+            return
+        images = self.on_sample(self.state.ema.model, prompts)
+        self.tell(Sampled(step=self.state.step, prompts=prompts, images=images))
+
+    def save(self) -> None:
+        self.count_time()
+        facts = self.feed.facts
+        path = save_checkpoint(self.run, self.state, self.recipe, facts.fingerprint)
+        export_model(self.run, self.state, self.recipe, facts)
+        self.tell(CheckpointSaved(step=self.state.step, path=path))
+
+    def fail(self, batch: TrainBatch, result: StepResult) -> None:
+        step = self.state.step + 1
+        path = save_failure(self.run, self.state, batch, self.recipe, self.feed.facts.fingerprint)
+        raise UserError(
+            f"training stopped at step {step}: the loss is {result.loss} and the gradient's norm "
+            f"{result.gradient_norm}. The batch and the state that reproduce it are in {path}. "
+            "Try a lower learning rate or a longer warm-up in a new run folder, and check the "
+            "data for broken latents"
+        )
+
+
+class _StopRequest:
+    """Notes the first SIGINT or SIGTERM; a second one acts as if nothing had caught it."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> Self:
+        # Python delivers signals to the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+
+def _append_session(run: Path, step: int) -> None:
+    """Add this process to `environment.json`, which lists every session of the run."""
+    path = run / "environment.json"
+    earlier = read_json(path)["sessions"] if path.exists() else []
+    session = {"from_step": step, "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_json(path, {"sessions": [*earlier, session | describe_environment()]})

@@ -1,0 +1,235 @@
+"""AdamW and Muon: configs that build the object which moves a backbone's weights.
+
+On the walk of a sample: step -> here, the last stop of a training step. Both name their state
+after the parameters (`exp_avg.<name>`, `momentum.<name>`) so that checkpoints are plain
+safetensors. Source: AdamW arXiv 1711.05101; Muon, https://kellerjordan.github.io/posts/muon/ ,
+its step size beside AdamW's arXiv 2502.16982 section 2.2.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rectiflow.training.newton_schulz import orthogonalize
+
+NamedParameters = list[tuple[str, nn.Parameter]]
+
+
+class Optimizer(ABC):
+    """Moves the weights by their gradients; its whole state is a flat dictionary of tensors."""
+
+    @abstractmethod
+    def step(self, factor: float) -> None:
+        """Update every weight in place, at `factor` in (0, 1] of the peak learning rate.
+
+        May overwrite the gradients.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """The state by name; the tensors are the live ones, so that copying into them loads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW for all parameters; biases, norms and embeddings are not decayed."""
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def build(self, model: nn.Module, dtype: torch.dtype) -> AdamWOptimizer:
+        """An optimizer over all of `model`; the update itself is float32 whatever `dtype`."""
+        return AdamWOptimizer(self, model, trainable(model))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Muon for the blocks' matrices, `rest` for all other parameters.
+
+    `scaling` turns an orthogonal update into a step of `learning_rate`: "spectral" multiplies
+    by max(1, rows / cols)^0.5 (rates near 0.02); "match_adamw" by 0.2 * max(rows, cols)^0.5,
+    which gives the update AdamW's usual root mean square, so that AdamW's rates carry over.
+    """
+
+    learning_rate: float = 1e-3
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    num_newton_schulz_steps: int = 5
+    scaling: Literal["spectral", "match_adamw"] = "match_adamw"
+    orthogonalize_modulation: bool = False
+    rest: AdamW = field(default_factory=AdamW)
+
+    def build(self, model: nn.Module, dtype: torch.dtype) -> MuonOptimizer:
+        """An optimizer over all of `model`; Newton-Schulz runs in `dtype`."""
+        return MuonOptimizer(self, model, dtype)
+
+
+OptimizerConfig = AdamW | Muon
+
+
+def trainable(model: nn.Module) -> NamedParameters:
+    """The parameters that have gradients, in the model's order."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def is_decayed(model: nn.Module, name: str) -> bool:
+    """Whether weight decay applies: weights of linear and convolution layers only."""
+    owner, _, leaf = name.rpartition(".")
+    return leaf == "weight" and isinstance(model.get_submodule(owner), (nn.Linear, nn.Conv2d))
+
+
+class AdamWOptimizer(Optimizer):
+    """torch's fused AdamW over some of a model's parameters."""
+
+    def __init__(self, config: AdamW, model: nn.Module, parameters: NamedParameters) -> None:
+        self._rate = config.learning_rate
+        self._parameters = parameters
+        groups: dict[float, list[nn.Parameter]] = {config.weight_decay: [], 0.0: []}
+        for name, parameter in parameters:
+            groups[config.weight_decay if is_decayed(model, name) else 0.0].append(parameter)
+        self._torch = torch.optim.AdamW(
+            [
+                {"params": members, "weight_decay": decay}
+                for decay, members in groups.items()
+                if members
+            ],
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+        )
+        for _, parameter in parameters:
+            self._torch.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def step(self, factor: float) -> None:
+        for group in self._torch.param_groups:
+            group["lr"] = self._rate * factor
+        self._torch.step()
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{key}.{name}": self._torch.state[parameter][key]
+            for name, parameter in self._parameters
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+
+
+@dataclass(kw_only=True)
+class _Matrix:
+    """A hidden weight that Muon moves: `num_parts` stacked matrices of `rows` x `cols`."""
+
+    name: str
+    weight: nn.Parameter
+    momentum: Tensor
+    num_parts: int
+    rows: int
+    cols: int
+
+    @property
+    def is_tall(self) -> bool:
+        return self.rows > self.cols
+
+    def wide(self, values: Tensor) -> Tensor:
+        """A view [num_parts, short, long] of a tensor shaped like the weight."""
+        parts = values.view(self.num_parts, self.rows, self.cols)
+        return parts.mT if self.is_tall else parts
+
+    def step_scale(self, scaling: str) -> float:
+        if scaling == "spectral":
+            return math.sqrt(max(1.0, self.rows / self.cols))
+        return 0.2 * math.sqrt(max(self.rows, self.cols))
+
+
+def hidden_matrices(
+    model: nn.Module, *, with_modulation: bool
+) -> Iterable[tuple[str, nn.Parameter, int]]:
+    """The blocks' matrices as (name, weight, number of matrices stacked in it).
+
+    Fused projections are several maps that share an input: queries, keys and values, and the
+    modulation's shifts, scales and gates; each is orthogonalized by itself.
+    """
+    in_blocks = {id(parameter) for parameter in model.blocks.parameters()}
+    for name, parameter in trainable(model):
+        if id(parameter) not in in_blocks or parameter.ndim != 2:
+            continue
+        is_modulation = "adaLN_modulation" in name
+        if is_modulation and not with_modulation:
+            continue
+        is_fused = is_modulation or "qkv" in name
+        yield name, parameter, parameter.shape[0] // parameter.shape[1] if is_fused else 1
+
+
+class MuonOptimizer(Optimizer):
+    """All matrices of one shape are orthogonalized in one batched Newton-Schulz."""
+
+    def __init__(self, config: Muon, model: nn.Module, dtype: torch.dtype) -> None:
+        self._config = config
+        self._matrices: list[_Matrix] = []
+        for name, weight, num_parts in hidden_matrices(
+            model, with_modulation=config.orthogonalize_modulation
+        ):
+            rows, cols = weight.shape[0] // num_parts, weight.shape[1]
+            self._matrices.append(
+                _Matrix(
+                    name=name,
+                    weight=weight,
+                    momentum=torch.zeros_like(weight),
+                    num_parts=num_parts,
+                    rows=rows,
+                    cols=cols,
+                )
+            )
+        mine = {matrix.name for matrix in self._matrices}
+        self._rest = AdamWOptimizer(
+            config.rest, model, [(n, p) for n, p in trainable(model) if n not in mine]
+        )
+        self._groups: dict[tuple[int, int], list[_Matrix]] = {}
+        for matrix in self._matrices:
+            shape = (min(matrix.rows, matrix.cols), max(matrix.rows, matrix.cols))
+            self._groups.setdefault(shape, []).append(matrix)
+        self._stacks = {
+            shape: torch.empty(sum(m.num_parts for m in group), *shape, dtype=dtype)
+            for shape, group in self._groups.items()
+        }
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        config, rate = self._config, self._config.learning_rate * factor
+        weights = [m.weight for m in self._matrices]
+        gradients = [m.weight.grad for m in self._matrices]
+        momenta = [m.momentum for m in self._matrices]
+        torch._foreach_lerp_(momenta, gradients, 1.0 - config.momentum)
+        # Nesterov: look ahead along the momentum. Overwrites the gradients, which end here.
+        torch._foreach_lerp_(gradients, momenta, config.momentum)
+        torch._foreach_mul_(weights, 1.0 - rate * config.weight_decay)
+        for shape, group in self._groups.items():
+            stack, offset = self._stacks[shape], 0
+            for matrix in group:
+                assert matrix.weight.grad is not None
+                stack[offset : offset + matrix.num_parts] = matrix.wide(matrix.weight.grad)
+                offset += matrix.num_parts
+            updates = orthogonalize(stack, num_steps=config.num_newton_schulz_steps).split(
+                [matrix.num_parts for matrix in group]
+            )
+            for matrix, update in zip(group, updates, strict=True):
+                matrix.wide(matrix.weight).add_(
+                    update, alpha=-rate * matrix.step_scale(config.scaling)
+                )
+        self._rest.step(factor)
+
+    def state(self) -> dict[str, Tensor]:
+        momenta = {f"momentum.{matrix.name}": matrix.momentum for matrix in self._matrices}
+        return momenta | self._rest.state()

@@ -1,0 +1,126 @@
+"""A training run as one value: everything that decides which weights come out.
+
+On the walk of a sample: `recipes` make it, the loop follows it, the run folder and every
+checkpoint carry it as `recipe.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rectiflow.base.config import to_json
+from rectiflow.base.errors import ConfigError
+from rectiflow.flow import Formulation, rectified_flow
+from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.training.ema import EmaConfig
+from rectiflow.training.optimizers import AdamW, Muon
+from rectiflow.training.precision import Precision
+from rectiflow.training.schedule import Trapezoid
+
+# What a continued run may change: when to look at it and when to stop, never what is computed.
+CHANGEABLE = (
+    "name",
+    "max_steps",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "keep_last",
+    "sample_every",
+    "sample_prompts",
+    "sampling",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingDefaults:
+    """How the finished model is sampled unless asked otherwise; written into `model.json`."""
+
+    num_steps: int = 28
+    guidance_scale: float = 3.0
+    shift: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """All settings of a training run. Every `*_every` counts optimizer steps; 0 means never.
+
+    `encoder_dropout` is the probability in [0, 1] with which each text encoder is left out of
+    each sample, independently (arXiv 2403.03206, section 5.1). `caption_mix` gives the share of
+    each caption variant. `num_validation` samples are held out of training.
+    """
+
+    name: str
+    seed: int = 0
+    backbone: MMDiTConfig
+    formulation: Formulation = field(default_factory=rectified_flow)
+    batch_size: int = 64
+    max_steps: int
+    optimizer: AdamW | Muon = field(default_factory=AdamW)
+    schedule: Trapezoid = field(default_factory=Trapezoid)
+    gradient_clip: float = 1.0
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    precision: Precision = "auto"
+    encoder_dropout: float = 0.464
+    caption_mix: dict[str, float] = field(default_factory=lambda: {"terse": 0.5, "full": 0.5})
+    num_validation: int = 256
+    log_every: int = 20
+    validate_every: int = 500
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    sample_every: int = 0
+    sample_prompts: tuple[str, ...] = ()
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value < least:
+                raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        if not 0.0 <= self.encoder_dropout <= 1.0:
+            raise ConfigError(
+                f"encoder_dropout is {self.encoder_dropout}; give a probability from 0 to 1"
+            )
+        if self.gradient_clip <= 0.0:
+            raise ConfigError(
+                f"gradient_clip is {self.gradient_clip}; give a norm above 0 "
+                "(a large one, such as 1e9, clips nothing)"
+            )
+
+
+_LEAST = {
+    "batch_size": 1,
+    "max_steps": 1,
+    "num_validation": 0,
+    "log_every": 1,
+    "validate_every": 0,
+    "checkpoint_every": 0,
+    "keep_last": 1,
+    "sample_every": 0,
+}
+
+
+def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:
+    """What keeps a run of `saved` from going on as `given`, one phrase per differing setting.
+
+    The settings in `CHANGEABLE` are not compared.
+    """
+    ours, theirs = to_json(saved), to_json(given)
+    for name in CHANGEABLE:
+        ours.pop(name), theirs.pop(name)
+    return [
+        f"{path} is {before!r} in the run and {after!r} in the recipe"
+        for path, before, after in _differing("", ours, theirs)
+    ]
+
+
+def _differing(path: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        if before.get("kind") != after.get("kind"):
+            yield f"{path}.kind".lstrip("."), before.get("kind"), after.get("kind")
+            return
+        for key in before | after:
+            yield from _differing(f"{path}.{key}", before.get(key), after.get(key))
+    elif before != after:
+        yield path.lstrip("."), before, after

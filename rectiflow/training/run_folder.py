@@ -1,0 +1,92 @@
+"""A run's folder: who may write to it, which recipe it follows, where its parts lie.
+
+`recipe.json`, `environment.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `samples/` and
+`model/`, the exported model. The lock is the kernel's, so a killed process leaves none behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rectiflow.base.config import load_config, save_config
+from rectiflow.base.errors import UserError
+from rectiflow.base.files import explain_os_error
+from rectiflow.training.checkpoint import refuse_other_recipe
+from rectiflow.training.recipe import TrainRecipe
+
+_LOCK = ".lock"
+
+
+def refuse_foreign_folder(run: Path) -> None:
+    """Pass if `run` is absent, empty or a run; never write into a folder of something else.
+
+    Raises:
+        UserError: it holds something else, or is a file.
+    """
+    try:
+        if not run.exists() or (run / "recipe.json").exists():
+            return
+        if not run.is_dir():
+            raise UserError(f"{run} is a file; choose another place for the run's folder")
+        strange = [p.name for p in run.iterdir() if p.name != _LOCK and ".tmp-" not in p.name]
+    except OSError as error:
+        raise explain_os_error(error, run, "open the run") from error
+    if strange:
+        raise UserError(
+            f"{run} is not a run: it holds {sorted(strange)[0]!r} and no recipe.json; choose a "
+            "new folder, or the folder of a run to continue"
+        )
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run's folder for this process alone, making it when missing.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made.
+    """
+    path = run / _LOCK
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise explain_os_error(error, run, "write the run") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise UserError(
+                f"another process (number {holder}) is training in {run}; wait until it ends, "
+                "stop it, or choose another folder"
+            ) from error
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def settle_recipe(run: Path, recipe: TrainRecipe, max_steps: int | None) -> TrainRecipe:
+    """The recipe that the run follows from here on, written to `recipe.json`.
+
+    A new run takes the recipe's number of steps and a continued one its own, unless `max_steps`
+    is given.
+
+    Raises:
+        CheckpointError: the run follows another recipe; the text says what differs.
+    """
+    path = run / "recipe.json"
+    length = recipe.max_steps
+    if path.exists():
+        saved = load_config(path, TrainRecipe)
+        refuse_other_recipe(saved, recipe, where=run)
+        length = saved.max_steps
+    settled = dataclasses.replace(recipe, max_steps=max_steps or length)
+    save_config(path, settled)
+    return settled

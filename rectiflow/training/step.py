@@ -1,0 +1,125 @@
+"""One training step: a batch of the store in, weights moved by one optimizer step.
+
+On the walk of a sample: loader -> here -> `flow.loss` -> backbone -> optimizer -> EMA. All random
+numbers are functions of the batch's keys, so a step depends on (state, batch, recipe) alone.
+Source: arXiv 2403.03206, sections 3.1 and 5.1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rectiflow.base import philox
+from rectiflow.flow import FlowLoss, flow_matching_loss
+from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.text.encoded import ENCODERS, EncodedText, assemble
+from rectiflow.training.precision import compute_dtype
+from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.state import TrainState
+
+# Philox streams of a sample's key. The loader draws its own (captions) from streams below 16.
+NOISE_STREAM = 16
+CHOICE_STREAM = 17
+
+
+@runtime_checkable
+class TrainBatch(Protocol):
+    """What a step reads of a batch: latents as a distribution, encoded text, one key a sample."""
+
+    @property
+    def x0_mean(self) -> Float[Tensor, "b c h w"]: ...
+
+    @property
+    def x0_logvar(self) -> Float[Tensor, "b c h w"]: ...
+
+    @property
+    def encoded_text(self) -> dict[str, Tensor]: ...
+
+    @property
+    def keys(self) -> Int[Tensor, " b"]: ...
+
+    @property
+    def indices(self) -> Int[Tensor, " b"]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A batch after all random choices: what the loss is a function of."""
+
+    x0: Float[Tensor, "b c h w"]
+    eps: Float[Tensor, "b c h w"]
+    t: Float[Tensor, " b"]
+    conditioning: Conditioning
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """The loss before the update and the gradient's norm before clipping."""
+
+    loss: float
+    gradient_norm: float
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+
+def draw(batch: TrainBatch, recipe: TrainRecipe) -> Draw:
+    """Choose noise, time and dropped encoders of each sample from its key."""
+    uniforms = philox.uniform(batch.keys, 1 + len(ENCODERS), stream=CHOICE_STREAM)
+    x0, eps = posterior_and_noise(batch, batch.keys, stream=NOISE_STREAM)
+    return Draw(
+        x0=x0,
+        eps=eps,
+        t=recipe.formulation.timesteps.from_uniform(uniforms[:, 0]),
+        conditioning=condition(batch, uniforms[:, 1:] >= recipe.encoder_dropout),
+    )
+
+
+def posterior_and_noise(
+    batch: TrainBatch, keys: Int[Tensor, " b"], *, stream: int
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """Latents x0 drawn from the autoencoder's posterior, and the flow's noise eps; float32."""
+    normals = philox.normal(keys, (2, *batch.x0_mean.shape[1:]), stream=stream)
+    std = torch.exp(0.5 * batch.x0_logvar.float())
+    return torch.addcmul(batch.x0_mean.float(), std, normals[:, 0]), normals[:, 1]
+
+
+def condition(batch: TrainBatch, keep: Bool[Tensor, "b 3"] | None) -> Conditioning:
+    """The batch's prompts as the backbone sees them; `keep` has a column per text encoder."""
+    chosen = None if keep is None else dict(zip(ENCODERS, keep.unbind(1), strict=True))
+    return assemble(EncodedText.from_columns(batch.encoded_text).to(dtype=torch.float32), chosen)
+
+
+def forward(backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe) -> FlowLoss:
+    """The loss of one drawn batch; matrix products in the recipe's precision."""
+    dtype = compute_dtype(recipe.precision)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        return flow_matching_loss(
+            backbone, recipe.formulation, example.x0, example.eps, example.t, example.conditioning
+        )
+
+
+def train_step(state: TrainState, batch: TrainBatch, recipe: TrainRecipe) -> StepResult:
+    """One optimizer step in place. A non-finite loss or gradient leaves `state` as it was."""
+    state.backbone.zero_grad(set_to_none=True)
+    loss = forward(state.backbone, draw(batch, recipe), recipe).loss
+    loss.backward()
+    gradients = [p.grad for p in state.backbone.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    result = StepResult(loss=loss.item(), gradient_norm=norm.item())
+    if not result.is_finite:
+        return result
+    if result.gradient_norm > recipe.gradient_clip:
+        torch._foreach_mul_(gradients, recipe.gradient_clip / result.gradient_norm)
+    state.optimizer.step(recipe.schedule.factor(state.step, recipe.max_steps))
+    state.step += 1
+    state.ema.update(state.step)
+    state.loss_window.append(result.loss)
+    return result

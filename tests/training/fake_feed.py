@@ -1,0 +1,94 @@
+"""A few random latents and prompts in memory, with the interface of a store's feed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rectiflow.base import philox
+from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.training.feed import Feed, StoreFacts
+from rectiflow.training.optimizers import AdamW, Muon
+from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.schedule import Trapezoid
+
+WIDTHS = {"clip_l": 8, "clip_g": 16, "t5": 32}
+LENGTH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeBatch:
+    x0_mean: Tensor
+    x0_logvar: Tensor
+    encoded_text: dict[str, Tensor]
+    keys: Tensor
+    indices: Tensor
+
+
+class FakeFeed(Feed):
+    """`num` samples of 16 channels, 4x4; `poisoned_step` gets a NaN latent."""
+
+    def __init__(
+        self, *, num: int = 16, batch_size: int = 4, seed: int = 0, poisoned_step: int | None = None
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(num, *shape, generator=generator)
+
+        self._mean, self._logvar = random(16, 4, 4), random(16, 4, 4) - 4
+        self._text = {
+            "clip_l.context": random(LENGTH, WIDTHS["clip_l"]),
+            "clip_l.pooled": random(WIDTHS["clip_l"]),
+            "clip_g.context": random(LENGTH, WIDTHS["clip_g"]),
+            "clip_g.pooled": random(WIDTHS["clip_g"]),
+            "t5.context": random(LENGTH, WIDTHS["t5"]),
+        }
+        self._batch_size, self._poisoned_step = batch_size, poisoned_step
+        self.num = num
+        self.validation = [self.rows(torch.arange(4), epoch=-1)]
+        self.facts = StoreFacts(
+            fingerprint=f"fake{seed}" * 4,
+            autoencoder={"name": "shapeworld", "fingerprint": "a" * 64},
+            text={"clip_l": "b" * 64, "clip_g": "c" * 64, "t5": "d" * 64},
+            world="small",
+            resolution_px=32,
+            context_dim=32,
+            pooled_dim=24,
+            latent_channels=16,
+        )
+
+    def rows(self, indices: Tensor, *, epoch: int) -> FakeBatch:
+        return FakeBatch(
+            x0_mean=self._mean[indices],
+            x0_logvar=self._logvar[indices],
+            encoded_text={name: column[indices] for name, column in self._text.items()},
+            keys=philox.keys_for(0, "fake", epoch, indices=indices),
+            indices=indices,
+        )
+
+    def batch_at(self, step: int) -> FakeBatch:
+        position = step * self._batch_size + torch.arange(self._batch_size)
+        batch = self.rows(position % self.num, epoch=int(position[0]) // self.num)
+        if step + 1 == self._poisoned_step:
+            batch.x0_mean[0, 0, 0, 0] = float("nan")
+        return batch
+
+
+def tiny_recipe(**changes: object) -> TrainRecipe:
+    """A depth-2 model that makes a step in a few milliseconds."""
+    settings = {
+        "name": "test",
+        "backbone": MMDiTConfig(
+            depth=2, context_dim=32, pooled_dim=24, position_side=8, base_side=4
+        ),
+        "batch_size": 4,
+        "max_steps": 12,
+        "optimizer": Muon(rest=AdamW()),
+        "schedule": Trapezoid(warmup_steps=2, decay_fraction=0.5),
+        "num_validation": 4,
+        "log_every": 3,
+        "validate_every": 6,
+        "checkpoint_every": 5,
+    }
+    return TrainRecipe(**(settings | changes))

@@ -1,0 +1,172 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.training.newton_schulz import orthogonalize
+from rectiflow.training.optimizers import AdamW, Muon, hidden_matrices, is_decayed, trainable
+
+CONFIG = MMDiTConfig(depth=2, context_dim=32, pooled_dim=24, position_side=8, base_side=4)
+
+
+class Toy(nn.Module):
+    """Backbone-shaped: a `blocks` part with matrices, and something before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 24)
+        self.blocks = nn.ModuleList([nn.Linear(24, 64), nn.Linear(64, 24), nn.Linear(24, 24)])
+        self.norm = nn.LayerNorm(24)
+        self.places = nn.Embedding(3, 24)
+
+
+def model(seed: int = 0) -> MMDiT:
+    backbone = MMDiT(CONFIG)
+    backbone.initialize(torch.Generator().manual_seed(seed))
+    return backbone
+
+
+def give_gradients(module: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    return torch.linalg.svdvals(matrix.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_newton_schulz_makes_every_matrix_nearly_orthogonal(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    stack = sizes * torch.randn(3, 32, 64, generator=generator)
+    result = orthogonalize(stack.to(dtype)).float()
+    for before, after in zip(stack, result, strict=True):
+        assert singular_values(after).min() > 0.6
+        assert singular_values(after).max() < 1.25
+        # Same singular vectors: U V^T of the input.
+        u, _, vh = torch.linalg.svd(before.double(), full_matrices=False)
+        core = u.T @ after.double() @ vh.T
+        assert core.diagonal().min() > 0.6
+        assert (core - core.diagonal().diag()).abs().max() < 0.05
+
+
+def test_newton_schulz_of_zeros_is_zero() -> None:
+    assert orthogonalize(torch.zeros(2, 4, 8)).abs().max() == 0
+
+
+@pytest.mark.parametrize("scaling", ["spectral", "match_adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_agrees_with_torch_on_single_matrices(scaling: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ours, theirs = Toy(), Toy()
+    theirs.load_state_dict(ours.state_dict())
+    config = Muon(
+        learning_rate=0.05,
+        weight_decay=0.1,
+        scaling=scaling,  # pyright: ignore[reportArgumentType]
+    )
+    optimizer = config.build(ours, dtype)
+    matrices = [p for p in theirs.blocks.parameters() if p.ndim == 2]
+    peer = torch.optim.Muon(
+        matrices,
+        lr=0.05 * 0.5,
+        weight_decay=0.1,
+        momentum=0.95,
+        adjust_lr_fn="match_rms_adamw" if scaling == "match_adamw" else "original",
+    )
+    before = [p.detach().clone() for p in matrices]
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizer.step(0.5)
+        peer.step()
+    mine = [p for p in ours.blocks.parameters() if p.ndim == 2]
+    for start, a, b in zip(before, mine, matrices, strict=True):
+        # torch always iterates in bfloat16, hence a tolerance of a few of its roundings.
+        assert (a - b).norm() / (b - start).norm() < 0.03
+
+
+def test_muon_orthogonalizes_fused_projections_part_by_part() -> None:
+    backbone = model()
+    weight = backbone.joint_blocks[0].x_block.attn.qkv.weight
+    before = weight.detach().clone()
+    config = Muon(learning_rate=1.0, weight_decay=0.0, scaling="spectral")
+    optimizer = config.build(backbone, torch.float32)
+    give_gradients(backbone, 0)
+    optimizer.step(1.0)
+    for part in (weight - before).detach().split(CONFIG.hidden_dim):
+        values = singular_values(part)
+        # A Gaussian square matrix has a few tiny singular values; the rest ends near 1.
+        assert values.max() < 1.25
+        assert values.quantile(0.1) > 0.6
+
+
+def test_muon_takes_the_blocks_matrices_and_only_them() -> None:
+    names = [name for name, _, _ in hidden_matrices(model(), with_modulation=False)]
+    assert all(name.startswith("joint_blocks.") for name in names)
+    assert not any("adaLN" in name or "bias" in name for name in names)
+    parts = {name: n for name, _, n in hidden_matrices(model(), with_modulation=True)}
+    assert parts["joint_blocks.0.x_block.attn.qkv.weight"] == 3
+    assert parts["joint_blocks.0.x_block.adaLN_modulation.1.weight"] == 6
+    assert parts["joint_blocks.1.context_block.adaLN_modulation.1.weight"] == 2
+    assert parts["joint_blocks.0.x_block.mlp.fc1.weight"] == 1
+
+
+def test_every_parameter_is_moved_by_muon_or_its_rest() -> None:
+    backbone = model()
+    before = {name: p.detach().clone() for name, p in trainable(backbone)}
+    optimizer = Muon().build(backbone, torch.float32)
+    give_gradients(backbone, 0)
+    optimizer.step(1.0)
+    assert all((p != before[name]).any() for name, p in trainable(backbone))
+
+
+def test_weight_decay_spares_norms_biases_and_embeddings() -> None:
+    toy = Toy()
+    decayed = {name for name, _ in trainable(toy) if is_decayed(toy, name)}
+    assert decayed == {"embed.weight", "blocks.0.weight", "blocks.1.weight", "blocks.2.weight"}
+
+
+def test_adamw_is_torchs_adamw() -> None:
+    torch.manual_seed(0)
+    ours, theirs = Toy(), Toy()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = AdamW(learning_rate=0.01, weight_decay=0.1).build(ours, torch.float32)
+    named = dict(theirs.named_parameters())
+    peer = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in named.items() if is_decayed(theirs, n)], "weight_decay": 0.1},
+            {"params": [p for n, p in named.items() if not is_decayed(theirs, n)]},
+        ],
+        lr=0.005,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+    )
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizer.step(0.5)
+        peer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("config", [AdamW(), Muon(), Muon(orthogonalize_modulation=True)])
+def test_a_copied_state_continues_bit_for_bit(config: AdamW | Muon) -> None:
+    first, second = model(), model()
+    one = config.build(first, torch.bfloat16)
+    two = config.build(second, torch.bfloat16)
+    for step in range(2):
+        give_gradients(first, step)
+        one.step(1.0)
+    second.load_state_dict(first.state_dict())
+    assert one.state().keys() == two.state().keys()
+    for name, value in two.state().items():
+        value.copy_(one.state()[name])
+    for backbone, optimizer in ((first, one), (second, two)):
+        give_gradients(backbone, 7)
+        optimizer.step(0.5)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert all(torch.equal(a, two.state()[name]) for name, a in one.state().items())

@@ -1,0 +1,46 @@
+import dataclasses
+
+import pytest
+from training.fake_feed import tiny_recipe
+
+from rectiflow.base.config import from_json, to_json
+from rectiflow.base.errors import ConfigError
+from rectiflow.training.optimizers import AdamW, Muon
+from rectiflow.training.recipe import CHANGEABLE, TrainRecipe, differences
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()])
+def test_recipes_survive_json(optimizer: AdamW | Muon) -> None:
+    recipe = tiny_recipe(optimizer=optimizer, sample_prompts=("a red circle",))
+    assert from_json(TrainRecipe, to_json(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"keep_last": 0}, "keep_last is 0; it must be at least 1"),
+        ({"encoder_dropout": 1.5}, "encoder_dropout is 1.5; give a probability from 0 to 1"),
+        ({"gradient_clip": 0.0}, "gradient_clip is 0.0; give a norm above 0"),
+    ],
+)
+def test_impossible_recipes_are_refused(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        tiny_recipe(**changes)
+
+
+def test_differences_name_the_dotted_path_and_both_values() -> None:
+    recipe = tiny_recipe()
+    other = dataclasses.replace(
+        recipe, backbone=dataclasses.replace(recipe.backbone, depth=3), optimizer=AdamW()
+    )
+    assert differences(recipe, other) == [
+        "backbone.depth is 2 in the run and 3 in the recipe",
+        "optimizer.kind is 'Muon' in the run and 'AdamW' in the recipe",
+    ]
+
+
+def test_changeable_settings_do_not_count_as_differences() -> None:
+    recipe = tiny_recipe()
+    assert differences(recipe, dataclasses.replace(recipe, max_steps=99, log_every=1)) == []
+    assert set(CHANGEABLE) <= {field.name for field in dataclasses.fields(TrainRecipe)}
