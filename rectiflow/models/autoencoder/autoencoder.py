@@ -7,6 +7,8 @@ Source: arXiv 2112.10752, section 3.1; arXiv 2403.03206, section 2.2 and table 3
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rectiflow.base.config import to_json
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.autoencoder.layers import Decoder, Encoder, HalfSize
 
@@ -110,3 +113,11 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Normalised latents [b z h w] → images [b 3 fh fw], nominally in [−1, 1], not clamped."""
         return self.decoder(latents / self.config.latent_scale + self.config.latent_shift)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the config and every weight: equal fingerprints, equal latents."""
+        digest = hashlib.sha256(json.dumps(to_json(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"|{name}:{tensor.dtype}:{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
