@@ -95,19 +95,19 @@ class JointBlock(nn.Module):
         x: Float[Tensor, "b n d"],
         vector: Float[Tensor, "b d"],
     ) -> tuple[Float[Tensor, "b l d"] | None, Float[Tensor, "b n d"]]:
-        shift_context, scale_context, *rest_context = self.context_block.adaLN_modulation.chunks(
-            vector
-        )
-        shift_x, scale_x, *rest_x = self.x_block.adaLN_modulation.chunks(vector)
-        normed_context = modulated_norm(context, shift_context, scale_context)
-        normed_x = modulated_norm(x, shift_x, scale_x)
+        c_block, x_block = self.context_block, self.x_block
+        c_shift, c_scale, *c_rest = c_block.adaLN_modulation.chunks(vector)
+        x_shift, x_scale, *x_rest = x_block.adaLN_modulation.chunks(vector)
         attended_context, attended_x = joint_attention(
-            [self.context_block.attn.project(normed_context), self.x_block.attn.project(normed_x)]
+            [
+                c_block.attn.project(modulated_norm(context, c_shift, c_scale)),
+                x_block.attn.project(modulated_norm(x, x_shift, x_scale)),
+            ]
         )
-        x = self.x_block.finish(x, attended_x, rest_x)
+        x = x_block.finish(x, attended_x, x_rest)
         if self.is_last:
             return None, x
-        return self.context_block.finish(context, attended_context, rest_context), x
+        return c_block.finish(context, attended_context, c_rest), x
 
 
 class FinalLayer(nn.Module):
@@ -204,9 +204,8 @@ class MMDiT(nn.Module):
         rows, columns = height // p, width // p
         x = self.x_embedder(z_t) + self.cropped_positions(rows, columns)
         context: Tensor | None = self.context_embedder(conditioning.context)
-        vector = self.t_embedder(sinusoidal_time_embedding(t)) + self.y_embedder(
-            conditioning.pooled
-        )
+        time_vector = self.t_embedder(sinusoidal_time_embedding(t))
+        vector = time_vector + self.y_embedder(conditioning.pooled)
         for block in self.joint_blocks:
             context, x = block(context, x, vector)
         return unpatchify(self.final_layer(x, vector), rows=rows, columns=columns, patch_size=p)

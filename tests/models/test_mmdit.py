@@ -1,0 +1,207 @@
+"""MM-DiT against diffusers' transformer, and the laws of its parts."""
+
+import pytest
+import torch
+
+from rectiflow.base.errors import ConfigError
+from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.layers.attention import attention
+from rectiflow.models.layers.embeddings import position_grid, sinusoidal_time_embedding
+from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+
+CONTEXT_DIM, POOLED_DIM, NUM_TEXT = 48, 24, 10
+
+
+def small(depth: int = 3, **overrides) -> MMDiT:
+    config = {"context_dim": CONTEXT_DIM, "pooled_dim": POOLED_DIM, "position_side": 8}
+    model = MMDiT(MMDiTConfig(depth=depth, base_side=4, **(config | overrides)))
+    return model.eval()
+
+
+def randomised(model: MMDiT) -> MMDiT:
+    """Non-zero values everywhere, so that a swapped half or a missing gate shows."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith(("ln_q.weight", "ln_k.weight")):
+                parameter.copy_(1 + 0.3 * noise)
+            elif parameter.ndim == 1:
+                parameter.copy_(0.2 * noise)
+            else:
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+    return model
+
+
+def inputs(num: int = 2, side: tuple[int, int] = (8, 12)):
+    generator = torch.Generator().manual_seed(11)
+    z_t = torch.randn(num, 16, *side, generator=generator)
+    t = torch.rand(num, generator=generator)
+    conditioning = Conditioning(
+        context=torch.randn(num, NUM_TEXT, CONTEXT_DIM, generator=generator),
+        pooled=torch.randn(num, POOLED_DIM, generator=generator),
+    )
+    return z_t, t, conditioning
+
+
+def diffusers_names(state: dict[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:
+    """The state dict that diffusers' transformer expects for the same network."""
+
+    def swap_halves(value: torch.Tensor) -> torch.Tensor:
+        shift, scale = value.chunk(2)
+        return torch.cat([scale, shift])
+
+    renames = [
+        ("x_embedder.proj", "pos_embed.proj"),
+        ("t_embedder.mlp.0", "time_text_embed.timestep_embedder.linear_1"),
+        ("t_embedder.mlp.2", "time_text_embed.timestep_embedder.linear_2"),
+        ("y_embedder.mlp.0", "time_text_embed.text_embedder.linear_1"),
+        ("y_embedder.mlp.2", "time_text_embed.text_embedder.linear_2"),
+        ("final_layer.linear", "proj_out"),
+        ("final_layer.adaLN_modulation.1", "norm_out.linear"),
+        ("joint_blocks", "transformer_blocks"),
+        ("x_block.attn.proj", "attn.to_out.0"),
+        ("context_block.attn.proj", "attn.to_add_out"),
+        ("x_block.attn.ln_q", "attn.norm_q"),
+        ("x_block.attn.ln_k", "attn.norm_k"),
+        ("context_block.attn.ln_q", "attn.norm_added_q"),
+        ("context_block.attn.ln_k", "attn.norm_added_k"),
+        ("x_block.mlp.fc1", "ff.net.0.proj"),
+        ("x_block.mlp.fc2", "ff.net.2"),
+        ("context_block.mlp.fc1", "ff_context.net.0.proj"),
+        ("context_block.mlp.fc2", "ff_context.net.2"),
+        ("x_block.adaLN_modulation.1", "norm1.linear"),
+        ("context_block.adaLN_modulation.1", "norm1_context.linear"),
+    ]
+    projections = {
+        "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    }
+    swapped = ("final_layer.ada", f"joint_blocks.{depth - 1}.context_block.ada")
+    result: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        new = name
+        for ours, theirs in renames:
+            new = new.replace(ours, theirs)
+        fused = next((key for key in projections if key in new), None)
+        if fused is not None:
+            for target, part in zip(projections[fused], value.chunk(3), strict=True):
+                result[new.replace(fused, target)] = part
+        else:
+            result[new] = swap_halves(value) if name.startswith(swapped) else value
+    return result
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("use_qk_norm", [False, True])
+def test_equals_diffusers_transformer(use_qk_norm):
+    from diffusers import SD3Transformer2DModel
+
+    depth, side = 3, 8
+    ours = randomised(small(depth, use_qk_norm=use_qk_norm))
+    theirs = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        num_layers=depth,
+        attention_head_dim=64,
+        num_attention_heads=depth,
+        joint_attention_dim=CONTEXT_DIM,
+        caption_projection_dim=64 * depth,
+        pooled_projection_dim=POOLED_DIM,
+        out_channels=16,
+        pos_embed_max_size=side,
+        qk_norm="rms_norm" if use_qk_norm else None,
+    ).eval()
+    state = diffusers_names(ours.state_dict(), depth)
+    state["pos_embed.pos_embed"] = ours.pos_embed.flatten(0, 1)[None]
+    theirs.load_state_dict(state, strict=True)
+    z_t, t, conditioning = inputs()
+    with torch.no_grad():
+        expected = theirs(
+            hidden_states=z_t,
+            encoder_hidden_states=conditioning.context,
+            pooled_projections=conditioning.pooled,
+            timestep=1000 * t,
+            return_dict=False,
+        )[0]
+        actual = ours(z_t, t, conditioning)
+    assert expected.std() > 0.5
+    assert (actual - expected).abs().max() < 1e-5
+
+
+def test_starts_as_zero_and_blocks_as_identity():
+    model = small()
+    model.initialize(torch.Generator().manual_seed(0))
+    z_t, t, conditioning = inputs()
+    assert model(z_t, t, conditioning).abs().max() == 0.0
+    context, x = torch.randn(2, 5, 192), torch.randn(2, 7, 192)
+    new_context, new_x = model.blocks[0](context, x, torch.randn(2, 192))
+    assert torch.equal(new_context, context)
+    assert torch.equal(new_x, x)
+    assert model.blocks[-1](context, x, torch.randn(2, 192))[0] is None
+
+
+def test_initialisation_depends_on_the_generator_alone():
+    states = []
+    for seed in (1, 1, 2):
+        model = small()
+        model.initialize(torch.Generator().manual_seed(seed))
+        states.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_width_and_size_follow_depth_as_released():
+    with torch.device("meta"):
+        model = MMDiT(MMDiTConfig(depth=24))
+    assert model.config.hidden_dim == 1536
+    assert sum(p.numel() for p in model.parameters()) == 2_028_328_000
+
+
+def test_crop_of_positions_is_centred_and_independent_of_grid_size():
+    near = position_grid(6, 64, base_side=4)
+    far = position_grid(12, 64, base_side=4)
+    assert torch.allclose(far[3:9, 3:9], near, atol=1e-6)
+    model = small()
+    assert torch.equal(model.cropped_positions(2, 4), model.pos_embed[3:5, 2:6].flatten(0, 1))
+
+
+def test_time_embedding_is_cosine_first_and_scaled_by_a_thousand():
+    embedding = sinusoidal_time_embedding(torch.tensor([0.0, 0.001]))
+    assert torch.equal(embedding[0], torch.cat([torch.ones(128), torch.zeros(128)]))
+    assert embedding[1, 0].item() == pytest.approx(0.5403, abs=1e-4)
+
+
+def test_bfloat16_attention_equals_the_library_within_rounding():
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = torch.randn(3, 2, 3, 40, 64, generator=generator)
+    exact = attention(q, k, v)
+    rounded = attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
+    assert (rounded - exact).abs().max() < 0.03
+
+
+def test_bad_shapes_and_configs_teach():
+    z_t, t, conditioning = inputs(side=(8, 9))
+    with pytest.raises(ValueError, match="8×9; both sides must be multiples of the patch size 2"):
+        small()(z_t, t, conditioning)
+    z_t, t, conditioning = inputs(side=(8, 18))
+    with pytest.raises(ValueError, match="4×9 tokens are larger than the position grid"):
+        small()(z_t, t, conditioning)
+    with pytest.raises(ConfigError, match="depth=0 must be at least 1"):
+        MMDiTConfig(depth=0)
+    with pytest.raises(ConfigError, match="base_side=9 does not fit into position_side=8"):
+        MMDiTConfig(depth=1, base_side=9, position_side=8)
+
+
+def test_conditioning_joins_selects_and_expands():
+    _, _, conditioning = inputs()
+    both = Conditioning.concat([conditioning, conditioning])
+    assert len(both) == 4
+    assert torch.equal(both[2:].pooled, conditioning.pooled)
+    chosen = Conditioning.where(torch.tensor([True, False]), conditioning, both[1:3])
+    assert torch.equal(chosen.context[0], conditioning.context[0])
+    assert torch.equal(chosen.context[1], conditioning.context[0])
+    assert len(conditioning[:1].expand(5)) == 5
+    with pytest.raises(ValueError, match="only a batch of one prompt expands, this one has 2"):
+        conditioning.expand(3)
