@@ -146,7 +146,7 @@ class TextConditioner(nn.Module):
             )["offset_mapping"]
             num_kept = self.config.size(name).length - tokenizer.num_special_tokens_to_add()
             if len(offsets) > num_kept:
-                lost.append((name, prompt[offsets[num_kept][0] :]))
+                lost.append((name, prompt[offsets[num_kept][0] :].lstrip()))
         return lost
 
     def fingerprints(self) -> dict[str, str]:
@@ -232,9 +232,7 @@ def size_of(config: Any, length: int) -> EncoderSize:
     """An encoder's size from its transformers config."""
     if config.model_type == "t5":
         return EncoderSize(length=length, width=config.d_model)
-    return EncoderSize(
-        length=length, width=config.hidden_size, pooled_width=config.projection_dim
-    )
+    return EncoderSize(length=length, width=config.hidden_size, pooled_width=config.projection_dim)
 
 
 def _check_size(name: str, encoder: Any, size: EncoderSize) -> None:

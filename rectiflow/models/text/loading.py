@@ -76,7 +76,10 @@ def load_text_folder(
     chosen = [name for name in ENCODERS if name in encoders]
     return TextConditioner(
         config,
-        {name: load_pretrained(_CLASSES[name][1], folder / FOLDERS[name][0], dtype) for name in chosen},
+        {
+            name: load_pretrained(_CLASSES[name][1], folder / FOLDERS[name][0], dtype)
+            for name in chosen
+        },
         {name: _load_tokenizer(folder / FOLDERS[name][1]) for name in chosen},
     )
 

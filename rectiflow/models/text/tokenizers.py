@@ -6,12 +6,13 @@ can still be written. Letters lose their case. Saved and loaded by transformers 
 tokenizers. Sources: arXiv 2103.00020 (byte BPE with `</w>`), arXiv 1910.10683 (unigram, sentinels).
 """
 
-import json
 import re
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Literal
 
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerFast
 
@@ -164,20 +165,29 @@ def _byte_symbols() -> list[str]:
 
 
 def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Merges, best first, after which each of `words` is one token: the most frequent pair, often.
+    """Merges, best first, after which each of `words` is one token.
 
-    The trainer of `tokenizers` sees each word once, so the result depends on the set of words only.
+    Byte-pair encoding with every word counted once and ties broken by spelling. The trainer of
+    `tokenizers` breaks ties by the order of a hash map, which differs from run to run.
     """
-    learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=1_000_000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learner.train_from_iterator(words, trainer)
-    learned: list[list[str]] = json.loads(learner.to_str())["model"]["merges"]
-    return [(left, right) for left, right in learned]
+    byte_symbol = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    spellings: list[list[str]] = []
+    for word in words:
+        symbols = list(byte_symbol.pre_tokenize_str(word)[0][0])
+        spellings.append([*symbols[:-1], f"{symbols[-1]}</w>"])
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for spelling in spellings for pair in pairwise(spelling)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        spellings = [_merged(spelling, best) for spelling in spellings]
+    return merges
+
+
+def _merged(spelling: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for symbol in spelling:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged

@@ -74,7 +74,7 @@ class TextPartRecipe:
     image_patch_px: int = 8
     t5: tuple[int, int] = (192, 6)
     t5_feed_forward: int = 384
-    contrastive: ContrastiveTraining = ContrastiveTraining(max_steps=700)
+    contrastive: ContrastiveTraining = ContrastiveTraining(max_steps=600)
     spans: SpanTraining = SpanTraining(max_steps=1000)
 
 
@@ -150,8 +150,11 @@ def build_towers(
         )
     )
     text_towers = {
-        name: _text_tower(recipe, tokenizers[name], size)
-        for name, size in (("clip_l", recipe.clip_l), ("clip_g", recipe.clip_g))
+        name: _text_tower(recipe, tokenizers[name], size, activation)
+        for name, size, activation in (
+            ("clip_l", recipe.clip_l, "quick_gelu"),
+            ("clip_g", recipe.clip_g, "gelu"),
+        )
     }
     return ContrastiveTowers(image_tower, text_towers, paired="clip_g")
 
@@ -181,7 +184,10 @@ def build_t5(
 
 
 def _text_tower(
-    recipe: TextPartRecipe, tokenizer: PreTrainedTokenizerBase, size: tuple[int, int]
+    recipe: TextPartRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    size: tuple[int, int],
+    activation: str,
 ) -> CLIPTextModelWithProjection:
     width, num_heads = size
     return CLIPTextModelWithProjection(
@@ -193,6 +199,7 @@ def _text_tower(
             num_attention_heads=num_heads,
             max_position_embeddings=recipe.length,
             projection_dim=width,
+            hidden_act=activation,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
