@@ -45,8 +45,9 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code."""
     try:
-        _run(sys.argv[1:] if arguments is None else list(arguments))
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
+        return code
     except UserError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
@@ -62,21 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from rectiflow.base.files import explain_os_error
 
         return _complain(str(explain_os_error(error, error.filename or "the output", "use")))
-    return 0
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> int:
     parser = build_parser()
     _refuse_unknown_verb(arguments)
     options, rest = parser.parse_known_args(arguments)
     if options.verb is None:
         parser.print_help()
-        return
+        return 0
     if rest and not options.takes_overrides:
         names = ", ".join(options.parser.option_names())
         raise UserError(f"{options.parser.prog} does not know {rest[0]!r}; its options: {names}")
     options.overrides = rest
-    options.run(options)
+    return options.run(options) or 0
 
 
 def _refuse_unknown_verb(arguments: list[str]) -> None:

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 def add_verb(
     verbs: "Verbs",
     name: str,
-    run: Callable[[argparse.Namespace], None],
+    run: Callable[[argparse.Namespace], int | None],
     *,
     usage: str,
     summary: str,
@@ -43,7 +43,8 @@ def add_verb(
     takes_overrides: bool = False,
     add_help: bool = True,
 ) -> Parser:
-    """A verb's parser; `run` gets the parsed options, `usage` is the promised spelling.
+    """A verb's parser; `run` gets the parsed options and may return an exit code; `usage` is the
+    promised spelling.
 
     With `takes_overrides` arguments that no option took arrive as `options.overrides`; without,
     they are refused.

@@ -34,7 +34,7 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Draws the pictures and prints where each lies."""
-    from rectiflow.generation.text_to_image import sample_to_folder
+    from rectiflow.generation.folder import sample_to_folder
 
     with progress_bar("drawing", "picture") as progress:
         paths = sample_to_folder(

@@ -34,11 +34,11 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("-h", "--help", action="store_true", help="this, or RECIPE's fields")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Resolves the recipe and trains it."""
+def run(options: argparse.Namespace) -> int:
+    """Resolves the recipe and trains it; the exit code tells a stopped run from a finished one."""
     if options.help and options.recipe is None:
         options.parser.print_help()
-        return
+        return 0
     for name, given in (
         ("RECIPE", options.recipe or options.overrides),
         ("--data", options.data or options.help),
@@ -54,10 +54,14 @@ def run(options: argparse.Namespace) -> None:
     prog = f"rectiflow train {options.recipe}"
     if options.help:
         print(describe_fields(chosen, prog=prog))
-        return
-    steps = [] if options.max_steps is None else ["--max-steps", str(options.max_steps)]
-    chosen = apply_overrides(chosen, [*options.overrides, *steps], prog=prog)
+        return 0
+    chosen = apply_overrides(chosen, options.overrides, prog=prog)
 
-    from rectiflow.recipes.run import train_recipe
+    from rectiflow.training.loop import train
 
-    train_recipe(chosen, options.data, options.out)
+    result = train(chosen, options.data, options.out, max_steps=options.max_steps)
+    if result.interrupted is not None:
+        print(f"stopped at step {result.step} of {result.max_steps}; the same command continues")
+        return 128 + result.interrupted
+    print(f"{result.max_steps} steps done; the model lies in {result.model}")
+    return 0
