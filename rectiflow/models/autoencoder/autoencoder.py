@@ -119,5 +119,7 @@ class Autoencoder(nn.Module):
         digest = hashlib.sha256(json.dumps(to_json(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"|{name}:{tensor.dtype}:{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
         return digest.hexdigest()

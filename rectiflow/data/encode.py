@@ -1,0 +1,271 @@
+"""Encodes a folder of captioned pictures into a latent store, or completes one.
+
+On the walk of a sample: folder → curation → here → latent store. Each distinct picture and each
+distinct caption is encoded once, and a row has the same bits in whichever run it was encoded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rectiflow.base.errors import UserError
+from rectiflow.data.caption_files import CaptionEntry
+from rectiflow.data.curation import Curation, content_hash
+from rectiflow.data.encoded_rows import (
+    PromptEncoder,
+    caption_hash,
+    encode_captions,
+    encode_pictures,
+    latent_row,
+)
+from rectiflow.data.folder import FolderListing, list_folder, load_sample
+from rectiflow.data.records import CuratedSample, RawSample, Rejection
+from rectiflow.data.store_format import QUARANTINE_FILE
+from rectiflow.data.store_writer import StoreWriter, open_store_writer
+from rectiflow.models.autoencoder import Autoencoder
+
+MAX_SHARD_BYTES = 16 * 2**20
+BATCH_SIZE = 16
+_TEXT_CHUNK = 64
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeReport:
+    """What became of a folder; `str()` says it in a few lines.
+
+    `num_samples` pictures are in the store, `num_rejected` in its quarantine list. Of the distinct
+    pictures and captions that the samples need, `num_latents_encoded` and `num_captions_encoded`
+    were made by this run, the rest was there.
+    """
+
+    store: Path
+    num_samples: int
+    num_rejected: int
+    rejected_by_stage: Mapping[str, int]
+    num_latents_encoded: int
+    num_captions_encoded: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.store}: {self.num_samples} samples "
+            f"({self.num_latents_encoded} pictures and {self.num_captions_encoded} captions "
+            "encoded, the rest was there)"
+        ]
+        if self.num_rejected:
+            stages = ", ".join(
+                f"{stage} {n}" for stage, n in sorted(self.rejected_by_stage.items())
+            )
+            lines.append(
+                f"{self.num_rejected} pictures rejected ({stages}); "
+                f"reasons in {self.store / QUARANTINE_FILE}"
+            )
+        return "\n".join(lines)
+
+
+def encode_folder(
+    folder: Path | str,
+    out: Path | str,
+    autoencoder: Autoencoder,
+    conditioner: PromptEncoder,
+    *,
+    resolution_px: int,
+    min_side_px: int | None = None,
+    max_rejected: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> EncodeReport:
+    """Encode what `out` lacks of the folder's pictures and captions, and index the folder.
+
+    The store's index lists exactly the pictures that the folder has now. A killed run is continued
+    by the next one.
+
+    Args:
+        folder: pictures and captions, see `data.folder`.
+        out: the store, new or to be completed.
+        autoencoder: makes the latents; runs where its weights are.
+        conditioner: makes the text encoders' states.
+        resolution_px: side of the square that a picture is cropped and scaled to.
+        min_side_px: the least side of a usable picture; by default `resolution_px`.
+        max_rejected: more rejected pictures than this end the run; by default any number is fine
+            as long as one picture is left.
+        batch_size: pictures that the autoencoder sees at once.
+        max_shard_bytes: a shard is closed when it has this size; a killed run loses at most one.
+        progress: called with (done, total) of pictures and distinct captions.
+
+    Raises:
+        UserError: the folder cannot be used, or holds no usable picture, or too many others; the
+            store cannot be written; a setting is out of range; an encoder gives NaN or infinity.
+        StoreError: the store was made by other encoders or at another resolution, or is damaged.
+    """
+    curation = Curation(resolution_px=resolution_px, min_side_px=min_side_px)
+    _check_settings(autoencoder, resolution_px, batch_size, max_shard_bytes)
+    listing = list_folder(folder)
+    with open_store_writer(
+        Path(out),
+        resolution_px=resolution_px,
+        autoencoder=autoencoder.fingerprint(),
+        text=conditioner.fingerprints(),
+        max_shard_bytes=max_shard_bytes,
+    ) as writer:
+        num_before = len(writer.latents.rows), len(writer.text.rows)
+        run = _Encoding(listing, curation, writer, max_rejected=max_rejected, progress=progress)
+        for batch in _batched(run.new_pictures(), batch_size):
+            for sample in encode_pictures(autoencoder, batch, batch_size=batch_size):
+                writer.latents.append(sample.content_hash, latent_row(sample))
+        writer.latents.flush()
+        for texts in _batched(run.new_captions(), _TEXT_CHUNK):
+            for text, row in zip(texts, encode_captions(conditioner, texts)):
+                writer.text.append(caption_hash(text), row)
+        writer.text.flush()
+        run.finish()
+        return EncodeReport(
+            store=writer.path,
+            num_samples=len(run.kept),
+            num_rejected=len(run.rejections),
+            rejected_by_stage=Counter(rejection.stage for rejection in run.rejections),
+            num_latents_encoded=len(writer.latents.rows) - num_before[0],
+            num_captions_encoded=len(writer.text.rows) - num_before[1],
+        )
+
+
+class _Encoding:
+    """One run over a folder: what is kept, what is rejected, what is still to be encoded."""
+
+    def __init__(
+        self,
+        listing: FolderListing,
+        curation: Curation,
+        writer: StoreWriter,
+        *,
+        max_rejected: int | None,
+        progress: Progress | None,
+    ) -> None:
+        self.listing, self._curation, self._writer = listing, curation, writer
+        self.rejections: list[Rejection] = []
+        self.kept: dict[str, RawSample] = {}
+        self._hashes: dict[str, str] = {}
+        self._max_rejected, self._progress = max_rejected, progress
+        captions = {text for entry in listing.entries for text in entry.captions.values()}
+        self._num_captions, self._num_done = len(captions), 0
+        self._total = len(listing) + len(captions)
+        for rejection in listing.rejections:
+            self._reject(rejection)
+
+    def new_pictures(self) -> Iterator[CuratedSample]:
+        """Inspect every picture; yield those whose latents are missing, each content once."""
+        waiting: set[str] = set()
+        for entry in self.listing.entries:
+            checked = self._inspect(entry)
+            if isinstance(checked, RawSample):
+                key = content_hash(checked.image_bytes)
+                if key not in self._writer.latents and key not in waiting:
+                    curated = self._curation.decode(checked)
+                    if isinstance(curated, Rejection):
+                        self._reject(curated)
+                        continue
+                    waiting.add(key)
+                    yield curated
+                # The bytes are not needed again, and all of them might not fit into memory.
+                self.kept[entry.file] = replace(checked, image_bytes=b"")
+                self._hashes[entry.file] = key
+                self._advance()
+            else:
+                self._reject(checked)
+        if not self.kept:
+            raise UserError(f"no picture of {self.listing.folder} can be used: {self._examples()}")
+
+    def new_captions(self) -> Iterator[str]:
+        """The distinct captions of the kept pictures that are not encoded yet, in order."""
+        texts = dict.fromkeys(t for sample in self.kept.values() for t in sample.captions.values())
+        # Captions of rejected pictures were counted, but are never encoded.
+        self._advance(self._num_captions - len(texts))
+        for text in texts:
+            if caption_hash(text) not in self._writer.text:
+                yield text
+            self._advance()
+
+    def finish(self) -> None:
+        """Write index and header."""
+        variants = sorted({variant for sample in self.kept.values() for variant in sample.captions})
+        self._writer.finish(
+            [self._index_row(sample) for sample in self.kept.values()],
+            self.rejections,
+            variants=tuple(variants),
+            source=str(self.listing.folder),
+            world=self.listing.world,
+        )
+
+    def _inspect(self, entry: CaptionEntry) -> RawSample | Rejection:
+        sample = load_sample(self.listing.folder, entry)
+        return sample if isinstance(sample, Rejection) else self._curation.inspect(sample)
+
+    def _reject(self, rejection: Rejection) -> None:
+        self.rejections.append(rejection)
+        self._advance()
+        if self._max_rejected is not None and len(self.rejections) > self._max_rejected:
+            raise UserError(
+                f"more than {self._max_rejected} pictures of {self.listing.folder} were rejected: "
+                f"{self._examples()}; mend the folder or allow more"
+            )
+
+    def _examples(self) -> str:
+        shown = [f"{each.file}: {each.reason}" for each in self.rejections[:2]]
+        return "; ".join(shown) + ("; …" if len(self.rejections) > 2 else "")
+
+    def _advance(self, count: int = 1) -> None:
+        self._num_done += count
+        if self._progress is not None and count:
+            self._progress(self._num_done, self._total)
+
+    def _index_row(self, sample: RawSample) -> dict[str, Any]:
+        latents, text = self._writer.latents, self._writer.text
+        key = self._hashes[sample.file]
+        row = latents.rows[key]
+        height_px, width_px = latents.facts["size_px"][row]
+        top, left, height, width = latents.facts["crop_px"][row]
+        return {
+            "file": sample.file,
+            "content_hash": key,
+            "latent_row": row,
+            "height_px": height_px,
+            "width_px": width_px,
+            "crop_top_px": top,
+            "crop_left_px": left,
+            "crop_height_px": height,
+            "crop_width_px": width,
+            "origin": sample.origin,
+            "license": sample.license,
+            **{f"caption.{variant}": caption for variant, caption in sample.captions.items()},
+            **{
+                f"text_row.{variant}": text.rows[caption_hash(caption)]
+                for variant, caption in sample.captions.items()
+            },
+        }
+
+
+def _check_settings(
+    autoencoder: Autoencoder, resolution_px: int, batch_size: int, max_shard_bytes: int
+) -> None:
+    factor = autoencoder.config.downsample_factor
+    if resolution_px % factor:
+        raise UserError(
+            f"resolution_px is {resolution_px}; the autoencoder needs a multiple of {factor}"
+        )
+    for name, value in (("batch_size", batch_size), ("max_shard_bytes", max_shard_bytes)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

@@ -1,0 +1,196 @@
+"""Reads a latent store: rows by number, checked before use, without any encoder at hand.
+
+On the walk of a sample: encode → here → loader. What fits into memory is read once; a larger store
+stays memory-mapped, and each shard is checked when it is first touched.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from rectiflow.base.errors import StoreError
+from rectiflow.base.files import sha256_file
+from rectiflow.data.records import EncodedBatch
+from rectiflow.data.shards import ShardRecord, check_shard_size, open_shard
+from rectiflow.data.store_format import INDEX_FILE, ColumnFormat, index_schema, read_header
+
+MAX_BYTES_IN_MEMORY = 4 * 2**30
+
+
+class LatentStore:
+    """A finished store; `len`, `read` and facts about it.
+
+    Args:
+        path: the store's folder.
+        max_bytes_in_memory: a store up to this size is read into memory with the first row.
+
+    Raises:
+        StoreError: no finished store there, another format, or missing, cut or changed files.
+            What a shard holds is checked before its first row is used.
+    """
+
+    def __init__(self, path: Path | str, *, max_bytes_in_memory: int = MAX_BYTES_IN_MEMORY) -> None:
+        self.path = Path(path)
+        self.header = header = read_header(self.path)
+        for record in (*header.latent_shards, *header.text_shards):
+            check_shard_size(self.path, record)
+        self.index = _read_index(self.path, header.index_sha256, header.variants)
+        self.variants = header.variants
+        self.latent_rows: Int[Tensor, " n"] = _column(self.index, "latent_row")
+        # Row of each sample's caption by variant; -1 where it has none.
+        self.text_rows: Int[Tensor, "n v"] = torch.stack(
+            [_column(self.index, f"text_row.{variant}") for variant in self.variants], dim=1
+        )
+        num_bytes = sum(s.num_bytes for s in (*header.latent_shards, *header.text_shards))
+        in_memory = num_bytes <= max_bytes_in_memory
+        latent_columns = {name: header.latent_columns[name] for name in ("mean", "logvar")}
+        self._latents = ShardTable(
+            self.path, header.latent_shards, latent_columns, in_memory=in_memory
+        )
+        self._text = ShardTable(
+            self.path, header.text_shards, header.text_columns, in_memory=in_memory
+        )
+
+    def __len__(self) -> int:
+        return self.header.num_samples
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the store's whole content."""
+        return self.header.fingerprint
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents."""
+        channels, height, width = self.header.latent_columns["mean"].shape
+        return channels, height, width
+
+    def read(
+        self, indices: Int[Tensor, " b"], variants: Int[Tensor, " b"] | None = None
+    ) -> EncodedBatch:
+        """Samples by number, each with one of its captions.
+
+        Args:
+            indices: sample numbers in [0, len).
+            variants: for each sample a position in `self.variants`; by default its first one.
+
+        Raises:
+            IndexError: a number outside the store, or a caption that the sample does not have.
+            StoreError: a shard is missing, cut or changed.
+        """
+        if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < len(self)):
+            raise IndexError(f"sample numbers must be in [0, {len(self)}), got {indices.tolist()}")
+        available = self.text_rows[indices]
+        if variants is None:
+            variants = (available >= 0).int().argmax(dim=1)
+        text_rows = available.gather(1, variants[:, None]).squeeze(1)
+        if (text_rows < 0).any():
+            lacking = int(indices[text_rows < 0][0])
+            raise IndexError(
+                f"sample {lacking} ({self.file(lacking)}) lacks the caption variant asked for"
+            )
+        latents = self._latents.gather(self.latent_rows[indices])
+        return EncodedBatch(
+            x0_mean=latents["mean"],
+            x0_logvar=latents["logvar"],
+            encoded_text=self._text.gather(text_rows),
+            indices=indices,
+        )
+
+    def file(self, index: int) -> str:
+        """The picture's path inside the folder that was encoded."""
+        return self.index["file"][index].as_py()
+
+    def captions(self, index: int) -> dict[str, str]:
+        """The captions of a sample by variant."""
+        texts = {v: self.index[f"caption.{v}"][index].as_py() for v in self.variants}
+        return {variant: text for variant, text in texts.items() if text is not None}
+
+
+class ShardTable:
+    """Rows spread over shards, gathered into one tensor a column."""
+
+    def __init__(
+        self,
+        folder: Path,
+        records: Sequence[ShardRecord],
+        columns: Mapping[str, ColumnFormat],
+        *,
+        in_memory: bool,
+    ) -> None:
+        self._folder, self._records, self._in_memory = folder, records, in_memory
+        self._formats = {
+            name: (getattr(torch, column.dtype), column.shape) for name, column in columns.items()
+        }
+        counts = torch.tensor([record.num_rows for record in records])
+        self._starts = counts.cumsum(0) - counts
+        self._num_rows = int(counts.sum())
+        self._shards: dict[int, dict[str, Tensor]] = {}
+        self._whole: dict[str, Tensor] | None = None
+        self._lock = threading.Lock()
+
+    def gather(self, rows: Int[Tensor, " b"]) -> dict[str, Tensor]:
+        """Rows by number, in the order asked for, as columns [b, ...].
+
+        Raises:
+            StoreError: a shard is missing, cut or changed.
+        """
+        if self._in_memory:
+            whole = self._read_whole()
+            return {name: whole[name].index_select(0, rows) for name in self._formats}
+        gathered = self._empty(len(rows))
+        shard_of_row = torch.bucketize(rows, self._starts, right=True) - 1
+        for number in shard_of_row.unique().tolist():
+            shard = self._shard(number)
+            places = (shard_of_row == number).nonzero().squeeze(1)
+            local = rows[places] - self._starts[number]
+            for name, column in gathered.items():
+                column[places] = shard[name].index_select(0, local)
+        return gathered
+
+    def _read_whole(self) -> dict[str, Tensor]:
+        with self._lock:
+            if self._whole is None:
+                whole = self._empty(self._num_rows)
+                for record, start in zip(self._records, self._starts.tolist()):
+                    shard = open_shard(self._folder, record)
+                    for name, column in whole.items():
+                        column[start : start + record.num_rows] = shard[name]
+                self._whole = whole
+            return self._whole
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        with self._lock:
+            if number not in self._shards:
+                self._shards[number] = open_shard(self._folder, self._records[number])
+            return self._shards[number]
+
+    def _empty(self, num_rows: int) -> dict[str, Tensor]:
+        return {
+            name: torch.empty(num_rows, *shape, dtype=dtype)
+            for name, (dtype, shape) in self._formats.items()
+        }
+
+
+def _read_index(store: Path, sha256: str, variants: tuple[str, ...]) -> pa.Table:
+    path = store / INDEX_FILE
+    if not path.is_file() or sha256_file(path) != sha256:
+        raise StoreError(
+            f"{path} is missing, or is not the one that store.json describes; run the encoding "
+            "again, it completes the store"
+        )
+    return pq.read_table(path, schema=index_schema(variants))
+
+
+def _column(index: pa.Table, name: str) -> Int[Tensor, " n"]:
+    values = index[name].fill_null(-1).to_numpy()
+    return torch.from_numpy(np.array(values, dtype=np.int64))

@@ -1,0 +1,169 @@
+"""Batches of a latent store by step: which samples, in which order, with which caption.
+
+On the walk of a sample: latent store → here → training step. Everything is a pure function of
+(seed, step) and sizes: the samples of all epochs form one endless stream, each epoch a permutation
+of its own, and batch k is the k-th cut of it. So the loader's whole state is the step, a batch may
+span two epochs, and nothing is ever dropped or repeated within an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from rectiflow.base.errors import ConfigError
+from rectiflow.base.philox import keys_for
+from rectiflow.base.seeds import numpy_generator
+from rectiflow.data.caption_mix import (
+    caption_weights,
+    check_every_sample_has_caption,
+    choose_captions,
+)
+from rectiflow.data.latent_store import LatentStore
+from rectiflow.data.records import Batch
+
+
+@lru_cache(maxsize=4)
+def sample_order(seed: int, epoch: int, num_samples: int) -> Int[Tensor, " n"]:
+    """The permutation of 0 … num_samples − 1 in which an epoch visits its samples."""
+    return torch.from_numpy(numpy_generator(seed, "order", epoch).permutation(num_samples))
+
+
+def stream_cut(
+    seed: int, start: int, stop: int, num_samples: int
+) -> list[tuple[int, Int[Tensor, " k"]]]:
+    """Positions [start, stop) of the stream of epochs: (epoch, places in it) for each epoch met."""
+    pieces: list[tuple[int, Int[Tensor, " k"]]] = []
+    while start < stop:
+        epoch, offset = divmod(start, num_samples)
+        end = min(num_samples, offset + stop - start)
+        pieces.append((epoch, sample_order(seed, epoch, num_samples)[offset:end]))
+        start += end - offset
+    return pieces
+
+
+class Loader:
+    """Endless batches of a store, or of the part `rows` of it.
+
+    Args:
+        store: where the rows lie.
+        batch_size: samples in a global batch.
+        seed: names the order, the keys and so every choice.
+        caption_mix: weight of each caption variant; by default all weigh the same.
+        rows: the samples to use, by default all.
+
+    Raises:
+        ConfigError: an empty part, a batch size below 1, or a mix that does not fit the store.
+        StoreError: a sample has none of the captions that the mix uses.
+    """
+
+    def __init__(
+        self,
+        store: LatentStore,
+        *,
+        batch_size: int,
+        seed: int,
+        caption_mix: Mapping[str, float] | None = None,
+        rows: Int[Tensor, " n"] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        self.store, self.batch_size, self.seed = store, batch_size, seed
+        self.rows = torch.arange(len(store)) if rows is None else rows
+        if not len(self.rows):
+            raise ConfigError("there are no samples to load; hold out fewer for validation")
+        self._weights = caption_weights(caption_mix, store.variants)
+        check_every_sample_has_caption(self._weights, store.text_rows, self.rows, store.variants)
+        self._rank, self._world_size = 0, 1
+
+    def shard(self, rank: int, world_size: int) -> Loader:
+        """This rank's part of every batch: joined in rank order, the parts are the batch.
+
+        Raises:
+            ConfigError: the ranks do not divide the batch, or there is no such rank.
+        """
+        if world_size < 1 or self.batch_size % world_size:
+            raise ConfigError(
+                f"batch_size {self.batch_size} does not divide among {world_size} ranks; choose a "
+                "multiple"
+            )
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank is {rank}; it must be in [0, {world_size})")
+        part = object.__new__(Loader)
+        part.__dict__.update(self.__dict__, _rank=rank, _world_size=world_size)
+        return part
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs finished before `step`, as a fraction."""
+        return step * self.batch_size / len(self.rows)
+
+    def batch_at(self, step: int) -> Batch:
+        """The batch of a step, counted from 0.
+
+        Raises:
+            ValueError: a negative step.
+            StoreError: a shard is missing, cut or changed.
+        """
+        if step < 0:
+            raise ValueError(f"step is {step}; steps count from 0")
+        size = self.batch_size // self._world_size
+        start = step * self.batch_size + self._rank * size
+        pieces = stream_cut(self.seed, start, start + size, len(self.rows))
+        indices = torch.cat([self.rows[places] for _, places in pieces])
+        keys = torch.cat(
+            [
+                keys_for(self.seed, "sample", epoch, indices=self.rows[places])
+                for epoch, places in pieces
+            ]
+        )
+        return self._read(indices, keys)
+
+    def in_order(self) -> Iterator[Batch]:
+        """The samples once, in the order of `rows`, with keys that are the same each time.
+
+        For validation; the last batch may be smaller.
+        """
+        for indices in self.rows.split(self.batch_size):
+            yield self._read(indices, keys_for(self.seed, "in order", indices=indices))
+
+    def _read(self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> Batch:
+        variants = choose_captions(keys, self._weights, self.store.text_rows[indices])
+        rows = self.store.read(indices, variants)
+        return Batch(
+            x0_mean=rows.x0_mean,
+            x0_logvar=rows.x0_logvar,
+            encoded_text=rows.encoded_text,
+            indices=indices,
+            keys=keys,
+        )
+
+
+class Prefetcher:
+    """A loader that reads the next batch in a thread while the caller uses this one.
+
+    The batches are the loader's own, whatever order they are asked for in.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def batch_at(self, step: int) -> Batch:
+        """As `Loader.batch_at`."""
+        waiting = self._next
+        if waiting is not None and waiting[0] == step:
+            batch = waiting[1].result()
+        else:
+            batch = self._loader.batch_at(step)
+        self._next = step + 1, self._thread.submit(self._loader.batch_at, step + 1)
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(cancel_futures=True)

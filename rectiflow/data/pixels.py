@@ -1,0 +1,115 @@
+"""Picture files to sRGB pixels by stated rules, and the square crop at the training resolution.
+
+The rules, in order:
+
+* **Orientation**: the EXIF orientation is applied.
+* **16 bits**: the high byte of each value is kept.
+* **Palette, grey, bilevel**: expanded to three channels.
+* **Transparency**, full or by key colour: the picture is laid over white.
+* **CMYK**: converted without a colour profile, as Pillow does. No embedded profile is applied to
+  any picture: values are taken as sRGB.
+* **Several frames**: refused, except for the main picture of a multi-picture JPEG.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+_WHITE = 255
+
+
+class UndecodableError(Exception):
+    """A picture that cannot be turned into pixels; the text is the reason."""
+
+
+def decode_picture(data: bytes, *, size_px: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode a PNG, JPEG or WebP file to upright sRGB pixels by the rules above.
+
+    `size_px` is the (height, width) that the caller read from the header and allowed; the decoder
+    must find the same.
+
+    Raises:
+        UndecodableError: not such a file, damaged, cut, animated, or of another size.
+    """
+    try:
+        # A warning is enough to stop: Pillow warns of decompression bombs before it refuses them.
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+        ):
+            if (image.height, image.width) != size_px:
+                raise UndecodableError(
+                    f"the header says {size_px[1]}×{size_px[0]} px, the decoder "
+                    f"{image.width}×{image.height} px"
+                )
+            num_frames = getattr(image, "n_frames", 1)
+            if num_frames > 1 and image.format != "MPO":
+                raise UndecodableError(f"it is an animation of {num_frames} frames")
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except UndecodableError:
+        raise
+    except Exception as error:
+        # Decoders answer hostile bytes with whatever their parsing runs into, not only OSError.
+        raise UndecodableError(f"it is damaged or cut ({error})") from error
+
+
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture's pixels in sRGB, 0..255, by the rules above.
+
+    Raises:
+        UndecodableError: a pixel format that no PNG, JPEG or WebP file has.
+    """
+    if image.mode.startswith("I;16"):
+        return _from_16_bit_grey(image)
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"):
+        raise UndecodableError(f"its pixel format {image.mode!r} is not supported")
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = _with_alpha(image)
+        white = Image.new("RGBA", image.size, (_WHITE, _WHITE, _WHITE, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """Palettes and key colours become alpha; a bilevel picture gets there through grey."""
+    if image.mode == "1":
+        key = image.info["transparency"]
+        image = image.convert("L")
+        image.info["transparency"] = key * 255
+    return image.convert("RGBA")
+
+
+def _from_16_bit_grey(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    values = np.asarray(image).astype(np.uint16)
+    grey = (values >> 8).astype(np.uint8)
+    key = image.info.get("transparency")
+    if key is not None:
+        grey[values == key] = _WHITE
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def centered_square(height_px: int, width_px: int) -> tuple[int, int, int, int]:
+    """The largest square in the middle: (top, left, height, width); odd rests go to the end."""
+    side = min(height_px, width_px)
+    return (height_px - side) // 2, (width_px - side) // 2, side, side
+
+
+def crop_and_resize(
+    pixels: UInt8[np.ndarray, "h w 3"], crop_px: tuple[int, int, int, int], resolution_px: int
+) -> UInt8[np.ndarray, "r r 3"]:
+    """Cut out `crop_px` and scale it to the resolution (Lanczos); an exact copy at equal size."""
+    top, left, height, width = crop_px
+    cropped = pixels[top : top + height, left : left + width]
+    if (height, width) == (resolution_px, resolution_px):
+        return np.ascontiguousarray(cropped)
+    resized = Image.fromarray(np.ascontiguousarray(cropped)).resize(
+        (resolution_px, resolution_px), Image.Resampling.LANCZOS
+    )
+    return np.array(resized)

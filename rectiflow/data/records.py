@@ -1,0 +1,95 @@
+"""What a sample is at each stop on its walk: raw, curated, encoded, part of a batch.
+
+Every record is a named, frozen value. `Rejection` is what a sample becomes that cannot be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSample:
+    """A picture file as it was found.
+
+    `file` is its path inside the folder, with forward slashes; `captions` maps the name of a
+    caption variant to its text.
+    """
+
+    file: str
+    image_bytes: bytes
+    captions: Mapping[str, str]
+    origin: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CuratedSample:
+    """A decoded picture that passed the stages so far.
+
+    `pixels` are sRGB, 0..255. `size_px` is (height, width) of the upright original; `crop_px` is
+    the part of it that `pixels` show: (top, left, height, width). `scores` holds a number per
+    stage that measured one.
+    """
+
+    file: str
+    pixels: UInt8[np.ndarray, "h w 3"]
+    size_px: tuple[int, int]
+    crop_px: tuple[int, int, int, int]
+    captions: Mapping[str, str]
+    content_hash: str
+    origin: str | None = None
+    license: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """Why a picture cannot be used: the stage that dropped it, a reason in words, a score."""
+
+    file: str
+    stage: str
+    reason: str
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """A picture's latent distribution and where it came from; its captions are stored apart.
+
+    `mean` and `logvar` are normalised latents, float16.
+    """
+
+    content_hash: str
+    mean: Float[Tensor, "z h w"]
+    logvar: Float[Tensor, "z h w"]
+    size_px: tuple[int, int]
+    crop_px: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedBatch:
+    """Rows of a latent store: latents as a distribution, and one caption's states each.
+
+    `encoded_text` has the columns of `models.text.encoded.COLUMNS`, each [b, ...].
+    """
+
+    x0_mean: Float[Tensor, "b z h w"]
+    x0_logvar: Float[Tensor, "b z h w"]
+    encoded_text: dict[str, Tensor]
+    indices: Int[Tensor, " b"]
+
+    def __len__(self) -> int:
+        return self.indices.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(EncodedBatch):
+    """What one training step reads: encoded rows and a Philox key for each sample's choices."""
+
+    keys: Int[Tensor, " b"]

@@ -1,0 +1,149 @@
+"""The files of a latent store and what store.json and index.parquet say.
+
+STORE/store.json                  `StoreHeader`, written last
+STORE/index.parquet               one row a picture, by file name (`INDEX_FIELDS`)
+STORE/latents-00000.safetensors   mean, logvar, size_px, crop_px: one row a distinct picture
+STORE/text-00000.safetensors      the text encoders' states: one row a distinct caption
+STORE/quarantine.jsonl            what was rejected, and why
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import torch
+
+from rectiflow.base.config import from_json
+from rectiflow.base.errors import ConfigError, StoreError
+from rectiflow.base.files import read_json
+from rectiflow.data.shards import ShardRecord
+
+FORMAT = 1
+HEADER_FILE = "store.json"
+INDEX_FILE = "index.parquet"
+QUARANTINE_FILE = "quarantine.jsonl"
+LATENTS = "latents"
+TEXT = "text"
+
+#: T5's states outgrow float16 in the published sizes; the others keep more digits in it.
+TEXT_DTYPES = {
+    "clip_l.context": torch.float16,
+    "clip_l.pooled": torch.float16,
+    "clip_g.context": torch.float16,
+    "clip_g.pooled": torch.float16,
+    "t5.context": torch.bfloat16,
+}
+LATENT_DTYPE = torch.float16
+
+#: The index's columns; each caption variant V adds caption.V (text) and text_row.V (or null).
+INDEX_FIELDS = [
+    pa.field("file", pa.string(), nullable=False),
+    pa.field("content_hash", pa.string(), nullable=False),
+    pa.field("latent_row", pa.int64(), nullable=False),
+    pa.field("height_px", pa.int32(), nullable=False),
+    pa.field("width_px", pa.int32(), nullable=False),
+    pa.field("crop_top_px", pa.int32(), nullable=False),
+    pa.field("crop_left_px", pa.int32(), nullable=False),
+    pa.field("crop_height_px", pa.int32(), nullable=False),
+    pa.field("crop_width_px", pa.int32(), nullable=False),
+    pa.field("origin", pa.string()),
+    pa.field("license", pa.string()),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnFormat:
+    """Type and shape of one row of a column, such as float16 [16, 8, 8]."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreHeader:
+    """store.json. `autoencoder` and `text` are the fingerprints of what made the rows."""
+
+    format: int
+    resolution_px: int
+    autoencoder: str
+    text: dict[str, str]
+    world: str | None
+    source: str
+    variants: tuple[str, ...]
+    num_samples: int
+    index_sha256: str
+    latent_columns: dict[str, ColumnFormat]
+    text_columns: dict[str, ColumnFormat]
+    latent_shards: tuple[ShardRecord, ...]
+    text_shards: tuple[ShardRecord, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies all content: the index and every shard, by their hashes."""
+        shards = [shard.sha256 for shard in (*self.latent_shards, *self.text_shards)]
+        return hashlib.sha256("|".join([self.index_sha256, *shards]).encode()).hexdigest()
+
+    def check_made_by(
+        self, *, autoencoder: str | None = None, text: Mapping[str, str] | None = None
+    ) -> None:
+        """Pass when the encoders at hand, given by fingerprint, are those that made the store.
+
+        Raises:
+            StoreError: they are not; the text names which.
+        """
+        if autoencoder is not None and autoencoder != self.autoencoder:
+            raise _other_encoder("autoencoder", self.autoencoder, autoencoder)
+        for name in sorted({*self.text, *(text or {})} if text is not None else ()):
+            theirs, ours = self.text.get(name), cast(Mapping[str, str], text).get(name)
+            if theirs != ours:
+                raise _other_encoder(f"text encoder {name}", theirs, ours)
+
+
+def read_header(store: Path) -> StoreHeader:
+    """The header of a finished store.
+
+    Raises:
+        StoreError: no store there, an unfinished one, or one of another format.
+        UserError: store.json is unreadable or not JSON.
+        ConfigError: it has keys or types that this format does not have.
+    """
+    path = store / HEADER_FILE
+    if not path.is_file():
+        if any(store.glob("*.safetensors")):
+            raise StoreError(
+                f"the store {store} is unfinished; run the encoding again, it continues there"
+            )
+        raise StoreError(f"there is no latent store in {store}; rectiflow encode makes one")
+    data: Any = read_json(path)
+    found = cast(dict[str, Any], data).get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise StoreError(
+            f"{path} has format {found!r}, this version reads format {FORMAT}; encode the pictures "
+            "again into a new folder"
+        )
+    try:
+        return from_json(StoreHeader, data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def index_schema(variants: tuple[str, ...]) -> pa.Schema:
+    """The index's columns for these caption variants."""
+    captions = [pa.field(f"caption.{variant}", pa.string()) for variant in variants]
+    rows = [pa.field(f"text_row.{variant}", pa.int64()) for variant in variants]
+    return pa.schema([*INDEX_FIELDS, *captions, *rows])
+
+
+def _other_encoder(part: str, theirs: str | None, ours: str | None) -> StoreError:
+    def spell(fingerprint: str | None) -> str:
+        return "none" if fingerprint is None else f"{fingerprint[:12]}…"
+
+    return StoreError(
+        f"the store was encoded by another {part} (fingerprint {spell(theirs)}) than the one at "
+        f"hand ({spell(ours)}); encode the pictures again into a new folder"
+    )

@@ -1,0 +1,254 @@
+"""Writes a latent store, or continues one: shards first, then the index, store.json last.
+
+A run killed at any moment leaves whole shards and either the former index and header or none. The
+next run reads the keys of all shards back and encodes only what is missing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import re
+import tempfile
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from rectiflow.base.config import save_config
+from rectiflow.base.errors import StoreError, UserError
+from rectiflow.base.files import atomic_write, explain_os_error
+from rectiflow.data.curation import write_quarantine
+from rectiflow.data.records import Rejection
+from rectiflow.data.shards import ShardRecord, adopt_shard, write_shard
+from rectiflow.data.store_format import (
+    FORMAT,
+    HEADER_FILE,
+    INDEX_FILE,
+    LATENTS,
+    QUARANTINE_FILE,
+    TEXT,
+    ColumnFormat,
+    StoreHeader,
+    index_schema,
+    read_header,
+)
+
+
+class ShardSeries:
+    """The shards of one kind, with the row at which each key lies; grows by `append`.
+
+    Rows are numbered over all shards in the order of their files.
+
+    Raises:
+        StoreError: a shard on disk is damaged, or was made by something else.
+    """
+
+    def __init__(
+        self, folder: Path, kind: str, made_by: Mapping[str, Any], *, max_shard_bytes: int
+    ) -> None:
+        self.rows: dict[str, int] = {}
+        self.records: list[ShardRecord] = []
+        self.columns: dict[str, ColumnFormat] = {}
+        # What the index repeats of every row: the integer columns.
+        self.facts: dict[str, list[list[int]]] = {}
+        self._folder, self._kind, self._made_by = folder, kind, made_by
+        self._max_shard_bytes = max_shard_bytes
+        self._buffered: dict[str, Mapping[str, Tensor]] = {}
+        self._num_buffered_bytes = 0
+        self._num_rows = 0
+        for path in sorted(folder.glob(f"{kind}-*.safetensors"), key=_number):
+            content = adopt_shard(path, made_by)
+            self._take(content.record, content.keys, content.tensors)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.rows or key in self._buffered
+
+    def append(self, key: str, row: Mapping[str, Tensor]) -> None:
+        """Add one row; a full shard is written at once."""
+        self._buffered[key] = row
+        self._num_buffered_bytes += sum(tensor.nbytes for tensor in row.values())
+        if self._num_buffered_bytes >= self._max_shard_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered.
+
+        Raises:
+            UserError: the shard cannot be written.
+        """
+        if not self._buffered:
+            return
+        keys, rows = list(self._buffered), list(self._buffered.values())
+        columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        number = _number(Path(self.records[-1].file)) + 1 if self.records else 0
+        path = self._folder / f"{self._kind}-{number:05d}.safetensors"
+        record = write_shard(path, keys, columns, self._made_by)
+        self._take(record, keys, columns)
+        self._buffered, self._num_buffered_bytes = {}, 0
+
+    def _take(
+        self, record: ShardRecord, keys: Iterable[str], columns: Mapping[str, Tensor]
+    ) -> None:
+        for offset, key in enumerate(keys):
+            self.rows.setdefault(key, self._num_rows + offset)
+        for name, column in columns.items():
+            if column.dtype == torch.int32:
+                self.facts.setdefault(name, []).extend(column.tolist())
+        self._num_rows += record.num_rows
+        self.records.append(record)
+        self.columns = {
+            name: ColumnFormat(
+                dtype=str(column.dtype).removeprefix("torch."), shape=tuple(column.shape[1:])
+            )
+            for name, column in sorted(columns.items())
+        }
+
+
+class StoreWriter:
+    """A store folder that is being written; get one from `open_store_writer`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resolution_px: int,
+        autoencoder: str,
+        text: Mapping[str, str],
+        max_shard_bytes: int,
+    ) -> None:
+        self.path = path
+        self._resolution_px, self._autoencoder, self._text = resolution_px, autoencoder, dict(text)
+        made_by = {"autoencoder": autoencoder, "resolution_px": resolution_px}
+        self.latents = ShardSeries(path, LATENTS, made_by, max_shard_bytes=max_shard_bytes)
+        self.text = ShardSeries(path, TEXT, self._text, max_shard_bytes=max_shard_bytes)
+
+    def finish(
+        self,
+        index: list[dict[str, Any]],
+        rejections: Iterable[Rejection],
+        *,
+        variants: tuple[str, ...],
+        source: str,
+        world: str | None,
+    ) -> StoreHeader:
+        """Write what is buffered, the quarantine list, the index and, last, the header.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        self.latents.flush()
+        self.text.flush()
+        write_quarantine(self.path / QUARANTINE_FILE, rejections)
+        table = pa.Table.from_pylist(index, schema=index_schema(variants))
+        data = io.BytesIO()
+        pq.write_table(table, data)
+        with atomic_write(self.path / INDEX_FILE) as file:
+            file.write(data.getbuffer())
+        header = StoreHeader(
+            format=FORMAT,
+            resolution_px=self._resolution_px,
+            autoencoder=self._autoencoder,
+            text=self._text,
+            world=world,
+            source=source,
+            variants=variants,
+            num_samples=len(index),
+            index_sha256=hashlib.sha256(data.getbuffer()).hexdigest(),
+            latent_columns=self.latents.columns,
+            text_columns=self.text.columns,
+            latent_shards=tuple(self.latents.records),
+            text_shards=tuple(self.text.records),
+        )
+        save_config(self.path / HEADER_FILE, header)
+        return header
+
+
+@contextmanager
+def open_store_writer(
+    path: Path,
+    *,
+    resolution_px: int,
+    autoencoder: str,
+    text: Mapping[str, str],
+    max_shard_bytes: int,
+) -> Generator[StoreWriter, None, None]:
+    """Make a store folder, or open one to continue it, for one writer at a time.
+
+    A folder that was made here and stayed empty is removed again.
+
+    Raises:
+        StoreError: the store was made by other encoders or at another resolution, is damaged, or
+            another run is writing it.
+        UserError: the folder holds something else, or cannot be written.
+    """
+    is_new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, path, "write the store") from error
+    try:
+        with _locked(path):
+            _prepare(path)
+            if (path / HEADER_FILE).exists():
+                read_header(path).check_made_by(autoencoder=autoencoder, text=text)
+            yield StoreWriter(
+                path,
+                resolution_px=resolution_px,
+                autoencoder=autoencoder,
+                text=text,
+                max_shard_bytes=max_shard_bytes,
+            )
+    finally:
+        if is_new and not any(path.iterdir()):
+            path.rmdir()
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None, None, None]:
+    """Hold the folder's lock, which the system gives back when a process ends in any way."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another run is writing the store {path}; wait until it ends"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _prepare(path: Path) -> None:
+    """Refuse foreign folders, find out whether writing works, and remove what killed runs left."""
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+        for name in path.iterdir():
+            if name.name.startswith(".") and ".tmp-" in name.name:
+                name.unlink()
+            elif not _is_ours(name.name):
+                raise UserError(
+                    f"cannot write the store {path}: it holds {name.name!r}, which is no part of a "
+                    "store; choose an empty folder"
+                )
+    except OSError as error:
+        raise explain_os_error(error, path, "write the store") from error
+
+
+def _number(shard: Path) -> int:
+    return int(shard.stem.rpartition("-")[2])
+
+
+def _is_ours(name: str) -> bool:
+    return name in (HEADER_FILE, INDEX_FILE, QUARANTINE_FILE) or bool(
+        re.fullmatch(rf"({LATENTS}|{TEXT})-\d{{5,}}\.safetensors", name)
+    )
