@@ -15,11 +15,13 @@ from rectiflow.models.shipped.card import Card, read_card, verify, write_card
 from rectiflow.models.text.encoded import ENCODERS
 
 if TYPE_CHECKING:
+    from rectiflow.models.autoencoder import Autoencoder
     from rectiflow.models.text.conditioner import TextConditioner
     from rectiflow.models.vision.image_tower import ImageTower
 
 __all__ = [
     "Card",
+    "load_autoencoder",
     "load_conditioner",
     "load_image_tower",
     "read_card",
@@ -46,6 +48,17 @@ def shipped_path(name: str) -> Path:
         )
     verify(folder)
     return folder
+
+
+def load_autoencoder() -> Autoencoder:
+    """The embedded autoencoder: 16 channels at an eighth of the side.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    from rectiflow.models.autoencoder.files import load_autoencoder_folder
+
+    return load_autoencoder_folder(shipped_path("autoencoder"))
 
 
 def load_conditioner(encoders: Sequence[str] = ENCODERS) -> TextConditioner:

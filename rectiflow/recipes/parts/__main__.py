@@ -30,7 +30,7 @@ def main() -> int:
         else:
             from rectiflow.recipes.parts.autoencoder import make_autoencoder
 
-            make_autoencoder(arguments.out)
+            make_autoencoder(arguments.out, show)
     except UserError as error:
         print(f"rectiflow: error: {error}", file=sys.stderr)
         return 2

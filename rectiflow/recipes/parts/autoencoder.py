@@ -6,26 +6,36 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rectiflow.base.generators import torch_generator
+from rectiflow.base.config import to_json
+from rectiflow.base.files import atomic_directory
+from rectiflow.base.seeds import derive_seed
 from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
+from rectiflow.models.autoencoder.files import load_autoencoder_folder, save_autoencoder
+from rectiflow.models.shipped.card import write_card
+from rectiflow.shapeworld.captions import prompt_metadata
+from rectiflow.shapeworld.oracle import Oracle
 from rectiflow.shapeworld.render import render
-from rectiflow.shapeworld.scene import sample_scene
-from rectiflow.shapeworld.world import FULL, SMALL
+from rectiflow.shapeworld.scene import TASKS, sample_scene
+from rectiflow.shapeworld.scoring import score
+from rectiflow.shapeworld.world import FULL, SMALL, World
+from rectiflow.training.environment import source_commit
 from rectiflow.training.parts.autoencoder import (
     AutoencoderLoss,
     AutoencoderTraining,
     train_autoencoder,
 )
+
+Log = Callable[[dict[str, float]], None]
 
 #: A small member of the released family: no attention in the middle keeps latents local.
 CONFIG = AutoencoderConfig(
@@ -36,7 +46,7 @@ CONFIG = AutoencoderConfig(
     latent_shift=0.0,
     latent_scale=1.0,
 )
-TRAINING = AutoencoderTraining(num_steps=7000, batch_size=16, learning_rate=1.5e-3, kl_weight=4e-3)
+TRAINING = AutoencoderTraining(num_steps=4000, batch_size=16, learning_rate=2e-3, kl_weight=4e-3)
 #: Pictures from which the latents' mean and standard deviation are taken.
 NUM_STATISTICS = 1024
 
@@ -48,8 +58,17 @@ def world_images(indices: range, *, seed: int, split: str) -> Float[Tensor, "b 3
         for index in indices
         for world in ((SMALL, FULL)[index % 2],)
     ]
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return pixels.float() / 127.5 - 1.0
+    return to_images(pictures)
+
+
+def to_images(pictures: Sequence[NDArray[np.uint8]]) -> Float[Tensor, "b 3 h w"]:
+    """uint8 pictures [h w 3] → float32 in [−1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def to_pixels(images: Float[Tensor, "b 3 h w"]) -> NDArray[np.uint8]:
+    """Images in [−1, 1] → uint8 [b h w 3], rounded."""
+    return ((images + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def training_batches(training: AutoencoderTraining) -> Iterator[Tensor]:
@@ -80,24 +99,75 @@ def with_measured_normalisation(autoencoder: Autoencoder, seed: int) -> Autoenco
     return normalised.eval()
 
 
-def make_autoencoder(out: Path, training: AutoencoderTraining = TRAINING) -> Autoencoder:
-    """Train from nothing, print progress, save weights and configuration to `out`."""
-    torch.manual_seed(training.seed)
-    autoencoder = Autoencoder(CONFIG)
-    started = time.monotonic()
+@torch.inference_mode()
+def score_reconstructions(
+    autoencoder: Autoencoder, world: World, *, num_per_task: int
+) -> dict[str, float]:
+    """Share of unseen pictures per task that the oracle still reads right, and the mean PSNR."""
+    oracle, errors = Oracle(world), list[float]()
+    scores: dict[str, float] = {}
+    for task in TASKS:
+        scenes = [
+            sample_scene(world, split="val", seed=0, index=index, task=task)
+            for index in range(num_per_task)
+        ]
+        images = to_images([render(world, scene) for scene in scenes])
+        decoded = torch.cat(
+            [autoencoder.decode(autoencoder.encode(part).mean) for part in images.split(50)]
+        ).clamp(-1, 1)
+        errors += (decoded - images).square().flatten(1).mean(1).tolist()
+        verdicts = [
+            score(world, oracle.read(pixels), prompt_metadata(world, scene)).strict
+            for pixels, scene in zip(to_pixels(decoded), scenes, strict=True)
+        ]
+        scores[task] = sum(verdicts) / len(verdicts)
+    scores["psnr_db"] = float(np.mean([10 * np.log10(4.0 / max(error, 1e-10)) for error in errors]))
+    return scores
 
-    def report(step: int, loss: AutoencoderLoss) -> None:
-        if (step + 1) % 50 == 0:
-            psnr = 10 * torch.log10(4.0 / loss.squared_error)
-            print(
-                f"step {step + 1}/{training.num_steps} {time.monotonic() - started:.0f} s  "
-                f"abs {loss.absolute_error:.4f} psnr {psnr:.2f} dB kl/value {loss.kl:.3f} nats",
-                flush=True,
-            )
-        if (step + 1) % 1000 == 0:
-            save(autoencoder, out)
 
-    train_autoencoder(autoencoder, training_batches(training), training, report)
-    normalised = with_measured_normalisation(autoencoder, training.seed)
-    save(normalised, out)
-    return normalised
+def make_autoencoder(
+    out: Path,
+    on_log: Log,
+    training: AutoencoderTraining = TRAINING,
+    config: AutoencoderConfig = CONFIG,
+) -> None:
+    """Train from nothing and write the part to `out`, which must not exist.
+
+    Raises:
+        UserError: `out` is not empty or cannot be written.
+    """
+    with atomic_directory(out) as folder:
+        torch.manual_seed(derive_seed(training.seed, "autoencoder", "weights"))
+        autoencoder = Autoencoder(config)
+
+        def log(step: int, loss: AutoencoderLoss) -> None:
+            if (step + 1) % 50 == 0:
+                psnr = 10 * torch.log10(4.0 / loss.squared_error)
+                on_log({"step": step + 1, "psnr_db": float(psnr), "kl_per_value": float(loss.kl)})
+
+        train_autoencoder(autoencoder, training_batches(training), training, log)
+        save_autoencoder(
+            with_measured_normalisation(autoencoder, training.seed), folder, dtype=torch.bfloat16
+        )
+        write_autoencoder_card(folder, training)
+
+
+def write_autoencoder_card(folder: Path, training: AutoencoderTraining) -> None:
+    """Score the saved weights as they will be loaded, and write the card."""
+    autoencoder = load_autoencoder_folder(folder)
+    write_card(
+        folder,
+        recipe=to_json(training),
+        commit=source_commit() or "unknown",
+        data={
+            "worlds": ["small", "full"],
+            "split": "train",
+            "seed": training.seed,
+            "num_pictures": training.num_steps * training.batch_size,
+            "held_out": False,
+        },
+        scores={
+            world.name: score_reconstructions(autoencoder, world, num_per_task=500)
+            for world in (SMALL, FULL)
+        },
+    )
