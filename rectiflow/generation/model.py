@@ -1,0 +1,220 @@
+"""A model ready to draw: backbone, formulation, autoencoder and text encoders that belong together.
+
+First stop on the walk of a prompt. A name that ships ("tiny"), a run's folder or a model folder
+with `model.json` becomes a `Model`; files and encoders are checked by hash before they are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from rectiflow.base.config import load_config
+from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.files import sha256_file
+from rectiflow.flow import Formulation
+from rectiflow.generation.settings import SamplingSettings
+from rectiflow.models.autoencoder import Autoencoder
+from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.models.shipped import load_autoencoder, load_conditioner, shipped_path
+from rectiflow.models.text.conditioner import TextConditioner
+
+SHIPPED_MODELS = ("tiny",)
+CARD_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardSampling:
+    """How the model's maker would sample it."""
+
+    num_steps: int
+    guidance_scale: float
+    shift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """`model.json`: sizes, formulation, the encoders it was trained with, where it comes from.
+
+    `sha256` maps files to their hash, `autoencoder` and `text` carry the parts' fingerprints.
+    """
+
+    format: int
+    sha256: dict[str, str]
+    backbone: MMDiTConfig
+    formulation: Formulation
+    autoencoder: dict[str, Any]
+    text: dict[str, str]
+    world: str | None
+    resolution_px: int
+    sampling: CardSampling
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """All that turns prompts into pictures; `settings` are its defaults.
+
+    `digest` identifies the weights; `world` names the embedded world it was trained on, if any.
+    """
+
+    name: str
+    digest: str
+    backbone: MMDiT
+    formulation: Formulation
+    autoencoder: Autoencoder
+    conditioner: TextConditioner
+    settings: SamplingSettings
+    world: str | None
+    resolution_px: int
+    provenance: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def to(self, device: torch.device | str) -> Model:
+        """The same model with every part on another device (the parts themselves move)."""
+        return replace(
+            self,
+            backbone=self.backbone.to(device),
+            autoencoder=self.autoencoder.to(device),
+            conditioner=self.conditioner.to(device),
+        )
+
+
+def load_model(name_or_path: str | Path) -> Model:
+    """Load a shipped model by name, or one from a run's or a model's folder.
+
+    Raises:
+        UserError: there is no such model, or it was trained with other encoders than these.
+        CheckpointError: its files are missing, cut, damaged or of another size.
+        ConfigError: its `model.json` is not one.
+    """
+    folder = find_model_folder(name_or_path)
+    card = read_model_card(folder)
+    backbone = _load_backbone(folder, card)
+    autoencoder, conditioner = load_autoencoder(), load_conditioner()
+    _refuse_other_parts(folder, card, autoencoder, conditioner)
+    sampling = card.sampling
+    return Model(
+        name=str(name_or_path),
+        digest=card.sha256[WEIGHTS_FILE],
+        backbone=backbone,
+        formulation=card.formulation,
+        autoencoder=autoencoder.eval().requires_grad_(False),
+        conditioner=conditioner,
+        settings=SamplingSettings(
+            num_steps=sampling.num_steps,
+            guidance_scale=sampling.guidance_scale,
+            shift=sampling.shift,
+            height_px=card.resolution_px,
+            width_px=card.resolution_px,
+        ),
+        world=card.world,
+        resolution_px=card.resolution_px,
+        provenance=card.provenance,
+    )
+
+
+def find_model_folder(name_or_path: str | Path) -> Path:
+    """The folder with `model.json` and weights that a name or path means.
+
+    Raises:
+        UserError: there is none; the text says what was looked for.
+        CheckpointError: a shipped model's files are damaged.
+    """
+    if str(name_or_path) in SHIPPED_MODELS:
+        return shipped_path(str(name_or_path))
+    path = Path(name_or_path)
+    if (path / CARD_FILE).is_file():
+        return path
+    if (path / "model" / CARD_FILE).is_file():
+        return path / "model"
+    if not path.exists():
+        names = ", ".join(f'"{name}"' for name in SHIPPED_MODELS)
+        raise UserError(
+            f"there is no model {str(name_or_path)!r}: give {names}, or the folder of a run "
+            "that `rectiflow train` or `rectiflow demo` wrote"
+        )
+    if (path / "recipe.json").is_file():
+        raise UserError(
+            f"the run {path} has no model yet: it has not reached its first checkpoint; continue "
+            "it with `rectiflow train`"
+        )
+    raise UserError(
+        f"{path} is no model: it holds neither {CARD_FILE} nor model/{CARD_FILE}; give the folder "
+        "of a run or of an exported model"
+    )
+
+
+def read_model_card(folder: Path) -> ModelCard:
+    """A model folder's `model.json`.
+
+    Raises:
+        UserError: it cannot be read, or is of a format that this version does not know.
+        ConfigError: it lacks a key or holds a wrong one.
+    """
+    card = load_config(folder / CARD_FILE, ModelCard)
+    if card.format != FORMAT:
+        raise UserError(
+            f"{folder / CARD_FILE} has format {card.format}, this version reads format {FORMAT}; "
+            "install the version of rectiflow that wrote it"
+        )
+    return card
+
+
+def _load_backbone(folder: Path, card: ModelCard) -> MMDiT:
+    path = folder / WEIGHTS_FILE
+    expected, found = card.sha256.get(WEIGHTS_FILE), sha256_file(path)
+    if found != expected:
+        raise CheckpointError(
+            f"{path} is cut or damaged: its SHA-256 is {found[:12]}…, {CARD_FILE} says "
+            f"{(expected or 'nothing')[:12]}…; copy or make the model again"
+        )
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}); copy or make the model again"
+        ) from error
+    backbone = MMDiT(card.backbone)
+    _refuse_other_shapes(path, backbone, tensors)
+    backbone.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return backbone.eval()
+
+
+def _refuse_other_shapes(path: Path, backbone: MMDiT, tensors: dict[str, torch.Tensor]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    differing = [name for name in wanted | found if wanted.get(name) != found.get(name)]
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{path} is a checkpoint of another model than its {CARD_FILE} says (depth "
+            f"{backbone.config.depth}): {name} is {found.get(name, 'missing')}, expected "
+            f"{wanted.get(name, 'no such tensor')}; use the two files that belong together"
+        )
+
+
+def _refuse_other_parts(
+    folder: Path, card: ModelCard, autoencoder: Autoencoder, conditioner: TextConditioner
+) -> None:
+    """Latents and text states mean nothing to a backbone that was trained on others."""
+    found = {"autoencoder": autoencoder.fingerprint()} | conditioner.fingerprints()
+    wanted = {"autoencoder": card.autoencoder.get("fingerprint", "")} | card.text
+    for part, fingerprint in wanted.items():
+        if found.get(part) != fingerprint:
+            raise UserError(
+                f"the model in {folder} was trained with another {part} (fingerprint "
+                f"{fingerprint[:12]}…) than this rectiflow has "
+                f"({found.get(part, 'none')[:12]}…); use the version that trained it, or train "
+                "again"
+            )

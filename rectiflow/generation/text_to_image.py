@@ -1,0 +1,201 @@
+"""Prompts to pictures, one function a stage: encode → noise → latents → pixels.
+
+The walk of a prompt: here, then `models.text`, `sampling`, the backbone, the autoencoder. Picture i
+is a function of (model, prompt i, settings, seed i) alone: on one CPU and thread count it has the
+same bytes alone, in any batch and beside any neighbour (see `generation.chunks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from rectiflow.base import philox
+from rectiflow.base.errors import UserError
+from rectiflow.base.seeds import derive_seed
+from rectiflow.generation.chunks import plan_chunks, trusted_sizes
+from rectiflow.generation.model import Model
+from rectiflow.generation.settings import SamplingSettings
+from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.precision import compute_dtype
+from rectiflow.models.text import assemble
+from rectiflow.sampling import (
+    ClassifierFreeGuidance,
+    Euler,
+    Field,
+    NoGuidance,
+    integrate,
+    linear_times,
+)
+
+OnProgress = Callable[[int, int], None]
+
+#: Philox stream of a picture's initial noise.
+NOISE_STREAM = 0
+#: Pictures drawn together up to this many image tokens; larger ones fill the processor by fewer.
+MAX_TOKENS_OF_SMALL = 256
+PROBE_STEPS = 2
+
+
+@torch.inference_mode()
+def generate(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings | None = None,
+    *,
+    progress: OnProgress | None = None,
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Draw one picture for each prompt and its seed.
+
+    An empty prompt is allowed and draws without a condition. `progress(done, total)` counts
+    pictures.
+
+    Raises:
+        UserError: prompts and seeds differ in number, a seed is out of range, the size does not
+            fit the model, or a prompt is not valid text.
+    """
+    settings = settings or model.settings
+    check_request(model, prompts, seeds, settings)
+    conditioning, null = encode_prompts(model, prompts)
+    noise = initial_noise(model, seeds, settings)
+    images: list[Tensor] = []
+    # Within one autocast block the cast weights are kept, so they are cast once.
+    with _autocast(model):
+        plan = plan_chunks(len(prompts), _chunk_sizes(model, null, settings, len(prompts)))
+        for size in plan:
+            start = sum(map(len, images))
+            rows = [min(start + i, len(prompts) - 1) for i in range(size)]
+            drawn = draw(model, conditioning[torch.tensor(rows)], null, noise[rows], settings)
+            images.append(drawn[: len(prompts) - start])
+            if progress is not None:
+                progress(start + len(images[-1]), len(prompts))
+    return to_pixels(torch.cat(images))
+
+
+def check_request(
+    model: Model, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings
+) -> None:
+    """Pass if the pictures can be drawn.
+
+    Raises:
+        UserError: they cannot; the text says what is allowed.
+    """
+    if isinstance(prompts, str) or len(prompts) != len(seeds) or not prompts:
+        raise UserError(
+            f"{len(prompts)} prompts came with {len(seeds)} seeds; give a list of at least one "
+            "prompt and one seed for each"
+        )
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed {seed} is out of range; give a whole number from 0 to 2^63 - 1")
+    multiple = model.autoencoder.config.downsample_factor * model.backbone.config.patch_size
+    largest = multiple * model.backbone.config.position_side
+    for name, side_px in (("height", settings.height_px), ("width", settings.width_px)):
+        if side_px % multiple or not 0 < side_px <= largest:
+            raise UserError(
+                f"{name} {side_px} px does not fit this model; give a multiple of {multiple} px "
+                f"up to {largest} px (it was trained at {model.resolution_px} px)"
+            )
+
+
+def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
+    """The prompts' conditioning [n …] and that of the empty prompt [1 …]."""
+    text = model.conditioner.encode(list(prompts))
+    null = model.conditioner.null()
+    return (
+        assemble(text).to(model.device, torch.float32),
+        assemble(null).to(model.device, torch.float32),
+    )
+
+
+def initial_noise(
+    model: Model, seeds: Sequence[int], settings: SamplingSettings
+) -> Float[Tensor, "n c h w"]:
+    """Standard normal latents, row i a function of seeds[i] and the size alone."""
+    factor = model.autoencoder.config.downsample_factor
+    shape = (
+        model.backbone.config.in_channels,
+        settings.height_px // factor,
+        settings.width_px // factor,
+    )
+    keys = torch.tensor([derive_seed(seed, "picture") for seed in seeds], dtype=torch.int64)
+    return philox.normal(keys, shape, stream=NOISE_STREAM).to(model.device)
+
+
+def draw(
+    model: Model,
+    conditioning: Conditioning,
+    null: Conditioning,
+    noise: Float[Tensor, "b c h w"],
+    settings: SamplingSettings,
+) -> Float[Tensor, "b 3 H W"]:
+    """Noise to images, nominally in [−1, 1], the rows together."""
+    return decode_latents(model, draw_latents(model, conditioning, null, noise, settings))
+
+
+def draw_latents(
+    model: Model,
+    conditioning: Conditioning,
+    null: Conditioning,
+    noise: Float[Tensor, "b c h w"],
+    settings: SamplingSettings,
+) -> Float[Tensor, "b c h w"]:
+    """Integrate dz/dt from noise (t = 1) to latents (t = 0)."""
+    is_guided = settings.guidance_scale != 1.0
+    field = Field(
+        backbone=model.backbone,
+        formulation=model.formulation,
+        guidance=(
+            ClassifierFreeGuidance(guidance_scale=settings.guidance_scale)
+            if is_guided
+            else NoGuidance()
+        ),
+        conditioning=conditioning,
+        null=null.expand(len(conditioning)),
+    )
+    times = linear_times(settings.num_steps, shift=settings.shift).to(noise.device)
+    return integrate(field, Euler(), noise, times)
+
+
+def decode_latents(model: Model, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+    """Latents to images, in float32 whatever the backbone computes in."""
+    with torch.autocast(latents.device.type, enabled=False):
+        return model.autoencoder.decode(latents.float())
+
+
+def to_pixels(images: Float[Tensor, "b 3 H W"]) -> UInt8[np.ndarray, "b H W 3"]:
+    """Images in [−1, 1] to rounded bytes; what lies outside is clipped."""
+    levels = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _chunk_sizes(
+    model: Model, null: Conditioning, settings: SamplingSettings, count: int
+) -> tuple[int, ...]:
+    """How many pictures to draw together, after the probe of `chunks.trusted_sizes`.
+
+    The reference size follows from model and settings only, never from `count`.
+    """
+    factor = model.autoencoder.config.downsample_factor * model.backbone.config.patch_size
+    num_tokens = (settings.height_px // factor) * (settings.width_px // factor)
+    reference, *others = (4, 1, 16) if num_tokens <= MAX_TOKENS_OF_SMALL else (1, 4)
+    if model.device.type == "cuda":
+        others.append(16 * reference)
+    probed = replace(settings, num_steps=min(PROBE_STEPS, settings.num_steps))
+    noise = initial_noise(model, [0], probed)
+
+    def probe(size: int) -> Tensor:
+        return draw(model, null.expand(size), null, noise.expand(size, -1, -1, -1), probed)
+
+    return trusted_sizes(probe, [s for s in others if s <= count], reference=reference)
+
+
+def _autocast(model: Model) -> torch.autocast:
+    dtype = compute_dtype("auto", model.device)
+    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -1,0 +1,122 @@
+"""A picture depends on model, prompt, settings and seed alone; what cannot be drawn is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import tiny_model
+
+from rectiflow.base.errors import UserError
+from rectiflow.generation import text_to_image
+from rectiflow.generation.model import Model
+from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.text_to_image import generate, initial_noise, to_pixels
+
+PROMPTS = ("a red circle", "three green crosses", "", 'the word "CAT" in yellow', "a 🦊", "a ring")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "patch_size", "guidance_scale"),
+    [(torch.bfloat16, 2, 3.0), (torch.float32, 2, 3.0), (torch.float32, 1, 1.0)],
+    ids=str,
+)
+def test_same_bytes_alone_in_any_batch_at_any_place(
+    dtype: torch.dtype, patch_size: int, guidance_scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_to_image, "compute_dtype", lambda *_: dtype)
+    assert pictures_that_differ(patch_size, guidance_scale, counts=(1, 3, 16, 18)) == []
+
+
+def test_same_bytes_with_two_threads(run_python: Callable[..., CompletedProcess[str]]) -> None:
+    """In a process of its own, whose second thread sleeps rather than spins when it waits."""
+    done = run_python(
+        "import os, sys;"
+        "os.environ.update(OMP_NUM_THREADS='2', MKL_NUM_THREADS='2', OMP_WAIT_POLICY='PASSIVE');"
+        f"sys.path[:0] = [{str(Path(__file__).parents[1])!r}];"
+        "from generation.test_text_to_image import pictures_that_differ;"
+        "import torch; assert torch.get_num_threads() == 2;"
+        "print(pictures_that_differ(2, 3.0, counts=(1, 3, 16)))"
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def pictures_that_differ(
+    patch_size: int, guidance_scale: float, *, counts: Sequence[int]
+) -> list[tuple[int, int]]:
+    """(size of the batch, place) of pictures that came out otherwise than among eighteen."""
+    model = tiny_model(patch_size=patch_size, num_steps=2)
+    settings = replace(model.settings, guidance_scale=guidance_scale)
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(18)]
+    together = generate(model, prompts, range(18), settings)
+    rng = np.random.default_rng(patch_size)
+    differing: list[tuple[int, int]] = []
+    for count in counts:
+        rows = rng.permutation(18)[:count].tolist()
+        again = generate(model, [prompts[i] for i in rows], rows, settings)
+        differing += [
+            (count, place)
+            for place, i in enumerate(rows)
+            if not np.array_equal(again[place], together[i])
+        ]
+    return differing
+
+
+def test_prompt_seed_and_settings_all_matter(model: Model) -> None:
+    images = generate(model, ["a red circle"] * 2 + ["a ring"], [1, 2, 1])
+    assert not np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+    stronger = replace(model.settings, guidance_scale=6.0)
+    assert not np.array_equal(generate(model, ["a ring"], [1], stronger)[0], images[2])
+
+
+def test_initial_noise_follows_the_seed_alone(model: Model) -> None:
+    noise = initial_noise(model, [7, 8, 7], model.settings)
+    assert noise.shape == (3, 16, 8, 8)
+    assert torch.equal(noise[0], noise[2])
+    assert not torch.equal(noise[0], noise[1])
+    assert abs(float(noise.mean())) < 0.1
+
+
+def test_other_sizes_than_the_trained_one(model: Model) -> None:
+    settings = SamplingSettings(num_steps=1, height_px=32, width_px=96)
+    assert generate(model, ["a ring"], [0], settings).shape == (1, 32, 96, 3)
+
+
+def test_pixels_round_and_clip() -> None:
+    images = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).reshape(1, 1, 1, 5).expand(1, 3, 1, 5)
+    assert to_pixels(images)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_progress_counts_pictures(model: Model) -> None:
+    seen: list[tuple[int, int]] = []
+    generate(
+        model, ["a ring"] * 6, range(6), progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[-1] == (6, 6)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_refuses_what_cannot_be_drawn(model: Model) -> None:
+    with pytest.raises(UserError, match="2 prompts came with 1 seeds"):
+        generate(model, ["a", "b"], [1])
+    with pytest.raises(UserError, match="0 prompts came with 0 seeds"):
+        generate(model, [], [])
+    with pytest.raises(UserError, match="seed -1 is out of range"):
+        generate(model, ["a"], [-1])
+    with pytest.raises(UserError, match=r"height 40 px does not fit.*multiple of 16 px up to 256"):
+        generate(model, ["a"], [1], SamplingSettings(height_px=40))
+    with pytest.raises(UserError, match="width 4096 px does not fit"):
+        generate(model, ["a"], [1], SamplingSettings(width_px=4096))
+    with pytest.raises(UserError, match="not valid Unicode"):
+        generate(model, ["a \udcff"], [1])
