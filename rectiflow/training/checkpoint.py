@@ -213,6 +213,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, cut or damaged.
     """
     try:
+        path.open("rb").close()  # says better than safetensors why a file cannot be opened
         return safetensors.torch.load_file(path)
     except OSError as error:
         raise CheckpointError(str(explain_os_error(error, path, "read"))) from error

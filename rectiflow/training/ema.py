@@ -8,7 +8,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rectiflow.base.errors import ConfigError
 
@@ -44,8 +44,8 @@ class Ema:
         # Buffers are constants (the position grid), so both models share them.
         shared = {id(buffer): buffer for buffer in model.buffers()}
         self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
-        self._averages = list(self.model.parameters())
-        self._weights = list(model.parameters())
+        self._averages: list[Tensor] = list(self.model.parameters())
+        self._weights: list[Tensor] = list(model.parameters())
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -53,4 +53,6 @@ class Ema:
         if step % self.config.every:
             return
         decay = self.config.decay_at(step // self.config.every - 1)
-        torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage]
+            self._averages, self._weights, 1.0 - decay
+        )

@@ -7,14 +7,11 @@ repaired or skipped. `replay` runs the step again.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from rectiflow.base.config import from_json
 from rectiflow.base.files import atomic_directory
+from rectiflow.data.records import Batch
 from rectiflow.training.checkpoint import (
     load_state,
     read_header,
@@ -24,24 +21,13 @@ from rectiflow.training.checkpoint import (
 )
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
-from rectiflow.training.step import StepResult, TrainBatch, train_step
+from rectiflow.training.step import StepResult, train_step
 
 _TEXT = "text."
 
 
-@dataclass(frozen=True, kw_only=True)
-class SavedBatch:
-    """A batch as it was when the step failed."""
-
-    x0_mean: Float[Tensor, "b c h w"]
-    x0_logvar: Float[Tensor, "b c h w"]
-    encoded_text: dict[str, Tensor]
-    keys: Int[Tensor, " b"]
-    indices: Int[Tensor, " b"]
-
-
 def save_failure(
-    run: Path, state: TrainState, batch: TrainBatch, recipe: TrainRecipe, store: str
+    run: Path, state: TrainState, batch: Batch, recipe: TrainRecipe, store: str
 ) -> Path:
     """Write `run/failure_step_N/` for the step N that `state` could not make.
 
@@ -76,4 +62,4 @@ def replay(path: Path | str) -> StepResult:
     state = load_state(path, header, recipe, header["store"])
     tensors = read_tensors(path / "batch.safetensors")
     text = {k.removeprefix(_TEXT): tensors.pop(k) for k in list(tensors) if k.startswith(_TEXT)}
-    return train_step(state, SavedBatch(encoded_text=text, **tensors), recipe)
+    return train_step(state, Batch(encoded_text=text, **tensors), recipe)

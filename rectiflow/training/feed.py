@@ -8,9 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rectiflow.training.step import TrainBatch
+from rectiflow.base.errors import ConfigError
+from rectiflow.data.latent_store import LatentStore
+from rectiflow.data.loader import Loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,8 @@ class StoreFacts:
     """What a store knows about itself and a model trained on it must remember.
 
     `fingerprint` identifies the store's whole content; `autoencoder` and `text` are the parts'
-    fingerprints as the model's `model.json` carries them.
+    fingerprints as the model's `model.json` carries them. `latent_shape` is (channels, height,
+    width).
     """
 
     fingerprint: str
@@ -28,7 +32,7 @@ class StoreFacts:
     resolution_px: int
     context_dim: int
     pooled_dim: int
-    latent_channels: int
+    latent_shape: tuple[int, int, int]
 
 
 class Feed(ABC):
@@ -36,12 +40,99 @@ class Feed(ABC):
 
     facts: StoreFacts
     # The held-out samples, with keys that stay the same each time.
-    validation: Sequence[TrainBatch]
+    validation: Sequence[Batch]
 
     @abstractmethod
-    def batch_at(self, step: int) -> TrainBatch:
+    def batch_at(self, step: int) -> Batch:
         """The batch of one step, a pure function of the step."""
 
 
-def open_feed(store, recipe):
-    raise NotImplementedError
+class StoreFeed(Feed):
+    """A latent store's samples: most for training, `num_validation` of them held out.
+
+    Which are held out, and their noise and captions, is the same for every seed of a recipe, so
+    that runs compare on equal terms.
+    """
+
+    def __init__(self, store: LatentStore, recipe: TrainRecipe) -> None:
+        self.facts = facts_of(store)
+        refuse_unfit(self.facts, recipe)
+        split = split_store(
+            store.latent_rows, num_validation=recipe.num_validation, seed=HELD_OUT_SEED
+        )
+        self._loader = Loader(
+            store,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            caption_mix=recipe.caption_mix,
+            rows=split.train,
+        )
+        self.validation = ()
+        if len(split.validation):
+            held_out = Loader(
+                store,
+                batch_size=VALIDATION_BATCH_SIZE,
+                seed=HELD_OUT_SEED,
+                caption_mix=recipe.caption_mix,
+                rows=split.validation,
+            )
+            self.validation = tuple(held_out.in_order())
+
+    def batch_at(self, step: int) -> Batch:
+        return self._loader.batch_at(step)
+
+
+def open_feed(store: Path | str, recipe: TrainRecipe) -> StoreFeed:
+    """The training data of a store for a recipe.
+
+    Raises:
+        StoreError: the store is missing, damaged, or lacks captions that the recipe uses.
+        ConfigError: its shapes do not fit the recipe's backbone.
+    """
+    return StoreFeed(LatentStore(store), recipe)
+
+
+def facts_of(store: LatentStore) -> StoreFacts:
+    """A store's facts, from its header alone."""
+    header = store.header
+    widths = {name: column.shape[-1] for name, column in header.text_columns.items()}
+    return StoreFacts(
+        fingerprint=store.fingerprint,
+        autoencoder={"name": "shapeworld", "fingerprint": header.autoencoder},
+        text=header.text,
+        world=header.world,
+        resolution_px=header.resolution_px,
+        context_dim=widths["t5.context"],
+        pooled_dim=widths["clip_l.pooled"] + widths["clip_g.pooled"],
+        latent_shape=store.latent_shape,
+    )
+
+
+def refuse_unfit(facts: StoreFacts, recipe: TrainRecipe) -> None:
+    """Pass if the recipe's backbone takes what the store holds.
+
+    Raises:
+        ConfigError: a size differs; the text gives the one to set.
+    """
+    backbone = recipe.backbone
+    channels, height, width = facts.latent_shape
+    for name, own, theirs in (
+        ("in_channels", backbone.in_channels, channels),
+        ("context_dim", backbone.context_dim, facts.context_dim),
+        ("pooled_dim", backbone.pooled_dim, facts.pooled_dim),
+    ):
+        if own != theirs:
+            raise ConfigError(
+                f"backbone.{name} is {own}, the store's rows have {theirs}; set it to {theirs}"
+            )
+    p, side = backbone.patch_size, backbone.position_side
+    if height % p or width % p:
+        raise ConfigError(
+            f"the store's latents are {height}×{width}, not a multiple of backbone.patch_size "
+            f"{p}; encode the pictures at another resolution"
+        )
+    if max(height, width) > side * p:
+        raise ConfigError(
+            f"the store's latents are {height}×{width}, {max(height, width) // p} tokens on a "
+            f"side; raise backbone.position_side from {side}"
+        )

@@ -10,15 +10,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self, TextIO
+from types import FrameType
+from typing import Any, TextIO
 
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import read_json, write_json
+from rectiflow.data.records import Batch
 from rectiflow.training.checkpoint import clear_unfinished, load_latest, save_checkpoint
 from rectiflow.training.environment import describe_environment
 from rectiflow.training.export import export_model
@@ -42,7 +43,7 @@ from rectiflow.training.hooks import (
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
 from rectiflow.training.state import TrainState
-from rectiflow.training.step import StepResult, TrainBatch, train_step
+from rectiflow.training.step import StepResult, train_step
 from rectiflow.training.validation import validate
 
 
@@ -106,7 +107,7 @@ def train(
         ]
         for watcher in watchers:
             stack.callback(watcher.close)
-        stop = stack.enter_context(_StopRequest())
+        stop = stack.enter_context(_stop_request())
         return _Loop(
             run=run,
             recipe=recipe,
@@ -174,7 +175,7 @@ class _Loop:
         self.count_time()
         if self.is_due(self.recipe.log_every):
             self.log(result)
-        if self.is_due(self.recipe.validate_every) and self.recipe.num_validation:
+        if self.is_due(self.recipe.validate_every) and self.feed.validation:
             self.validate()
         if self.is_due(self.recipe.sample_every):
             self.sample()
@@ -234,7 +235,7 @@ class _Loop:
         export_model(self.run, self.state, self.recipe, facts)
         self.tell(CheckpointSaved(step=self.state.step, path=path))
 
-    def fail(self, batch: TrainBatch, result: StepResult) -> None:
+    def fail(self, batch: Batch, result: StepResult) -> None:
         step = self.state.step + 1
         path = save_failure(self.run, self.state, batch, self.recipe, self.feed.facts.fingerprint)
         raise UserError(
@@ -245,36 +246,35 @@ class _Loop:
         )
 
 
+@dataclass(kw_only=True)
 class _StopRequest:
-    """Notes the first SIGINT or SIGTERM; a second one acts as if nothing had caught it."""
+    """The number of the signal that asked the run to stop, None as long as none did."""
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+    signal: int | None = None
 
-    def __enter__(self) -> Self:
-        # Python delivers signals to the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+@contextmanager
+def _stop_request() -> Generator[_StopRequest]:
+    """Note the first SIGINT or SIGTERM; a second one acts as if nothing had caught it."""
+    request = _StopRequest()
+    previous: dict[int, Any] = {}
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+    def restore() -> None:
+        while previous:
+            signal.signal(*previous.popitem())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
+    def note(number: int, _frame: FrameType | None) -> None:
+        request.signal = number
+        restore()
+
+    # Python delivers signals to the main thread, and lets no other one set handlers.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()
 
 
 def _append_session(run: Path, step: int) -> None:

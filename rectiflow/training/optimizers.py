@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,12 @@ OptimizerConfig = AdamW | Muon
 def trainable(model: nn.Module) -> NamedParameters:
     """The parameters that have gradients, in the model's order."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """The gradient of a parameter that took part in the backward pass."""
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def is_decayed(model: nn.Module, name: str) -> bool:
@@ -161,7 +167,8 @@ def hidden_matrices(
     Fused projections are several maps that share an input: queries, keys and values, and the
     modulation's shifts, scales and gates; each is orthogonalized by itself.
     """
-    in_blocks = {id(parameter) for parameter in model.blocks.parameters()}
+    blocks = cast(nn.Module, model.blocks)
+    in_blocks = {id(parameter) for parameter in blocks.parameters()}
     for name, parameter in trainable(model):
         if id(parameter) not in in_blocks or parameter.ndim != 2:
             continue
@@ -208,18 +215,17 @@ class MuonOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, factor: float) -> None:
         config, rate = self._config, self._config.learning_rate * factor
-        weights = [m.weight for m in self._matrices]
-        gradients = [m.weight.grad for m in self._matrices]
+        weights: list[Tensor] = [m.weight for m in self._matrices]
+        gradients = [gradient_of(m.weight) for m in self._matrices]
         momenta = [m.momentum for m in self._matrices]
-        torch._foreach_lerp_(momenta, gradients, 1.0 - config.momentum)
+        torch._foreach_lerp_(momenta, gradients, 1.0 - config.momentum)  # pyright: ignore[reportPrivateUsage]
         # Nesterov: look ahead along the momentum. Overwrites the gradients, which end here.
-        torch._foreach_lerp_(gradients, momenta, config.momentum)
-        torch._foreach_mul_(weights, 1.0 - rate * config.weight_decay)
+        torch._foreach_lerp_(gradients, momenta, config.momentum)  # pyright: ignore[reportPrivateUsage]
+        torch._foreach_mul_(weights, 1.0 - rate * config.weight_decay)  # pyright: ignore[reportPrivateUsage]
         for shape, group in self._groups.items():
             stack, offset = self._stacks[shape], 0
             for matrix in group:
-                assert matrix.weight.grad is not None
-                stack[offset : offset + matrix.num_parts] = matrix.wide(matrix.weight.grad)
+                stack[offset : offset + matrix.num_parts] = matrix.wide(gradient_of(matrix.weight))
                 offset += matrix.num_parts
             updates = orthogonalize(stack, num_steps=config.num_newton_schulz_steps).split(
                 [matrix.num_parts for matrix in group]

@@ -47,8 +47,9 @@ class TrainRecipe:
     """All settings of a training run. Every `*_every` counts optimizer steps; 0 means never.
 
     `encoder_dropout` is the probability in [0, 1] with which each text encoder is left out of
-    each sample, independently (arXiv 2403.03206, section 5.1). `caption_mix` gives the share of
-    each caption variant. `num_validation` samples are held out of training.
+    each sample, independently (arXiv 2403.03206, section 5.1). `caption_mix` gives the weight of
+    each caption variant of the store; without it all weigh the same. `num_validation` samples are
+    held out of training.
     """
 
     name: str
@@ -63,7 +64,7 @@ class TrainRecipe:
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: Precision = "auto"
     encoder_dropout: float = 0.464
-    caption_mix: dict[str, float] = field(default_factory=lambda: {"terse": 0.5, "full": 0.5})
+    caption_mix: dict[str, float] | None = None
     num_validation: int = 256
     log_every: int = 20
     validate_every: int = 500
@@ -108,7 +109,7 @@ def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:
     """
     ours, theirs = to_json(saved), to_json(given)
     for name in CHANGEABLE:
-        ours.pop(name), theirs.pop(name)
+        del ours[name], theirs[name]
     return [
         f"{path} is {before!r} in the run and {after!r} in the recipe"
         for path, before, after in _differing("", ours, theirs)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rectiflow.base import philox
+from rectiflow.data.records import Batch
 from rectiflow.flow import FlowLoss, flow_matching_loss
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, assemble
@@ -26,26 +26,6 @@ from rectiflow.training.state import TrainState
 # Philox streams of a sample's key. The loader draws its own (captions) from streams below 16.
 NOISE_STREAM = 16
 CHOICE_STREAM = 17
-
-
-@runtime_checkable
-class TrainBatch(Protocol):
-    """What a step reads of a batch: latents as a distribution, encoded text, one key a sample."""
-
-    @property
-    def x0_mean(self) -> Float[Tensor, "b c h w"]: ...
-
-    @property
-    def x0_logvar(self) -> Float[Tensor, "b c h w"]: ...
-
-    @property
-    def encoded_text(self) -> dict[str, Tensor]: ...
-
-    @property
-    def keys(self) -> Int[Tensor, " b"]: ...
-
-    @property
-    def indices(self) -> Int[Tensor, " b"]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +50,7 @@ class StepResult:
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
-def draw(batch: TrainBatch, recipe: TrainRecipe) -> Draw:
+def draw(batch: Batch, recipe: TrainRecipe) -> Draw:
     """Choose noise, time and dropped encoders of each sample from its key."""
     uniforms = philox.uniform(batch.keys, 1 + len(ENCODERS), stream=CHOICE_STREAM)
     x0, eps = posterior_and_noise(batch, batch.keys, stream=NOISE_STREAM)
@@ -83,7 +63,7 @@ def draw(batch: TrainBatch, recipe: TrainRecipe) -> Draw:
 
 
 def posterior_and_noise(
-    batch: TrainBatch, keys: Int[Tensor, " b"], *, stream: int
+    batch: Batch, keys: Int[Tensor, " b"], *, stream: int
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
     """Latents x0 drawn from the autoencoder's posterior, and the flow's noise eps; float32."""
     normals = philox.normal(keys, (2, *batch.x0_mean.shape[1:]), stream=stream)
@@ -91,9 +71,11 @@ def posterior_and_noise(
     return torch.addcmul(batch.x0_mean.float(), std, normals[:, 0]), normals[:, 1]
 
 
-def condition(batch: TrainBatch, keep: Bool[Tensor, "b 3"] | None) -> Conditioning:
+def condition(batch: Batch, keep: Bool[Tensor, "b 3"] | None) -> Conditioning:
     """The batch's prompts as the backbone sees them; `keep` has a column per text encoder."""
-    chosen = None if keep is None else dict(zip(ENCODERS, keep.unbind(1), strict=True))
+    chosen: dict[str, Tensor] | None = None
+    if keep is not None:
+        chosen = {name: keep[:, i] for i, name in enumerate(ENCODERS)}
     return assemble(EncodedText.from_columns(batch.encoded_text).to(dtype=torch.float32), chosen)
 
 
@@ -106,7 +88,7 @@ def forward(backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe) -> Fl
         )
 
 
-def train_step(state: TrainState, batch: TrainBatch, recipe: TrainRecipe) -> StepResult:
+def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe) -> StepResult:
     """One optimizer step in place. A non-finite loss or gradient leaves `state` as it was."""
     state.backbone.zero_grad(set_to_none=True)
     loss = forward(state.backbone, draw(batch, recipe), recipe).loss
@@ -117,7 +99,9 @@ def train_step(state: TrainState, batch: TrainBatch, recipe: TrainRecipe) -> Ste
     if not result.is_finite:
         return result
     if result.gradient_norm > recipe.gradient_clip:
-        torch._foreach_mul_(gradients, recipe.gradient_clip / result.gradient_norm)
+        torch._foreach_mul_(  # pyright: ignore[reportPrivateUsage]
+            gradients, recipe.gradient_clip / result.gradient_norm
+        )
     state.optimizer.step(recipe.schedule.factor(state.step, recipe.max_steps))
     state.step += 1
     state.ema.update(state.step)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from rectiflow.data.records import Batch
 from rectiflow.training.recipe import TrainRecipe
-from rectiflow.training.step import Draw, TrainBatch, condition, forward, posterior_and_noise
+from rectiflow.training.step import Draw, condition, forward, posterior_and_noise
 
 LEVELS = tuple(k / 8 for k in range(1, 8))
 
@@ -27,9 +28,7 @@ class ValidationLoss:
 
 
 @torch.no_grad()
-def validate(
-    backbone: nn.Module, batches: Iterable[TrainBatch], recipe: TrainRecipe
-) -> ValidationLoss:
+def validate(backbone: nn.Module, batches: Iterable[Batch], recipe: TrainRecipe) -> ValidationLoss:
     """The loss of `backbone` over held-out batches.
 
     Noise is a function of (a batch's keys, level); give the same keys each time.

@@ -1,11 +1,10 @@
 """A few random latents and prompts in memory, with the interface of a store's feed."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from rectiflow.base import philox
+from rectiflow.data.records import Batch
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.feed import Feed, StoreFacts
 from rectiflow.training.optimizers import AdamW, Muon
@@ -14,15 +13,6 @@ from rectiflow.training.schedule import Trapezoid
 
 WIDTHS = {"clip_l": 8, "clip_g": 16, "t5": 32}
 LENGTH = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class FakeBatch:
-    x0_mean: Tensor
-    x0_logvar: Tensor
-    encoded_text: dict[str, Tensor]
-    keys: Tensor
-    indices: Tensor
 
 
 class FakeFeed(Feed):
@@ -55,11 +45,11 @@ class FakeFeed(Feed):
             resolution_px=32,
             context_dim=32,
             pooled_dim=24,
-            latent_channels=16,
+            latent_shape=(16, 4, 4),
         )
 
-    def rows(self, indices: Tensor, *, epoch: int) -> FakeBatch:
-        return FakeBatch(
+    def rows(self, indices: Tensor, *, epoch: int) -> Batch:
+        return Batch(
             x0_mean=self._mean[indices],
             x0_logvar=self._logvar[indices],
             encoded_text={name: column[indices] for name, column in self._text.items()},
@@ -67,7 +57,7 @@ class FakeFeed(Feed):
             indices=indices,
         )
 
-    def batch_at(self, step: int) -> FakeBatch:
+    def batch_at(self, step: int) -> Batch:
         position = step * self._batch_size + torch.arange(self._batch_size)
         batch = self.rows(position % self.num, epoch=int(position[0]) // self.num)
         if step + 1 == self._poisoned_step:
@@ -75,12 +65,12 @@ class FakeFeed(Feed):
         return batch
 
 
-def tiny_recipe(**changes: object) -> TrainRecipe:
-    """A depth-2 model that makes a step in a few milliseconds."""
+def tiny_recipe(*, depth: int = 1, **changes: object) -> TrainRecipe:
+    """The smallest model; with `depth` 2 its text tokens outlive the first block."""
     settings = {
         "name": "test",
         "backbone": MMDiTConfig(
-            depth=2, context_dim=32, pooled_dim=24, position_side=8, base_side=4
+            depth=depth, context_dim=32, pooled_dim=24, position_side=8, base_side=4
         ),
         "batch_size": 4,
         "max_steps": 12,

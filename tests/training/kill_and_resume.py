@@ -12,17 +12,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 import torch.utils.tensorboard
-
-from rectiflow.training.loop import train
 from training.fake_feed import FakeFeed, tiny_recipe
 
-RECIPE = tiny_recipe(max_steps=11, log_every=2, validate_every=4, checkpoint_every=3)
+from rectiflow.training.loop import train
+
+# float32, because a fresh process needs a good while to compile bfloat16 kernels.
+RECIPE = tiny_recipe(
+    max_steps=11, log_every=2, validate_every=4, checkpoint_every=3, precision="fp32"
+)
 
 
 def die() -> None:
@@ -101,11 +105,11 @@ def main(folder: Path) -> None:
     scenarios: dict[str, list[Callable[[], None]]] = {
         # A run saves at steps 3, 6, 9 and 11, three tensor files and a model each time.
         "half a tensor file": [
-            lambda: kill_at_call(safetensors.torch, "save_file", 6, half_written=True),
-            lambda: kill_at_call(safetensors.torch, "save_file", 3, half_written=True),
+            partial(kill_at_call, safetensors.torch, "save_file", 6, half_written=True),
+            partial(kill_at_call, safetensors.torch, "save_file", 3, half_written=True),
         ],
-        "before the rename": [lambda: kill_at_call(os, "replace", n) for n in (3, 5)],
-        "while syncing": [lambda: kill_at_call(os, "fsync", n) for n in (5, 9, 17)],
+        "before the rename": [partial(kill_at_call, os, "replace", n) for n in (3, 5)],
+        "while syncing": [partial(kill_at_call, os, "fsync", n) for n in (5, 9, 17)],
     }
     results: dict[str, Any] = {"duration_s": duration_s, "runs": {}}
     for name, deaths in scenarios.items():

@@ -32,10 +32,10 @@ def test_impossible_recipes_are_refused(changes: dict[str, object], text: str) -
 def test_differences_name_the_dotted_path_and_both_values() -> None:
     recipe = tiny_recipe()
     other = dataclasses.replace(
-        recipe, backbone=dataclasses.replace(recipe.backbone, depth=3), optimizer=AdamW()
+        recipe, backbone=dataclasses.replace(recipe.backbone, depth=2), optimizer=AdamW()
     )
     assert differences(recipe, other) == [
-        "backbone.depth is 2 in the run and 3 in the recipe",
+        "backbone.depth is 1 in the run and 2 in the recipe",
         "optimizer.kind is 'Muon' in the run and 'AdamW' in the recipe",
     ]
 

@@ -68,7 +68,7 @@ def test_no_dropout_keeps_every_encoder() -> None:
 
 
 def test_a_step_moves_weights_counts_and_averages() -> None:
-    feed, recipe = FakeFeed(), tiny_recipe()
+    feed, recipe = FakeFeed(), tiny_recipe(depth=2)
     state = TrainState.start(recipe)
     before = state.backbone.final_layer.linear.weight.detach().clone()
     result = train_step(state, feed.batch_at(0), recipe)

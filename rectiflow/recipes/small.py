@@ -1,0 +1,73 @@
+"""Recipes for the embedded world, sized for two processor cores.
+
+They follow arXiv 2403.03206 in formulation, dropout and schedule and differ in size; the text
+widths are those of the shipped encoders.
+"""
+
+from dataclasses import replace
+
+from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.training.ema import EmaConfig
+from rectiflow.training.optimizers import AdamW, Muon
+from rectiflow.training.recipe import SamplingDefaults, TrainRecipe
+from rectiflow.training.schedule import Trapezoid
+
+SAMPLE_PROMPTS = (
+    "a photo of a red circle",
+    "a photo of a circle and a square",
+    "a photo of three circles",
+    "a photo of a triangle",
+    "a photo of a circle left of a square",
+    "a photo of a red circle and a blue square",
+    'the word "AC" in red',
+    "a yellow cross top left and a purple ring bottom right",
+)
+
+
+def small_backbone(depth: int) -> MMDiTConfig:
+    """An MM-DiT for 64-pixel pictures (4×4 tokens, room for 256 px) and the shipped encoders."""
+    return MMDiTConfig(depth=depth, context_dim=192, pooled_dim=160, position_side=16, base_side=4)
+
+
+def mmdit(depth: int) -> TrainRecipe:
+    """An MM-DiT of any depth (width 64·depth) on the embedded world, with AdamW."""
+    return TrainRecipe(
+        name=f"mmdit-d{depth}",
+        backbone=small_backbone(depth),
+        max_steps=20_000,
+        optimizer=AdamW(),
+        schedule=Trapezoid(warmup_steps=200, decay_fraction=0.3),
+        ema=EmaConfig(decay=0.999),
+        sample_every=1000,
+        sample_prompts=SAMPLE_PROMPTS,
+        sampling=SamplingDefaults(num_steps=28, guidance_scale=3.0),
+    )
+
+
+def demo() -> TrainRecipe:
+    """Ten minutes of training on two cores; the demo sets `max_steps` to what its budget allows."""
+    return replace(
+        mmdit(4),
+        name="demo",
+        max_steps=2000,
+        optimizer=Muon(learning_rate=2e-3, rest=AdamW(learning_rate=2e-3)),
+        schedule=Trapezoid(warmup_steps=50, decay_fraction=0.4),
+        ema=EmaConfig(decay=0.99),
+        validate_every=250,
+        checkpoint_every=500,
+        sample_every=500,
+    )
+
+
+def tiny() -> TrainRecipe:
+    """The model that ships with the package: the demo's, for hours instead of minutes."""
+    return replace(
+        demo(),
+        name="tiny",
+        max_steps=30_000,
+        schedule=Trapezoid(warmup_steps=200, decay_fraction=0.3),
+        ema=EmaConfig(decay=0.999),
+        validate_every=1000,
+        checkpoint_every=1000,
+        sample_every=2000,
+    )

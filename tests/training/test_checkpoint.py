@@ -1,0 +1,163 @@
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from training.fake_feed import FakeFeed, tiny_recipe
+
+from rectiflow.base.errors import CheckpointError
+from rectiflow.training.checkpoint import (
+    load_latest,
+    read_header,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
+from rectiflow.training.state import TrainState, copy_exactly
+from rectiflow.training.step import train_step
+
+STORE = "store"
+RECIPE = tiny_recipe(keep_last=2)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with checkpoints of steps 1 and 2."""
+    state, feed = TrainState.start(RECIPE), FakeFeed()
+    for step in range(2):
+        train_step(state, feed.batch_at(step), RECIPE)
+        save_checkpoint(tmp_path, state, RECIPE, STORE)
+    return tmp_path
+
+
+def newest(run: Path) -> Path:
+    return run / "checkpoints" / "step_00000002"
+
+
+def cut_in_half(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def lose_a_key(path: Path) -> None:
+    header = json.loads((path.parent / "state.json").read_text())
+    del header["loss_window"]
+    (path.parent / "state.json").write_text(json.dumps(header))
+
+
+def test_loading_returns_the_same_state(run: Path) -> None:
+    state = load_latest(run, RECIPE, STORE)
+    assert state is not None
+    expected = TrainState.start(RECIPE)
+    for step in range(2):
+        train_step(expected, FakeFeed().batch_at(step), RECIPE)
+    assert state.step == 2
+    assert state.loss_window == expected.loss_window
+    for stem, tensors in expected.tensors().items():
+        assert all(torch.equal(v, state.tensors()[stem][k]) for k, v in tensors.items())
+
+
+def test_a_run_without_checkpoints_has_no_state(tmp_path: Path) -> None:
+    assert load_latest(tmp_path, RECIPE, STORE) is None
+
+
+def test_the_last_few_are_kept(run: Path) -> None:
+    state = load_latest(run, RECIPE, STORE)
+    assert state is not None
+    train_step(state, FakeFeed().batch_at(2), RECIPE)
+    save_checkpoint(run, state, RECIPE, STORE)
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"step_00000002", "step_00000003"}
+
+
+def test_nothing_is_pickled(run: Path) -> None:
+    suffixes = {path.suffix for path in run.rglob("*") if path.is_file()}
+    assert suffixes == {".safetensors", ".json"}
+
+
+def test_files_are_as_readable_as_others_of_the_user(run: Path) -> None:
+    (run / "other").touch()
+    expected = stat.S_IMODE((run / "other").stat().st_mode)
+    assert stat.S_IMODE((newest(run) / "ema.safetensors").stat().st_mode) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "text"),
+    [
+        ("weights.safetensors", cut_in_half, "weights.safetensors is cut or damaged"),
+        ("optimizer.safetensors", flip_a_byte, "optimizer.safetensors is cut or damaged"),
+        ("ema.safetensors", Path.unlink, "cannot read .*ema.safetensors: it does not exist"),
+        ("state.json", cut_in_half, "state.json is not valid JSON"),
+        ("state.json", Path.unlink, "cannot read .*state.json: it does not exist"),
+        ("weights.safetensors", lose_a_key, "state.json lacks 'loss_window'; it is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_aloud(
+    run: Path,
+    file: str,
+    damage: Callable[[Path], None],
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(newest(run) / file)
+    with pytest.raises(CheckpointError, match=text):
+        read_header(newest(run))
+    state = load_latest(run, RECIPE, STORE)
+    assert state is not None
+    assert state.step == 1
+    assert capsys.readouterr().err.startswith("rectiflow: skipping a damaged checkpoint: ")
+    # The same step is reached again and replaces the damaged one.
+    train_step(state, FakeFeed().batch_at(1), RECIPE)
+    save_checkpoint(run, state, RECIPE, STORE)
+    read_header(newest(run))
+
+
+def test_a_run_with_only_damaged_checkpoints_does_not_start_over(run: Path) -> None:
+    for path in (run / "checkpoints").iterdir():
+        cut_in_half(path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"no usable checkpoint in .* remove this one to sta"):
+        load_latest(run, RECIPE, STORE)
+
+
+def test_another_format_is_refused(run: Path) -> None:
+    path = newest(run) / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
+    with pytest.raises(CheckpointError, match="has checkpoint format 9, this version reads 1"):
+        read_header(newest(run))
+
+
+def test_a_checkpoint_of_another_depth_is_refused(run: Path) -> None:
+    deeper = tiny_recipe(backbone=RECIPE.backbone.__class__(depth=2, context_dim=32, pooled_dim=24))
+    with pytest.raises(
+        CheckpointError, match=r"backbone.depth is 1 in the run and 2 in the recipe"
+    ):
+        load_latest(run, deeper, STORE)
+
+
+def test_tensors_of_another_model_are_refused_by_name() -> None:
+    own = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"w.safetensors lacks tensor 'b': it was written"):
+        copy_exactly({"a": torch.zeros(2)}, own, what="w.safetensors")
+    with pytest.raises(CheckpointError, match=r"has an unknown tensor 'c'"):
+        copy_exactly(own | {"c": torch.zeros(1)}, own, what="w.safetensors")
+    with pytest.raises(CheckpointError, match=r"'b' is torch.float32 \[4\], this recipe needs"):
+        copy_exactly(own | {"b": torch.zeros(4)}, own, what="w.safetensors")
+
+
+def test_a_cut_or_missing_tensor_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.arange(5)})
+    assert torch.equal(read_tensors(path)["a"], torch.arange(5))
+    cut_in_half(path)
+    with pytest.raises(CheckpointError, match=r"x.safetensors is cut or damaged \(.*\); fetch"):
+        read_tensors(path)
+    with pytest.raises(CheckpointError, match=r"cannot read .*y.safetensors: it does not exist"):
+        read_tensors(tmp_path / "y.safetensors")
