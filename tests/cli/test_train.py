@@ -1,0 +1,111 @@
+"""`rectiflow train`: recipe, overrides and exit code; the training itself is replaced."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rectiflow.cli.main import main
+from rectiflow.training import loop
+from rectiflow.training.loop import TrainResult
+from rectiflow.training.recipe import TrainRecipe
+
+CALL = ["train", "demo", "--data", "store", "--out", "run"]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `train` is called with; it ends at once, well."""
+    return replace_training(monkeypatch, interrupted=None)
+
+
+def replace_training(
+    monkeypatch: pytest.MonkeyPatch, *, interrupted: int | None
+) -> list[dict[str, Any]]:
+    received: list[dict[str, Any]] = []
+
+    def train(recipe: TrainRecipe, store: Path, out: Path, **settings: Any) -> TrainResult:
+        received.append({"recipe": recipe, "store": store, "out": out} | settings)
+        return TrainResult(
+            run=out,
+            model=out / "model",
+            step=5,
+            max_steps=10,
+            elapsed_s=1.0,
+            interrupted=interrupted,
+            validation=None,
+        )
+
+    monkeypatch.setattr(loop, "train", train)
+    return received
+
+
+def test_the_recipe_and_the_places_arrive(
+    calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(CALL) == 0
+    (call,) = calls
+    assert call["recipe"].name == "demo"
+    assert (call["store"], call["out"], call["max_steps"]) == (Path("store"), Path("run"), None)
+    assert capsys.readouterr().out == "10 steps done; the model lies in run/model\n"
+
+
+def test_fields_and_steps_are_options(calls: list[dict[str, Any]]) -> None:
+    assert main([*CALL, "--max-steps", "7", "--batch-size", "8", "--ema.decay", "0.5"]) == 0
+    (call,) = calls
+    assert call["max_steps"] == 7
+    assert call["recipe"].batch_size == 8
+    assert call["recipe"].ema.decay == 0.5
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_how_to_go_on(
+    stop: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replace_training(monkeypatch, interrupted=stop)
+    assert main(CALL) == code
+    assert capsys.readouterr().out == "stopped at step 5 of 10; the same command continues\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nope --data s --out r", "unknown recipe 'nope'; choose one of demo"),
+        ("nope --help", "unknown recipe 'nope'"),
+        ("demo --data s --out r --batchsize 3", "Unrecognized options: --batchsize"),
+        ("demo --data s --out r --batch-size few", "--batch-size"),
+        ("demo --data s --out r --batch-size 0", "batch_size is 0; it must be at least 1"),
+        ("demo --data s --out r --ema.decay 2", "ema.decay is 2.0; give a number from 0 to"),
+        ("demo --data s --out r --precision fp8", "invalid choice 'fp8'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    line: str, message: str, calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *line.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("rectiflow: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert calls == []
+
+
+def test_a_missing_store_leaves_no_run_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "demo", "--data", str(tmp_path / "none"), "--out", str(run)]) == 2
+    assert "rectiflow encode makes one" in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_the_fields_of_a_recipe_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "demo", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("usage: rectiflow train demo")
+    assert "--optimizer.learning-rate" in page
+    assert "--formulation.timesteps.std" in page
