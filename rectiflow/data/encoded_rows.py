@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.text.encoded import EncodedText
 
 
+@runtime_checkable
 class PromptEncoder(Protocol):
     """What encoding needs of `models.text.conditioner.TextConditioner`.
 

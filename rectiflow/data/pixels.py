@@ -18,7 +18,7 @@ import warnings
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _WHITE = 255
@@ -55,6 +55,9 @@ def decode_picture(data: bytes, *, size_px: tuple[int, int]) -> UInt8[np.ndarray
             return to_rgb(ImageOps.exif_transpose(image))
     except UndecodableError:
         raise
+    except UnidentifiedImageError as error:
+        # Pillow's text holds a memory address, and a reason is the same each time.
+        raise UndecodableError("it is damaged or cut (no decoder recognises it)") from error
     except Exception as error:
         # Decoders answer hostile bytes with whatever their parsing runs into, not only OSError.
         raise UndecodableError(f"it is damaged or cut ({error})") from error

@@ -142,11 +142,12 @@ def check_shard_size(folder: Path, record: ShardRecord) -> None:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[_METADATA])
-        return load_file(path), metadata
+            metadata: Any = json.loads((file.metadata() or {})[_METADATA])
+            found = {name: metadata[name] for name in ("made_by", "digest")}
+        return load_file(path), found
     except OSError as error:
         raise StoreError(str(explain_os_error(error, path, "read"))) from error
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"it is not a shard of a store, or cut ({error})") from error
 
 

@@ -1,0 +1,114 @@
+"""A small random autoencoder, a text encoder that hashes captions, folders of pictures."""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rectiflow.data.encode import EncodeReport, encode_folder
+from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
+from rectiflow.models.text.encoded import EncodedText
+
+RESOLUTION_PX = 32
+SHAPES = {
+    "clip_l.context": (2, 6),
+    "clip_l.pooled": (6,),
+    "clip_g.context": (2, 10),
+    "clip_g.pooled": (10,),
+    "t5.context": (3, 20),
+}
+
+
+def tiny_autoencoder(seed: int = 0) -> Autoencoder:
+    config = AutoencoderConfig(
+        base_channels=8,
+        channel_multipliers=(1, 1, 1, 1),
+        num_blocks=1,
+        num_norm_groups=4,
+        use_mid_attention=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Autoencoder(config).eval()
+
+
+class HashedText:
+    """States drawn from a caption's hash; counts what it encodes."""
+
+    def __init__(self, name: str = "hashed") -> None:
+        self.name = name
+        self.encoded: list[str] = []
+
+    def encode(self, prompts: Sequence[str]) -> EncodedText:
+        self.encoded += prompts
+        return EncodedText.from_columns(
+            {
+                column: torch.stack([self.state(prompt, column) for prompt in prompts])
+                for column in SHAPES
+            }
+        )
+
+    def state(self, prompt: str, column: str) -> torch.Tensor:
+        digest = hashlib.sha256(f"{column}:{prompt}".encode()).digest()
+        generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        return torch.from_numpy(generator.standard_normal(SHAPES[column], dtype=np.float32))
+
+    def fingerprints(self) -> dict[str, str]:
+        return {
+            encoder: hashlib.sha256(f"{self.name}:{encoder}".encode()).hexdigest()
+            for encoder in ("clip_l", "clip_g", "t5")
+        }
+
+
+def random_pixels(index: int, side_px: int = RESOLUTION_PX) -> np.ndarray:
+    generator = np.random.default_rng(index)
+    return generator.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
+
+
+def picture_bytes(pixels: np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, format, **options)
+    return data.getvalue()
+
+
+def add_picture(folder: Path, index: int, captions: Mapping[str, str] | None = None) -> None:
+    """Picture `index` with a line in captions.jsonl; its `full` caption is its own."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    file = f"images/{index:03d}.png"
+    (folder / file).write_bytes(picture_bytes(random_pixels(index)))
+    texts = captions or {"terse": f"caption {index % 3}", "full": f"the full caption {index}"}
+    line = {"file": file, "caption": texts.get("terse", ""), "captions": dict(texts)}
+    with (folder / "captions.jsonl").open("a") as lines:
+        lines.write(json.dumps(line) + "\n")
+
+
+def make_folder(folder: Path, num: int) -> Path:
+    """`num` pictures that fit; terse captions repeat, full ones do not."""
+    for index in range(num):
+        add_picture(folder, index)
+    return folder
+
+
+def encode(folder: Path, out: Path, **options: object) -> EncodeReport:
+    """Encode with the parts of this module unless others are given."""
+    return encode_folder(
+        folder,
+        out,
+        options.pop("autoencoder", None) or tiny_autoencoder(),
+        options.pop("conditioner", None) or HashedText(),
+        **({"resolution_px": RESOLUTION_PX} | options),
+    )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

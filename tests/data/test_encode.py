@@ -1,0 +1,411 @@
+"""Folder to store: once per content, the same bits after any history, no damage by any failure."""
+
+import errno
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+import torch
+from data.parts import (
+    HashedText,
+    add_picture,
+    encode,
+    files_of,
+    make_folder,
+    picture_bytes,
+    random_pixels,
+    tiny_autoencoder,
+)
+
+from rectiflow.base import files as files_module
+from rectiflow.base.errors import StoreError, UserError
+from rectiflow.data.encoded_rows import encode_pictures, images_from_pixels
+from rectiflow.data.latent_store import LatentStore
+from rectiflow.data.records import CuratedSample, EncodedBatch
+from rectiflow.models.text.encoded import EncodedText
+
+
+def read_all(path: Path) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Every sample's content by file name, whatever shards it lies in."""
+    store = LatentStore(path)
+    rows: dict[str, tuple[torch.Tensor, ...]] = {}
+    for variant, name in enumerate(store.variants):
+        batch: EncodedBatch = store.read(
+            torch.arange(len(store)), torch.full((len(store),), variant)
+        )
+        for i in range(len(store)):
+            text = tuple(column[i] for column in batch.encoded_text.values())
+            rows[f"{store.file(i)}:{name}"] = (batch.x0_mean[i], batch.x0_logvar[i], *text)
+    return rows
+
+
+def assert_same_rows(first: Path, second: Path) -> None:
+    one, other = read_all(first), read_all(second)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True))
+
+
+def test_store_holds_what_the_parts_say(tmp_path: Path) -> None:
+    report = encode(make_folder(tmp_path / "folder", 20), tmp_path / "store")
+    assert (report.num_samples, report.num_rejected) == (20, 0)
+    assert (report.num_latents_encoded, report.num_captions_encoded) == (20, 23)
+    assert str(report).endswith(
+        "20 samples (20 pictures and 23 captions encoded, the rest was there)"
+    )
+    assert sorted(files_of(tmp_path / "store")) == [
+        "index.parquet", "latents-00000.safetensors", "quarantine.jsonl", "store.json",
+        "text-00000.safetensors",
+    ]  # fmt: skip
+    store = LatentStore(tmp_path / "store")
+    assert store.variants == ("full", "terse")
+    batch = store.read(torch.tensor([7]), torch.tensor([1]))
+    encoded = tiny_autoencoder().encode(images_from_pixels([random_pixels(7)]))
+    assert torch.allclose(batch.x0_mean[0].float(), encoded.mean[0], atol=2e-3)
+    assert torch.allclose(batch.x0_logvar[0].float(), encoded.logvar[0], atol=2e-3)
+    text = HashedText()
+    for name, column in batch.encoded_text.items():
+        expected = text.state("caption 1", name)
+        assert torch.equal(column[0], expected.to(column.dtype))
+
+
+def test_each_content_is_encoded_once(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 4)
+    shutil.copy(folder / "images" / "000.png", folder / "images" / "copy.png")
+    with (folder / "captions.jsonl").open("a") as lines:
+        lines.write('{"file": "images/copy.png", "captions": {"terse": "caption 1"}}\n')
+    text = HashedText()
+    report = encode(folder, tmp_path / "store", conditioner=text)
+    assert (report.num_samples, report.num_latents_encoded) == (5, 4)
+    assert len(text.encoded) == len(set(text.encoded)) == 7
+    store = LatentStore(tmp_path / "store")
+    assert store.latent_rows.tolist() == [0, 1, 2, 3, 0]
+    assert store.captions(4) == {"terse": "caption 1"}
+
+
+def test_result_does_not_depend_on_batches_shards_or_history(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 21)
+    encode(folder, tmp_path / "whole")
+    encode(folder, tmp_path / "small", max_shard_bytes=20_000)
+    assert len(LatentStore(tmp_path / "small").header.latent_shards) > 1
+    assert_same_rows(tmp_path / "whole", tmp_path / "small")
+    # The same folder grown in three steps, in another order.
+    for start, stop in ((13, 21), (2, 9), (0, 13)):
+        grown = tmp_path / "grown"
+        for index in range(start, stop):
+            if not (grown / f"images/{index:03d}.png").exists():
+                add_picture(grown, index)
+        encode(grown, tmp_path / "steps")
+    assert_same_rows(tmp_path / "whole", tmp_path / "steps")
+
+
+def test_bytes_are_deterministic(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 5)
+    encode(folder, tmp_path / "a")
+    encode(folder, tmp_path / "b")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_run_again_encodes_only_what_is_missing(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 6)
+    encode(folder, tmp_path / "store")
+    before = files_of(tmp_path / "store")
+    fingerprint = LatentStore(tmp_path / "store").fingerprint
+    text = HashedText()
+    report = encode(folder, tmp_path / "store", conditioner=text)
+    assert (report.num_latents_encoded, report.num_captions_encoded, text.encoded) == (0, 0, [])
+    assert files_of(tmp_path / "store") == before
+
+    add_picture(folder, 6, {"terse": "caption 0", "full": "new"})
+    (folder / "images" / "002.png").unlink()
+    report = encode(folder, tmp_path / "store", conditioner=text)
+    assert (report.num_samples, report.num_latents_encoded, text.encoded) == (6, 1, ["new"])
+    store = LatentStore(tmp_path / "store")
+    assert [store.file(i)[7:10] for i in range(6)] == ["000", "001", "003", "004", "005", "006"]
+    assert store.captions(5) == {"full": "new", "terse": "caption 0"}
+    assert store.fingerprint != fingerprint
+
+
+def test_changed_caption_and_changed_picture(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 3)
+    encode(folder, tmp_path / "store")
+    (folder / "images" / "001.png").write_bytes(picture_bytes(random_pixels(99)))
+    lines = (folder / "captions.jsonl").read_text().replace("the full caption 2", "other words")
+    (folder / "captions.jsonl").write_text(lines)
+    report = encode(folder, tmp_path / "store")
+    assert (report.num_latents_encoded, report.num_captions_encoded) == (1, 1)
+    encode(folder, tmp_path / "fresh")
+    assert_same_rows(tmp_path / "store", tmp_path / "fresh")
+
+
+def test_rejections_are_counted_and_listed(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 3)
+    data = (folder / "images" / "000.png").read_bytes()
+    (folder / "images" / "000.png").write_bytes(data[:500])
+    (folder / "images" / "001.png").write_bytes(picture_bytes(np.zeros((1, 1, 3), np.uint8)))
+    (folder / "extra.png").touch()
+    seen: list[tuple[int, int]] = []
+    text = HashedText()
+    report = encode(
+        folder, tmp_path / "store", conditioner=text, progress=lambda *at: seen.append(at)
+    )
+    assert (report.num_samples, report.num_rejected) == (1, 3)
+    assert report.rejected_by_stage == {"decode": 1, "folder": 1, "size": 1}
+    assert "3 pictures rejected (decode 1, folder 1, size 1); reasons in" in str(report)
+    assert text.encoded == ["caption 2", "the full caption 2"]
+    listed = [json.loads(x) for x in (tmp_path / "store/quarantine.jsonl").read_text().splitlines()]
+    assert [(line["file"], line["stage"]) for line in listed] == [
+        ("extra.png", "folder"), ("images/000.png", "decode"), ("images/001.png", "size"),
+    ]  # fmt: skip
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (10, 10)
+
+
+def test_mended_picture_leaves_quarantine(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 2)
+    data = (folder / "images" / "000.png").read_bytes()
+    (folder / "images" / "000.png").write_bytes(data[:500])
+    assert encode(folder, tmp_path / "store").num_rejected == 1
+    (folder / "images" / "000.png").write_bytes(data)
+    report = encode(folder, tmp_path / "store")
+    assert (report.num_rejected, report.num_latents_encoded) == (0, 1)
+    assert (tmp_path / "store" / "quarantine.jsonl").read_bytes() == b""
+
+
+def test_no_picture_left_is_an_error_without_a_trace(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 3)
+    for path in (folder / "images").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(
+        UserError, match=r"no picture of .* can be used: images/000\.png: it is not a"
+    ) as error:
+        encode(folder, tmp_path / "store")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_limit_of_rejections(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 4)
+    for index in (1, 2):
+        (folder / f"images/{index:03d}.png").write_bytes(b"")
+    assert encode(folder, tmp_path / "store", max_rejected=2).num_samples == 2
+    with pytest.raises(
+        UserError, match=r"more than 1 pictures of .* were rejected: images/001\.png"
+    ):
+        encode(folder, tmp_path / "other", max_rejected=1)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"resolution_px": 36}, "resolution_px is 36; the autoencoder needs a multiple of 8"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"max_shard_bytes": 0}, "max_shard_bytes is 0; it must be at least 1"),
+    ],
+)
+def test_impossible_settings(tmp_path: Path, settings: dict[str, int], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        encode(make_folder(tmp_path / "folder", 1), tmp_path / "store", **settings)
+    assert not (tmp_path / "store").exists()
+
+
+def test_other_encoders_are_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 2)
+    encode(folder, tmp_path / "store")
+    before = files_of(tmp_path / "store")
+    with pytest.raises(StoreError, match="encoded by another autoencoder .* than the one at hand"):
+        encode(folder, tmp_path / "store", autoencoder=tiny_autoencoder(1))
+    with pytest.raises(StoreError, match="encoded by another text encoder clip_g"):
+        encode(folder, tmp_path / "store", conditioner=HashedText("other"))
+    with pytest.raises(StoreError, match="another resolution_px: resolution_px 32 there, 16 here"):
+        encode(folder, tmp_path / "store", resolution_px=16)
+    assert files_of(tmp_path / "store") == before
+    # An unfinished store has no header, but its shards say the same.
+    (tmp_path / "store" / "store.json").unlink()
+    with pytest.raises(StoreError, match="was encoded with another autoencoder: autoencoder"):
+        encode(folder, tmp_path / "store", autoencoder=tiny_autoencoder(1))
+
+
+def test_values_that_are_not_finite(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 1)
+    broken = tiny_autoencoder()
+    torch.nn.init.constant_(next(broken.encoder.parameters()), float("nan"))
+    with pytest.raises(
+        UserError, match=r"the autoencoder for images/000\.png gave mean that is not"
+    ):
+        encode(folder, tmp_path / "store", autoencoder=broken)
+
+    class Overflowing(HashedText):
+        def encode(self, prompts: list[str]) -> EncodedText:
+            return EncodedText.from_columns(
+                {k: v * 1e6 for k, v in super().encode(prompts).columns().items()}
+            )
+
+    with pytest.raises(UserError, match=r"the text encoder for 'caption 0' gave clip_l\.context"):
+        encode(folder, tmp_path / "store", conditioner=Overflowing())
+
+
+def test_rows_do_not_depend_on_their_batch() -> None:
+    samples = [
+        CuratedSample(
+            file=str(i), pixels=random_pixels(i), size_px=(32, 32), crop_px=(0, 0, 32, 32),
+            captions={}, content_hash=str(i),
+        )
+        for i in range(8)
+    ]  # fmt: skip
+    autoencoder = tiny_autoencoder()
+    together = encode_pictures(autoencoder, samples, batch_size=8)
+    alone = encode_pictures(autoencoder, samples[5:6], batch_size=8)[0]
+    turned = encode_pictures(autoencoder, samples[::-1], batch_size=8)[2]
+    for other in (alone, turned):
+        assert torch.equal(together[5].mean, other.mean)
+        assert torch.equal(together[5].logvar, other.logvar)
+
+
+def test_images_span_minus_one_to_one() -> None:
+    pixels = np.array([[[0, 255, 51]]], np.uint8)
+    assert images_from_pixels([pixels]).flatten().tolist() == pytest.approx([-1.0, 1.0, -0.6])
+
+
+@pytest.mark.parametrize("kind", ["latents", "text", "quarantine", "index", "store"])
+def test_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = make_folder(tmp_path / "folder", 4)
+    (folder / "stray.png").touch()
+    encode(folder, tmp_path / "whole")
+    out = tmp_path / "store"
+
+    class FullDisk:
+        def __init__(self, file: IO[bytes]) -> None:
+            self._file = file
+
+        def __enter__(self) -> "FullDisk":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self._file.close()
+
+        def write(self, data: bytes) -> int:
+            self._file.write(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._file, name)
+
+    def open_full(path: Path, *arguments: object, **options: object) -> object:
+        file = open(path, *arguments, **options)  # noqa: SIM115
+        return FullDisk(file) if Path(path).name.startswith(f".{kind}") else file
+
+    monkeypatch.setattr(files_module, "open", open_full, raising=False)
+    with pytest.raises(UserError, match=r"cannot write .*: no space left on the disk; free some"):
+        encode(folder, out)
+    monkeypatch.undo()
+    whole = files_of(tmp_path / "whole")
+    left = files_of(out) if out.exists() else {}
+    assert all(whole[name] == data for name, data in left.items())
+    assert out.exists() == (kind != "latents")
+    if out.exists():
+        with pytest.raises(StoreError, match="is unfinished; run the encoding again"):
+            LatentStore(out)
+    encode(folder, out)
+    assert files_of(out) == whole
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "folder", 1)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write the store .*: a file is in the way; choose"):
+        encode(folder, tmp_path / "file")
+    with pytest.raises(UserError, match="cannot write the store .*: a part of the path is a file"):
+        encode(folder, tmp_path / "file" / "store")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UserError, match="cannot write the store .*: no permission; choose another"):
+        encode(folder, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 1)
+    before = files_of(folder)
+    with pytest.raises(UserError, match="which is no part of a store; choose an empty folder"):
+        encode(folder, folder)
+    assert files_of(folder) == before
+
+
+def test_damaged_shard_is_named_and_made_anew_when_removed(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 12)
+    encode(folder, tmp_path / "whole")
+    encode(folder, tmp_path / "store", max_shard_bytes=8_000)
+    path = tmp_path / "store" / "latents-00001.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(
+        StoreError, match=r"latents-00001\.safetensors is damaged: .*; remove it and"
+    ):
+        encode(folder, tmp_path / "store", max_shard_bytes=8_000)
+    path.unlink()
+    report = encode(folder, tmp_path / "store", max_shard_bytes=8_000)
+    assert 0 < report.num_latents_encoded < 12
+    assert_same_rows(tmp_path / "whole", tmp_path / "store")
+
+
+KILLED_RUN = """
+import os, signal, sys
+sys.path[:0] = ["tests"]
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from data.parts import encode
+from rectiflow.data import encode as encode_module
+encode_module._TEXT_CHUNK = 4
+limit = int(sys.argv[3])
+def progress(done, total):
+    if done >= limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+encode(Path(sys.argv[1]), Path(sys.argv[2]), max_shard_bytes=3_000, batch_size=4, progress=progress)
+"""
+
+
+@pytest.mark.system
+def test_killed_run_is_continued(tmp_path: Path, run_python: Callable[..., object]) -> None:
+    """SIGKILL in the pictures, then in the captions; what was whole is kept."""
+    folder = make_folder(tmp_path / "folder", 24)
+    encode(folder, tmp_path / "whole")
+    out = tmp_path / "store"
+    (tmp_path / "killed.py").write_text(KILLED_RUN)
+    for limit in (17, 40):
+        done = run_python(str(tmp_path / "killed.py"), str(folder), str(out), str(limit))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert list(out.glob("latents-*.safetensors"))
+        (out / ".latents-00009.safetensors.tmp-1-ab").write_bytes(b"half")
+        with pytest.raises(StoreError, match="is unfinished; run the encoding again"):
+            LatentStore(out)
+    report = encode(folder, out, max_shard_bytes=3_000, batch_size=4)
+    assert report.num_latents_encoded == 0
+    assert report.num_captions_encoded < 27
+    assert not list(out.glob(".*"))
+    assert {name: data for name, data in files_of(out).items() if "tmp" in name} == {}
+    encode(folder, tmp_path / "fresh", max_shard_bytes=3_000, batch_size=4)
+    assert_same_rows(out, tmp_path / "fresh")
+
+
+def test_second_writer_is_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 2)
+
+    def progress(done: int, total: int) -> None:
+        with pytest.raises(StoreError, match="another run is writing the store"):
+            encode(folder, tmp_path / "store")
+
+    encode(folder, tmp_path / "store", progress=progress)
+    assert len(LatentStore(tmp_path / "store")) == 2

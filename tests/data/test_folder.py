@@ -1,0 +1,153 @@
+"""Image folders: everything found is accounted for, every unusable folder is one clear error."""
+
+import json
+from pathlib import Path
+
+import pytest
+from data.parts import add_picture, make_folder, picture_bytes, random_pixels
+
+from rectiflow.base.errors import UserError
+from rectiflow.data import folder as folder_module
+from rectiflow.data.folder import list_folder, load_sample
+from rectiflow.data.records import RawSample, Rejection
+
+
+def test_entries_are_sorted_and_counts_add_up(tmp_path: Path) -> None:
+    for index in (2, 0, 1):
+        add_picture(tmp_path, index)
+    (tmp_path / "stray.WebP").write_bytes(b"")
+    with (tmp_path / "captions.jsonl").open("a") as lines:
+        lines.write('{"file": "images/missing.png", "caption": "x"}\n')
+        lines.write('{"file": "captions.jsonl", "caption": "x"}\n')
+    (tmp_path / "world.json").write_text('{"name": "small"}')
+    listing = list_folder(tmp_path)
+    assert [entry.file for entry in listing.entries] == [f"images/{i:03d}.png" for i in range(3)]
+    assert {rejection.file: rejection.reason for rejection in listing.rejections} == {
+        "captions.jsonl": "its name does not end in one of .png, .jpg, .jpeg, .webp",
+        "images/missing.png": "the captions name it, but there is no such file",
+        "stray.WebP": "it has no caption",
+    }
+    assert len(listing) == 6
+    assert listing.world == "small"
+
+
+def test_text_beside_pictures_at_any_depth(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "a.png").write_bytes(picture_bytes(random_pixels(0)))
+    (tmp_path / "deep" / "er" / "a.txt").write_text("a caption\n")
+    (tmp_path / "b.jpg").write_bytes(picture_bytes(random_pixels(0), "JPEG"))
+    listing = list_folder(tmp_path)
+    assert [(e.file, e.captions) for e in listing.entries] == [
+        ("deep/er/a.png", {"caption": "a caption"})
+    ]
+    assert [rejection.file for rejection in listing.rejections] == ["b.jpg"]
+    assert listing.world is None
+
+
+def test_world_without_a_name_is_none(tmp_path: Path) -> None:
+    make_folder(tmp_path, 1)
+    (tmp_path / "world.json").write_text("[1]")
+    assert list_folder(tmp_path).world is None
+
+
+def test_load_sample(tmp_path: Path) -> None:
+    make_folder(tmp_path, 1)
+    (entry,) = list_folder(tmp_path).entries
+    sample = load_sample(tmp_path, entry)
+    assert isinstance(sample, RawSample)
+    assert sample.image_bytes == (tmp_path / entry.file).read_bytes()
+
+
+def test_unreadable_and_huge_files_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path, 1)
+    (entry,) = list_folder(tmp_path).entries
+    monkeypatch.setattr(folder_module, "MAX_FILE_BYTES", 10)
+    rejected = load_sample(tmp_path, entry)
+    assert isinstance(rejected, Rejection)
+    assert rejected.reason.endswith("bytes, more than 10")
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    rejected = load_sample(tmp_path, entry)
+    assert isinstance(rejected, Rejection)
+    assert "cannot read images/000.png: no permission" in rejected.reason
+
+
+def test_missing_folder_and_file_in_its_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the pictures in .*: it does not exist"):
+        list_folder(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="it is not a folder; check the spelling"):
+        list_folder(tmp_path / "file")
+
+
+def test_folder_without_pictures(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no pictures; put PNG, JPEG or WebP files"):
+        list_folder(tmp_path)
+
+
+def test_folder_without_captions(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture_bytes(random_pixels(0)))
+    with pytest.raises(
+        UserError, match=r"has no captions: add captions\.jsonl with a line such as"
+    ):
+        list_folder(tmp_path)
+    (tmp_path / "captions.jsonl").touch()
+    with pytest.raises(UserError, match="has no captions"):
+        list_folder(tmp_path)
+
+
+def test_two_caption_files(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").touch()
+    (tmp_path / "captions.csv").touch()
+    with pytest.raises(
+        UserError, match=r"has both captions\.jsonl and captions\.csv; keep the one"
+    ):
+        list_folder(tmp_path)
+
+
+def test_captions_that_name_only_missing_pictures(tmp_path: Path) -> None:
+    long = "x" * 10_000 + ".png"
+    lines = [json.dumps({"file": file, "caption": "x"}) for file in ("a.png", long)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(
+        UserError, match=r"none of the 2 pictures .* the first, 'a.png': the captions"
+    ):
+        list_folder(tmp_path)
+
+
+def test_link_out_of_the_folder(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(picture_bytes(random_pixels(0)))
+    folder = make_folder(tmp_path / "folder", 1)
+    (folder / "images" / "000.png").unlink()
+    (folder / "images" / "000.png").symlink_to(outside)
+    with pytest.raises(UserError, match=r"'images/000.png' is a link that leads out of the folder"):
+        list_folder(folder)
+
+
+def test_file_name_that_is_no_text_is_rejected(tmp_path: Path) -> None:
+    make_folder(tmp_path, 1)
+    (tmp_path / "captions.jsonl").unlink()
+    (tmp_path / "images" / "000.txt").write_text("x")
+    name = b"\xff.png".decode("utf-8", "surrogateescape")
+    (tmp_path / name).write_bytes(b"")
+    (tmp_path / name).with_suffix(".txt").write_text("x")
+    (rejection,) = list_folder(tmp_path).rejections
+    assert rejection.reason == "its name is not valid Unicode text; rename it"
+
+
+def test_unreadable_subfolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path, 1)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(folder_module.os, "scandir", refuse)
+    with pytest.raises(UserError, match="cannot read the pictures in .*: no permission"):
+        list_folder(tmp_path)
