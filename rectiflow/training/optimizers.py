@@ -94,43 +94,52 @@ def is_decayed(model: nn.Module, name: str) -> bool:
 
 
 class AdamWOptimizer(Optimizer):
-    """torch's fused AdamW over some of a model's parameters."""
+    """torch's fused AdamW kernel over some of a model's parameters.
+
+    The kernel itself and not torch.optim.AdamW, whose first use imports the compiler: seconds.
+    """
 
     def __init__(self, config: AdamW, model: nn.Module, parameters: NamedParameters) -> None:
-        self._rate = config.learning_rate
-        self._parameters = parameters
-        groups: dict[float, list[nn.Parameter]] = {config.weight_decay: [], 0.0: []}
-        for name, parameter in parameters:
-            groups[config.weight_decay if is_decayed(model, name) else 0.0].append(parameter)
-        self._torch = torch.optim.AdamW(
-            [
-                {"params": members, "weight_decay": decay}
-                for decay, members in groups.items()
-                if members
-            ],
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
-        for _, parameter in parameters:
-            self._torch.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+        self._config = config
+        self._num_steps = torch.zeros((), dtype=torch.float32)
+        self._names = [name for name, _ in parameters]
+        self._parameters = [parameter for _, parameter in parameters]
+        self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
+        flags = [is_decayed(model, name) for name in self._names]
+        # Places in the lists by weight decay: one call of the kernel each.
+        self._groups = {
+            config.weight_decay: [i for i, flag in enumerate(flags) if flag],
+            0.0: [i for i, flag in enumerate(flags) if not flag or not config.weight_decay],
+        }
 
+    @torch.no_grad()
     def step(self, factor: float) -> None:
-        for group in self._torch.param_groups:
-            group["lr"] = self._rate * factor
-        self._torch.step()
+        config = self._config
+        self._num_steps += 1
+        for weight_decay, places in self._groups.items():
+            if not places:
+                continue
+            torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage]
+                [self._parameters[i] for i in places],
+                [gradient_of(self._parameters[i]) for i in places],
+                [self._means[i] for i in places],
+                [self._squares[i] for i in places],
+                [],
+                [self._num_steps for _ in places],
+                lr=config.learning_rate * factor,
+                beta1=config.betas[0],
+                beta2=config.betas[1],
+                weight_decay=weight_decay,
+                eps=config.eps,
+                amsgrad=False,
+                maximize=False,
+            )
 
     def state(self) -> dict[str, Tensor]:
-        return {
-            f"{key}.{name}": self._torch.state[parameter][key]
-            for name, parameter in self._parameters
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
+        means = {f"exp_avg.{n}": v for n, v in zip(self._names, self._means, strict=True)}
+        squares = {f"exp_avg_sq.{n}": v for n, v in zip(self._names, self._squares, strict=True)}
+        return {"num_steps": self._num_steps} | means | squares
 
 
 @dataclass(kw_only=True)

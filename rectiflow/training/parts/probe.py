@@ -87,7 +87,7 @@ def fit_probe(
     facts: Sequence[dict[str, str]],
     *,
     seed: int,
-    max_steps: int = 400,
+    max_steps: int,
     batch_size: int = 512,
 ) -> LinearProbe:
     """Fit by softmax regression with Adam."""
