@@ -5,7 +5,7 @@ what finds the objects is exchangeable.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ _POSITION_THRESHOLD = 0.1
 _MIN_COMPONENT = 0.5
 
 
+@runtime_checkable
 class Found(Protocol):
     """What the verdict needs to know of one detected object."""
 

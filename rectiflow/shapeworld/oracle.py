@@ -25,7 +25,7 @@ _MIN_SCORE = 0.86
 #: How much the best shape must lead over the next one.
 _MIN_LEAD = 0.015
 #: Templates go this far below and above the world's radii.
-_RADIUS_SLACK_PX = 1.5
+_RADIUS_SLACK_PX = 1.0
 _SHIFTS_PX = (-0.5, 0.0, 0.5)
 
 

@@ -53,7 +53,15 @@ def _labelled(mask: Mask) -> tuple[NDArray[np.int32], int]:
 
 def _eroded(mask: Mask) -> Mask:
     """Take one pixel off all around, but not at the canvas's edge."""
-    return np.asarray(ndimage.binary_erosion(mask, _EIGHT, border_value=1), np.bool_)
+    padded = np.ones((mask.shape[0] + 2, mask.shape[1] + 2), np.bool_)
+    padded[1:-1, 1:-1] = mask
+    rows = padded[:-2] & padded[1:-1] & padded[2:]
+    return rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
+
+
+def _dilated(mask: Mask) -> Mask:
+    """Add one pixel all around."""
+    return ~_eroded(~mask)
 
 
 def ramp(coverage: Floats) -> Floats:
@@ -157,7 +165,7 @@ class Segmenter:
 
     def _piece(self, blob: Mask, offsets: Floats, rays: Floats, others: Mask) -> Piece:
         color, ray = self._color(blob, offsets, rays)
-        near = np.asarray(ndimage.binary_dilation(blob, _EIGHT, iterations=2), np.bool_) & ~others
+        near = _dilated(_dilated(blob)) & ~others
         along = offsets @ ray / max(float(ray @ ray), 1.0)
         coverage = np.where(near, ramp(along), 0.0).astype(np.float32)
         rows, columns = np.flatnonzero(blob.any(axis=1)), np.flatnonzero(blob.any(axis=0))
@@ -181,9 +189,10 @@ class Segmenter:
     def _color(self, blob: Mask, offsets: Floats, rays: Floats) -> tuple[str, Floats]:
         """Name a blob's colour by the median of its core; also return the measured ray."""
         core = _eroded(blob)
-        inside = offsets[core if np.count_nonzero(core) >= _MIN_AREA_PX else blob]
-        if np.count_nonzero(core) < _MIN_AREA_PX:
-            # Strokes too thin to have a core: take the purest third.
+        has_core = np.count_nonzero(core) >= _MIN_AREA_PX
+        inside = offsets[core if has_core else blob]
+        if not has_core:
+            # Strokes too thin for a core: take the purest third.
             strength = np.einsum("nc,nc->n", inside, inside)
             inside = inside[strength >= np.quantile(strength, 2 / 3)]
         ray = np.median(inside, axis=0).astype(np.float32)

@@ -1,0 +1,78 @@
+"""A written folder is what a user's own data would be, and appears whole or not at all."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rectiflow.base.config import from_json
+from rectiflow.base.errors import UserError
+from rectiflow.shapeworld.captions import captions
+from rectiflow.shapeworld.folder import write_folder
+from rectiflow.shapeworld.render import render
+from rectiflow.shapeworld.scene import sample_scene
+from rectiflow.shapeworld.world import SMALL, World
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_folder_holds_the_scenes(tmp_path: Path, world: World) -> None:
+    seen: list[tuple[int, int]] = []
+    write_folder(
+        world, tmp_path / "a", count=70, split="val", seed=3, progress=lambda *at: seen.append(at)
+    )
+    lines = (tmp_path / "a" / "captions.jsonl").read_text().splitlines()
+    assert len(lines) == 70
+    for index, line in enumerate(map(json.loads, lines)):
+        scene = sample_scene(world, split="val", seed=3, index=index)
+        assert line["file"] == f"images/{index:06d}.png"
+        assert line["captions"] == captions(world, scene, seed=3, index=index)
+        assert line["caption"] == line["captions"]["terse"]
+        picture = np.asarray(Image.open(tmp_path / "a" / line["file"]))
+        np.testing.assert_array_equal(picture, render(world, scene))
+    about = json.loads((tmp_path / "a" / "world.json").read_text())
+    assert (about["name"], about["split"], about["seed"], about["count"]) == (
+        world.name,
+        "val",
+        3,
+        70,
+    )
+    assert from_json(World, about["world"]) == world
+    assert seen == [(64, 70), (70, 70)]
+
+
+def test_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_folder(SMALL, tmp_path / str(number), count=130, num_workers=number)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_used_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="the folder is not empty"):
+        write_folder(SMALL, tmp_path, count=1)
+    assert contents(tmp_path) == {"mine.txt": b"mine"}
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 1, "num_workers": 0}])
+def test_numbers_below_one_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="is 0; it must be at least 1"):
+        write_folder(SMALL, tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_left_after_an_interruption(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(SMALL, tmp_path / "out", count=10, progress=stop)
+    assert not list(tmp_path.iterdir())

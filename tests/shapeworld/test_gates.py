@@ -1,0 +1,166 @@
+"""The gates of the embedded benchmark: clean and spoilt pictures pass, wrong prompts never."""
+
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from rectiflow.shapeworld.captions import Metadata, captions, parse_caption, prompt_metadata
+from rectiflow.shapeworld.reading import Reading
+from rectiflow.shapeworld.render import render
+from rectiflow.shapeworld.scene import RELATIONS, TASKS, Scene, sample_scene
+from rectiflow.shapeworld.scoring import score
+from rectiflow.shapeworld.world import World
+
+NUM_CLEAN = 2000
+NUM_SPOILT = 500
+
+Picture = NDArray[np.uint8]
+
+
+def blurred(image: Picture) -> Picture:
+    return np.rint(ndimage.gaussian_filter(image.astype(float), (0.8, 0.8, 0))).astype(np.uint8)
+
+
+def noisy(image: Picture) -> Picture:
+    rng = np.random.default_rng(int(image.sum()))
+    return np.clip(np.rint(image + rng.normal(0, 16, image.shape)), 0, 255).astype(np.uint8)
+
+
+def tinted(image: Picture) -> Picture:
+    rng = np.random.default_rng(int(image.sum()))
+    return np.clip(np.rint(image + rng.uniform(-10, 10, 3)), 0, 255).astype(np.uint8)
+
+
+def differences(scene: Scene, reading: Reading, tolerance_px: float) -> list[str]:
+    """Say where a reading is not the scene."""
+    found = [(one.shape, one.color) for one in reading.objects]
+    wanted = [(item.shape, item.color) for item in scene.items]
+    if sorted(found) != sorted(wanted) or reading.unknown:
+        return [f"expected {wanted}, read {found} and {reading.num_unknown} unknown"]
+    away: list[str] = []
+    for item in scene.items:
+        offsets = [
+            np.abs(np.subtract(one.center_px, item.center_px)).max()
+            for one in reading.objects
+            if (one.shape, one.color) == (item.shape, item.color)
+        ]
+        if min(offsets) > tolerance_px:
+            away.append(f"{item} is {min(offsets)} px away")
+    if (scene.word is None) != (reading.word is None):
+        return [*away, f"expected {scene.word}, read {reading.word}"]
+    if scene.word is not None and reading.word is not None:
+        same = (scene.word.text, scene.word.color) == (reading.word.text, reading.word.color)
+        off = np.abs(np.subtract(scene.word.center_px, reading.word.center_px)).max()
+        if not same or off > tolerance_px:
+            away.append(f"expected {scene.word}, read {reading.word}")
+    return away
+
+
+def one_edit(world: World, scene: Scene, rng: np.random.Generator) -> Iterator[Metadata]:
+    """Prompts that differ from the scene's own in one thing, and are wrong for its picture."""
+    right = prompt_metadata(world, scene)
+
+    def other(choices: Any, *taken: Any) -> Any:
+        left = [choice for choice in choices if choice not in taken]
+        return left[rng.integers(len(left))]
+
+    if scene.word is not None:
+        text, place = scene.word.text, int(rng.integers(len(scene.word.text)))
+        wrong = deepcopy(right)
+        assert "word" in wrong
+        wrong["word"]["text"] = text[:place] + other(world.letters, text[place]) + text[place + 1 :]
+        yield wrong
+        wrong = deepcopy(right)
+        assert "word" in wrong
+        wrong["word"]["color"] = other(world.colors, scene.word.color)
+        yield wrong
+        return
+    shapes = [item.shape for item in scene.items]
+    for place in range(len(right["include"])):
+        wrong = deepcopy(right)
+        wrong["include"][place]["class"] = other(world.shapes, *shapes)
+        yield wrong
+        if "color" in right["include"][place]:
+            wrong = deepcopy(right)
+            wrong["include"][place]["color"] = other(world.colors, right["include"][place]["color"])
+            yield wrong
+    if scene.task == "color_attr":
+        wrong = deepcopy(right)
+        first, second = wrong["include"]
+        first["color"], second["color"] = second["color"], first["color"]  # type: ignore[typeddict-item]
+        yield wrong
+    if scene.task == "position":
+        wrong = deepcopy(right)
+        relation = wrong["include"][1]["position"][0]  # type: ignore[typeddict-item]
+        wrong["include"][1]["position"] = [other(RELATIONS, relation), 0]
+        yield wrong
+    if scene.task == "counting":
+        for step in (-1, 1):
+            wrong = deepcopy(right)
+            for clause in [*wrong["include"], *wrong.get("exclude", ())]:
+                clause["count"] += step
+            yield wrong
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_clean_pictures_are_read_exactly(gallery: Any, task: str) -> None:
+    for index, scene in enumerate(gallery.scenes(task, NUM_CLEAN)):
+        reading = gallery.read(scene)
+        assert not differences(scene, reading, tolerance_px=0.75)
+        for text in captions(gallery.world, scene, seed=0, index=index).values():
+            verdict = score(gallery.world, reading, parse_caption(gallery.world, text))
+            assert verdict.strict, (text, verdict.reason)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_edit_wrong_prompts_are_never_accepted(gallery: Any, task: str) -> None:
+    rng = np.random.default_rng(0)
+    for scene in gallery.scenes(task, NUM_CLEAN):
+        reading = gallery.read(scene)
+        for wrong in one_edit(gallery.world, scene, rng):
+            verdict = score(gallery.world, reading, wrong)
+            assert not verdict.correct, (scene, wrong)
+            assert verdict.graded < 1.0
+            assert verdict.reason
+
+
+@pytest.mark.parametrize("change", [blurred, noisy])
+@pytest.mark.parametrize("task", TASKS)
+def test_spoilt_pictures_pass(
+    gallery: Any, task: str, change: Callable[[Picture], Picture]
+) -> None:
+    passed = [
+        not differences(scene, gallery.read_changed(scene, change), tolerance_px=1.5)
+        for scene in gallery.scenes(task, NUM_SPOILT)
+    ]
+    assert np.mean(passed) >= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [blurred, noisy, tinted])
+@pytest.mark.parametrize("task", TASKS)
+def test_many_spoilt_pictures_pass(
+    gallery: Any, task: str, change: Callable[[Picture], Picture]
+) -> None:
+    passed = [
+        not differences(scene, gallery.read_changed(scene, change), tolerance_px=1.5)
+        for scene in gallery.scenes(task, 10 * NUM_SPOILT)
+    ]
+    assert np.mean(passed) >= 0.99
+
+
+def test_reading_is_fast(gallery: Any) -> None:
+    pictures = [
+        render(gallery.world, sample_scene(gallery.world, split="val", seed=2, index=index))
+        for index in range(100)
+    ]
+    start = time.process_time()
+    for picture in pictures:
+        gallery.oracle.read(picture)
+    assert (time.process_time() - start) / len(pictures) < 5e-3
