@@ -6,7 +6,7 @@ and fills them with random numbers; here that is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ def load_pretrained(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise CheckpointError(
-            f"the weights in {folder} lack tensors of {model_class.__name__}, among them {missing}; "
-            "they belong to another model"
+            f"the weights in {folder} lack tensors of {model_class.__name__}, among them "
+            f"{missing}; they belong to another model"
         )
     return model
 
@@ -58,7 +58,7 @@ def require_file(path: Path) -> None:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Generator[None]:
     """Without transformers' progress bars and load reports: what matters is raised."""
     had_bar = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()

@@ -213,7 +213,7 @@ def _zeros(name: str, size: EncoderSize, num: int) -> dict[str, Tensor]:
     return columns
 
 
-def _check_prompts(prompts: Sequence[str]) -> None:
+def _check_prompts(prompts: Sequence[Any]) -> None:
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise TypeError(f"prompts are a list of strings, got {prompts!r:.60}")
     if not prompts:
@@ -256,6 +256,6 @@ def _fingerprint(encoder: nn.Module, tokenizer: Any, length: int) -> str:
 
 
 def _forget_batch(tokenizer: Any) -> None:
-    """Tokenizers remember how the last batch was cut and padded; that is not part of what they are."""
+    """Tokenizers remember how the last batch was cut and padded; they are the same without."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

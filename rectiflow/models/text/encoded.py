@@ -27,7 +27,7 @@ ENCODERS = ("clip_l", "clip_g", "t5")
 
 @dataclass(frozen=True, kw_only=True)
 class ClipStates:
-    """A CLIP text tower's output: penultimate states without the final norm; projected end token."""
+    """A CLIP text tower's penultimate states without the final norm, and projected end token."""
 
     context: Float[Tensor, "b l d"]
     pooled: Float[Tensor, "b p"]

@@ -1,4 +1,4 @@
-"""Builds the embedded encoders' tokenizers from captions, offline: CLIP-style BPE, T5-style unigram.
+"""Builds the embedded encoders' tokenizers from captions: CLIP-style BPE, T5-style unigram.
 
 Every word of the captions becomes one token; any other text falls back to characters or bytes, so
 nothing is ever unknown. Words in double quotes come out letter by letter, so that words never seen

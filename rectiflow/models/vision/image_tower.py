@@ -28,12 +28,14 @@ class ImageTower(nn.Module):
 
     @property
     def image_size_px(self) -> int:
-        return self.model.config.image_size  # pyright: ignore[reportAttributeAccessIssue]
+        config: Any = self.model.config
+        return config.image_size
 
     @property
     def width(self) -> int:
         """Length of the vectors that `embed` returns."""
-        return self.model.config.projection_dim  # pyright: ignore[reportAttributeAccessIssue]
+        config: Any = self.model.config
+        return config.projection_dim
 
     @torch.no_grad()
     def embed(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:

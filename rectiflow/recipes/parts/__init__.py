@@ -1,1 +1,1 @@
-"""Recipes that make the frozen parts that ship: `python -m rectiflow.recipes.parts PART --out DIR`."""
+"""Make the frozen parts that ship: `python -m rectiflow.recipes.parts PART --out DIR`."""

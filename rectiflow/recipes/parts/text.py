@@ -6,8 +6,8 @@ training scenes. On one core about a quarter of an hour. Stored in bf16, scored 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -55,6 +55,12 @@ from rectiflow.training.parts.span_corruption import (
 Log = Callable[[dict[str, float]], None]
 
 WORLDS = (SMALL, FULL)
+#: As released: padding also starts the decoder.
+_T5_SPECIAL_IDS: dict[str, Any] = {
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +80,10 @@ class TextPartRecipe:
     image_patch_px: int = 8
     t5: tuple[int, int] = (192, 6)
     t5_feed_forward: int = 384
-    contrastive: ContrastiveTraining = ContrastiveTraining(max_steps=600)
-    spans: SpanTraining = SpanTraining(max_steps=1000)
+    contrastive: ContrastiveTraining = field(
+        default_factory=lambda: ContrastiveTraining(max_steps=600)
+    )
+    spans: SpanTraining = field(default_factory=lambda: SpanTraining(max_steps=1000))
 
 
 def make_text_part(recipe: TextPartRecipe, out: Path, on_log: Log) -> None:
@@ -122,7 +130,7 @@ def make_text_part(recipe: TextPartRecipe, out: Path, on_log: Log) -> None:
 
 def build_tokenizers(
     recipe: TextPartRecipe, scenes: CaptionedScenes
-) -> dict[str, PreTrainedTokenizerBase]:
+) -> dict[str, PreTrainedTokenizerFast]:
     """Tokenizers whose whole words are those of the scenes' captions."""
     texts = [text for both in scenes.captions for text in both]
     return {
@@ -133,7 +141,7 @@ def build_tokenizers(
 
 
 def build_towers(
-    recipe: TextPartRecipe, tokenizers: dict[str, PreTrainedTokenizerBase]
+    recipe: TextPartRecipe, tokenizers: dict[str, PreTrainedTokenizerFast]
 ) -> ContrastiveTowers:
     """Untrained towers, initialised from the recipe's seed."""
     torch.manual_seed(derive_seed(recipe.seed, "towers"))
@@ -160,7 +168,7 @@ def build_towers(
 
 
 def build_t5(
-    recipe: TextPartRecipe, tokenizer: PreTrainedTokenizerBase
+    recipe: TextPartRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> T5ForConditionalGeneration:
     """An untrained encoder with the one-layer decoder that only training needs."""
     torch.manual_seed(derive_seed(recipe.seed, "t5"))
@@ -176,16 +184,14 @@ def build_t5(
             num_heads=num_heads,
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            decoder_start_token_id=tokenizer.pad_token_id,
+            **_T5_SPECIAL_IDS,
         )
     )
 
 
 def _text_tower(
     recipe: TextPartRecipe,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     size: tuple[int, int],
     activation: str,
 ) -> CLIPTextModelWithProjection:
@@ -200,11 +206,14 @@ def _text_tower(
             max_position_embeddings=recipe.length,
             projection_dim=width,
             hidden_act=activation,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **_special_ids(tokenizer),
         )
     )
+
+
+def _special_ids(tokenizer: Any) -> dict[str, int]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: getattr(tokenizer, name) for name in names}
 
 
 def _config(recipe: TextPartRecipe) -> TextConditionerConfig:
@@ -222,7 +231,7 @@ def _config(recipe: TextPartRecipe) -> TextConditionerConfig:
 def _train_towers(
     recipe: TextPartRecipe,
     towers: ContrastiveTowers,
-    tokenizers: dict[str, PreTrainedTokenizerBase],
+    tokenizers: dict[str, PreTrainedTokenizerFast],
     scenes: CaptionedScenes,
     on_log: Log,
 ) -> None:
@@ -242,16 +251,15 @@ def _train_towers(
 
 def _train_t5(
     recipe: TextPartRecipe,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     scenes: CaptionedScenes,
     val: CaptionedScenes,
     on_log: Log,
 ) -> tuple[T5EncoderModel, float]:
     model = build_t5(recipe, tokenizer)
-    sentinels: Sequence[Any] = tokenizer.convert_tokens_to_ids(
-        [f"<extra_id_{i}>" for i in range(NUM_SENTINELS)]
-    )
-    ids = TokenIds(pad=0, end=1, sentinels=tuple(sentinels))
+    vocabulary = tokenizer.get_vocab()
+    sentinels = tuple(vocabulary[f"<extra_id_{i}>"] for i in range(NUM_SENTINELS))
+    ids = TokenIds(pad=0, end=1, sentinels=sentinels)
 
     def tokens_of(chosen: CaptionedScenes) -> list[list[int]]:
         texts = [text for both in chosen.captions for text in both]

@@ -19,6 +19,8 @@ from rectiflow.training.parts.contrastive import draw_batch, truth_matrix
 from rectiflow.training.parts.probe import caption_facts, fit_probe
 
 NUM_PROBE_TRAIN = 8_000
+NUM_PROBE_STEPS = 400
+NUM_HELD_OUT_PER_TASK = 100
 RETRIEVAL_BATCH = 256
 
 
@@ -37,7 +39,7 @@ def score_text_states(
     scores: dict[str, Any] = {}
     states = {k: (conditioner.encode(v), v) for k, v in judged.items()}
     for name, features in train_features.items():
-        probe = fit_probe(features, train_facts, seed=0)
+        probe = fit_probe(features, train_facts, seed=0, max_steps=NUM_PROBE_STEPS)
         scores[f"probe_{name}"] = {
             split: probe.accuracy(
                 _features(encoded)[name], [caption_facts(FULL, text) for text in texts]
@@ -85,11 +87,11 @@ def _distinct(scenes: CaptionedScenes, count: int) -> list[str]:
     return list(texts)[:count]
 
 
-def _held_out_captions(per_task: int = 100) -> list[str]:
+def _held_out_captions() -> list[str]:
     texts: dict[str, None] = {}
     for world in (SMALL, FULL):
         for task in TASKS:
-            for index in range(per_task):
+            for index in range(NUM_HELD_OUT_PER_TASK):
                 scene = sample_scene(
                     world, split="val", seed=0, index=index, task=task, held_out=True
                 )

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.models.vision import ImageTower
+from rectiflow.models.vision.image_tower import load_image_tower_folder
+
+
+@pytest.fixture
+def tower() -> ImageTower:
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=20,
+    )
+    return ImageTower(CLIPVisionModelWithProjection(config))
+
+
+def test_embeddings_are_unit_vectors(tower):
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    vectors = tower.embed(images)
+    assert vectors.shape == (3, tower.width) == (3, 20)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3))
+    assert (vectors[0] @ vectors[1]) < 0.99999
+
+
+def test_another_side_is_refused(tower):
+    with pytest.raises(ValueError, match=r"the image tower reads 16×16 px, got 16×32"):
+        tower.embed(torch.zeros(1, 3, 16, 32))
+
+
+def test_save_and_load(tower, tmp_path):
+    tower.save(tmp_path)
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(load_image_tower_folder(tmp_path).embed(images), tower.embed(images))
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="cannot load CLIPVisionModelWithProjection from"):
+        load_image_tower_folder(tmp_path)
+    with pytest.raises(UserError, match="config.json is missing"):
+        load_image_tower_folder(tmp_path / "nowhere")
