@@ -119,6 +119,27 @@ def refuse_used_folder(path: Path | str) -> None:
         raise explain_os_error(error, path, "write") from error
 
 
+def refuse_unwritable(path: Path | str) -> None:
+    """Passes when a file could be written at `path`, so that hours of work do not end in an error.
+
+    Nothing is made. A disk that fills up in the meantime is not foreseen.
+
+    Raises:
+        UserError: `path` is a folder, lies under a file, or in a folder without permission.
+    """
+    path = Path(path)
+    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if path.is_dir():
+        reason = errno.EISDIR
+    elif not nearest.is_dir():
+        reason = errno.ENOTDIR
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        reason = errno.EACCES
+    else:
+        return
+    raise explain_os_error(OSError(reason, os.strerror(reason)), path, "write")
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON, atomically.
 

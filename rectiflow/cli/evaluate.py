@@ -38,6 +38,11 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluates the model, prints the table, keeps the result when asked to."""
+    from rectiflow.base.files import refuse_unwritable
+
+    if options.out is not None:
+        refuse_unwritable(options.out)
+
     from rectiflow.evaluation.results import format_table, write_evaluation
     from rectiflow.evaluation.shapeworld import evaluate
     from rectiflow.generation.model import load_model

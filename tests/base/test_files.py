@@ -17,6 +17,7 @@ from rectiflow.base.files import (
     atomic_write,
     explain_os_error,
     read_json,
+    refuse_unwritable,
     refuse_used_folder,
     sha256_file,
     write_json,
@@ -150,6 +151,20 @@ def test_used_folders_are_refused(tmp_path: Path) -> None:
         refuse_used_folder(file)
     with pytest.raises(UserError, match="the name is too long"):
         refuse_used_folder(tmp_path / ("x" * 300))
+
+
+def test_unwritable_places_are_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    refuse_unwritable(tmp_path / "file")
+    refuse_unwritable(tmp_path / "new" / "deep" / "a.json")
+    with pytest.raises(UserError, match="it is a folder, not a file"):
+        refuse_unwritable(tmp_path)
+    with pytest.raises(UserError, match="a part of the path is a file, not a folder"):
+        refuse_unwritable(tmp_path / "file" / "b" / "a.json")
+    monkeypatch.setattr(files.os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="no permission; choose another place"):
+        refuse_unwritable(tmp_path / "a.json")
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,11 +1,17 @@
-"""`rectiflow sample` and `evaluate` with a model that is none."""
+"""`rectiflow sample` and `evaluate`: with a model of random weights, and with one that is none."""
 
 import re
 from pathlib import Path
 
 import pytest
+from tiny_model import tiny_model
 
 from rectiflow.cli.main import main
+from rectiflow.evaluation.results import read_evaluation
+from rectiflow.generation import folder
+from rectiflow.generation import model as model_files
+from rectiflow.generation.pictures import read_metadata
+from rectiflow.shapeworld.scene import TASKS
 
 
 @pytest.mark.parametrize("verb", [["sample", "MODEL", "a red circle"], ["evaluate", "MODEL"]])
@@ -28,3 +34,55 @@ def test_no_model_is_one_line(
         assert err.count("\n") == 1
         assert re.search(message, err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def random_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name means a small model of random weights."""
+    model = tiny_model()
+    for module in (folder, model_files):
+        monkeypatch.setattr(module, "load_model", lambda _: model)
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
+def test_pictures_are_saved_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pictures"
+    line = ["sample", "any", "a red circle", "-n", "2", "--seed", "7", "--out", str(out)]
+    assert main(line) == 0
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(out.iterdir()) == sorted(paths)
+    about = [read_metadata(path) for path in paths]
+    assert [each["seed"] for each in about] == [7, 8]
+    assert {each["prompt"] for each in about} == {"a red circle"}
+    before = [path.read_bytes() for path in paths]
+    assert main(line) == 0
+    assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.usefixtures("random_model")
+def test_pictures_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["sample", "any", "a ring", "--out", str(tmp_path / "file")]) == 2
+    assert "file is a file, not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
+def test_scores_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "scores.json"
+    assert main(["evaluate", "any", "--per-task", "1", "--out", str(out)]) == 0
+    table = capsys.readouterr().out
+    for task in TASKS:
+        assert f"{task} (seen)" in table
+    evaluation = read_evaluation(out)
+    assert evaluation.per_task == 1
+    assert evaluation.overall.unseen is not None
+
+
+def test_an_unwritable_result_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_files, "load_model", pytest.fail)
+    assert main(["evaluate", "any", "--out", str(tmp_path)]) == 2
+    assert "it is a folder, not a file" in capsys.readouterr().err
