@@ -14,8 +14,8 @@ from rectiflow.shapeworld.scene import RELATIONS, Item, Point, Scene, relation_b
 from rectiflow.shapeworld.shapes import OUTLINES
 from rectiflow.shapeworld.world import PALETTE, World
 
-#: The middle band, as a part of the canvas; what lies before or after it is left, right, and so on.
-_MIDDLE = (0.42, 0.58)
+#: The middle band ends this part of the canvas before and after its middle, between two pixels.
+_HALF_MIDDLE = 5.5 / 64
 _ROWS = ("top", "", "bottom")
 _COLUMNS = ("left", "", "right")
 #: Where a picture's objects can be, in reading order.
@@ -58,8 +58,9 @@ class Metadata(TypedDict):
 
 def place_of(world: World, center_px: Point) -> str:
     """Name the place of a point, one of `PLACES`."""
-    low, high = (part * world.canvas_px for part in _MIDDLE)
-    column, row = (0 if at < low else 2 if at > high else 1 for at in center_px)
+    half = _HALF_MIDDLE * world.canvas_px
+    offsets = (at - 0.5 * world.canvas_px for at in center_px)
+    column, row = (0 if off < -half else 2 if off > half else 1 for off in offsets)
     return PLACES[3 * row + column]
 
 

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from rectiflow.shapeworld.captions import Metadata, WordRequest, place_of
 from rectiflow.shapeworld.geneval import geneval_failures, relations
 from rectiflow.shapeworld.reading import Blob, Detection, Reading
-from rectiflow.shapeworld.scene import RELATIONS
+from rectiflow.shapeworld.scene import RELATIONS, Point
 from rectiflow.shapeworld.world import World
 
 #: What an object is worth for being there at all, for its shape and for its colour, if one is
@@ -26,6 +26,8 @@ _LIKENESS = (0.4, 0.86)
 _ALMOST = 0.8
 #: What a relation is worth beside the two objects.
 _RELATION = 0.3
+#: How far over a place's border an object may be read.
+_PLACE_TOLERANCE_PX = 1.0
 #: No failure is graded higher.
 _BEST_FAILURE = 0.95
 
@@ -158,18 +160,31 @@ def _excess(world: World, reading: Reading, metadata: Metadata) -> list[str]:
     if word is None and reading.word is not None:
         failures.append(f'expected no word, found "{reading.word.text}"')
     if word is not None and reading.word is not None and "place" in word:
-        place = place_of(world, reading.word.center_px)
-        if place != word["place"]:
-            failures.append(f"expected the word {word['place']}, found it {place}")
+        failures += _misplaced(world, "word", [reading.word.center_px], [word["place"]])
     for clause in metadata["include"]:
-        found = sorted(
-            place_of(world, one.center_px)
-            for one in reading.objects
-            if one.shape == clause["class"]
-        )
-        if found != sorted(clause.get("places", found)):
-            failures.append(f"expected {clause['class']} elsewhere, found {', '.join(found)}")
+        if "places" in clause:
+            name = clause["class"]
+            centers = [one.center_px for one in reading.objects if one.shape == name]
+            failures += _misplaced(world, name, centers, clause["places"])
     return failures
+
+
+def _misplaced(world: World, name: str, centers: list[Point], places: list[str]) -> list[str]:
+    """Say whether centres cannot be paired with the places where they should be."""
+    near = [
+        {
+            place_of(world, (x + dx, y + dy))
+            for dx in (-_PLACE_TOLERANCE_PX, _PLACE_TOLERANCE_PX)
+            for dy in (-_PLACE_TOLERANCE_PX, _PLACE_TOLERANCE_PX)
+        }
+        for x, y in centers
+    ]
+    fits = np.array([[place in those for those in near] for place in places], np.float64)
+    paired = fits[linear_sum_assignment(fits, maximize=True)].sum() if near else 0
+    if paired == len(places):
+        return []
+    found = ", ".join(place_of(world, center) for center in centers)
+    return [f"expected {name} {' and '.join(places)}, found {found or 'none'}"]
 
 
 def score(world: World, reading: Reading, metadata: Metadata) -> Verdict:

@@ -27,9 +27,7 @@ def test_every_task_has_its_number(world: World, held_out: bool) -> None:
 
 
 def test_prompts_are_fixed_and_grow_at_the_end(world: World) -> None:
-    few, many = (
-        benchmark_prompts(world, per_task=number, held_out=False) for number in (10, 40)
-    )
+    few, many = (benchmark_prompts(world, per_task=number, held_out=False) for number in (10, 40))
     assert benchmark_prompts(world, per_task=10, held_out=False) == few
     for task in TASKS:
         longer = [prompt for prompt in many if prompt.task == task]

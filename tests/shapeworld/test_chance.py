@@ -9,7 +9,7 @@ from rectiflow.shapeworld.world import World
 
 
 def test_chance_is_small_and_strict_is_smaller(world: World) -> None:
-    table = chance_table(world, per_task=30)
+    table = chance_table(world, per_task=15)
     assert tuple(table) == TASKS
     for task, chance in table.items():
         assert 0.0 <= chance.strict <= chance.correct <= chance.graded < 1.0

@@ -62,7 +62,11 @@ def test_relations_mirror() -> None:
         assert {opposite[name] for name in relations(a, b)} == relations(b, a)
 
 
-RED_RING: Any = {"tag": "", "prompt": "", "include": [{"class": "ring", "count": 1, "color": "red"}]}
+RED_RING: Any = {
+    "tag": "",
+    "prompt": "",
+    "include": [{"class": "ring", "count": 1, "color": "red"}],
+}
 
 
 def test_color_is_asked_of_the_top_boxes_only() -> None:

@@ -59,7 +59,7 @@ def test_all_tasks_are_about_as_frequent(world: World) -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_default_scenes_show_nothing_held_out(world: World, split: str) -> None:
-    for scene in draw(world, 3000, split=split):
+    for scene in draw(world, 1500, split=split):
         assert not kinds_of(scene)
         assert scene.word is None or not is_held_out_word(scene.word.text)
 

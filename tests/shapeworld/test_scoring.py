@@ -57,9 +57,17 @@ def test_places_count_for_strict() -> None:
     assert judge("a red circle top left", circle).strict
     verdict = judge("a red circle top right", circle)
     assert (verdict.correct, verdict.strict) == (True, False)
-    assert verdict.reason == "expected circle elsewhere, found top left"
-    assert judge('the word "CAT" in red top', written("CAT")).reason == (
-        "expected the word top, found it top left"
+    assert verdict.reason == "expected circle top right, found top left"
+    both = reading(found("circle", "red", 12.0, 12.0), found("circle", "red", 48.0, 48.0))
+    assert judge("two red circles top left and bottom right", both).strict
+    assert not judge("two red circles top left and bottom left", both).strict
+    # Half a pixel left of the border between left and middle.
+    edge = reading(found("circle", "red", 26.0, 32.0))
+    assert judge("a red circle left", edge).strict
+    assert judge("a red circle center", edge).strict
+    assert not judge("a red circle right", edge).strict
+    assert judge('the word "CAT" in red bottom', written("CAT")).reason == (
+        "expected word bottom, found top left"
     )
 
 
@@ -146,7 +154,7 @@ def test_blobs_are_worth_their_likeness() -> None:
         for likeness in (0.3, 0.5, 0.7, 0.85)
     ]
     assert grades == sorted(set(grades))
-    assert 0.0 < grades[0]
+    assert grades[0] > 0.0
     assert grades[-1] < 1.0
 
 
