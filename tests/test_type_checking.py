@@ -1,5 +1,7 @@
 """The import hook is on: a wrong shape or type at the package's border fails in tests."""
 
+from typing import Self
+
 import pytest
 import torch
 
@@ -21,3 +23,21 @@ def test_whole_numbers_stand_for_floats() -> None:
     from rectiflow.generation.settings import SamplingSettings
 
     assert SamplingSettings(guidance_scale=3).guidance_scale == 3
+
+
+def test_methods_that_return_self_import() -> None:
+    from type_checking import check
+
+    class Box:
+        @check
+        def __enter__(self) -> Self:
+            return self
+
+        @check
+        def sized(self, number: int) -> int:
+            return number
+
+    with Box() as box:
+        assert box.sized(1) == 1
+        with pytest.raises(Exception, match="number"):
+            box.sized("1")  # pyright: ignore[reportArgumentType]

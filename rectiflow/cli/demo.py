@@ -14,7 +14,7 @@ def add_parser(verbs: Verbs) -> None:
         run,
         usage="rectiflow demo [--out DIR] [--minutes M] [--seed S]",
         summary="the whole walk: images, training, pictures, scores, report.html",
-        details="Needs no GPU and no downloads.",
+        details="Needs no GPU and no downloads. A stopped demo goes on when called again.",
     )
     parser.add_argument(
         "--out",

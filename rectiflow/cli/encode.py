@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from rectiflow.cli.options import Verbs, add_verb
-from rectiflow.cli.progress import progress_bar
 
 _DETAILS = """\
 FOLDER holds PNG, JPEG or WebP images with captions.jsonl, captions.csv, or a .txt beside each
@@ -32,7 +31,8 @@ def add_parser(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> None:
     """Encodes the folder and says what became of its images."""
     from rectiflow.recipes.encoding import encode_with_shipped_parts
+    from rectiflow.recipes.progress import Counter
 
-    with progress_bar("encoding", "image") as progress:
+    with Counter("pictures and captions") as progress:
         report = encode_with_shipped_parts(options.folder, options.out, progress=progress)
     print(report)

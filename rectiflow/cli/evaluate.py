@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from rectiflow.cli.options import Verbs, add_verb, whole_number
-from rectiflow.cli.progress import progress_bar
 
 _DETAILS = """\
 Prints a table of scores per task, on seen and on held-out combinations, with 95 % intervals.
@@ -46,8 +45,9 @@ def run(options: argparse.Namespace) -> None:
     from rectiflow.evaluation.results import format_table, write_evaluation
     from rectiflow.evaluation.shapeworld import evaluate
     from rectiflow.generation.model import load_model
+    from rectiflow.recipes.progress import Counter
 
-    with progress_bar("drawing", "picture") as progress:
+    with Counter("pictures") as progress:
         evaluation = evaluate(
             load_model(options.model), per_task=options.per_task, progress=progress
         )

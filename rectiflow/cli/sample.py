@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from rectiflow.cli.options import Verbs, add_seed, add_verb, whole_number
-from rectiflow.cli.progress import progress_bar
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -35,8 +34,9 @@ def add_parser(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> None:
     """Draws the pictures and prints where each lies."""
     from rectiflow.generation.folder import sample_to_folder
+    from rectiflow.recipes.progress import Counter
 
-    with progress_bar("drawing", "picture") as progress:
+    with Counter("pictures") as progress:
         paths = sample_to_folder(
             options.model,
             options.prompt,

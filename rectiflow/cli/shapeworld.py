@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from rectiflow.cli.options import Verbs, add_seed, add_verb, whole_number
-from rectiflow.cli.progress import progress_bar
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -55,10 +54,11 @@ def run_help(options: argparse.Namespace) -> None:
 
 def run_draw(options: argparse.Namespace) -> None:
     """Draws the folder."""
+    from rectiflow.recipes.progress import Counter
     from rectiflow.shapeworld.folder import write_folder
     from rectiflow.shapeworld.world import world_by_name
 
-    with progress_bar("drawing", "picture") as progress:
+    with Counter("pictures") as progress:
         write_folder(
             world_by_name(options.world),
             options.out,
