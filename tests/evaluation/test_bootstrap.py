@@ -13,7 +13,7 @@ from rectiflow.evaluation.bootstrap import (
 )
 
 
-def _coverage(draw, truth: float, *, trials: int = 400) -> float:
+def _coverage(draw, truth: float, *, trials: int = 250) -> float:
     hits = 0
     for trial in range(trials):
         interval = draw(np.random.default_rng(trial))
@@ -27,7 +27,7 @@ def test_covers_a_planted_share_with_correlated_pictures() -> None:
     def draw(rng: np.random.Generator) -> Interval:
         chance = rng.beta(1.0, 1.0, size=40)
         return bootstrap_mean(
-            [list((rng.random(4) < p).astype(float)) for p in chance], num_resamples=400
+            [list((rng.random(4) < p).astype(float)) for p in chance], num_resamples=300
         )
 
     assert 0.91 <= _coverage(draw, 0.5) <= 0.98
@@ -38,7 +38,7 @@ def test_covers_the_mean_of_seven_tasks() -> None:
 
     def draw(rng: np.random.Generator) -> Interval:
         strata = {str(p): [[float(rng.random() < p)] for _ in range(30)] for p in truths}
-        return bootstrap_mean_of_strata(strata, num_resamples=400)
+        return bootstrap_mean_of_strata(strata, num_resamples=300)
 
     assert 0.91 <= _coverage(draw, float(np.mean(truths))) <= 0.98
 

@@ -1,0 +1,86 @@
+"""Pictures in a folder: named by what made them, with it in their metadata, whatever the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_model import tiny_model
+
+from rectiflow.base.errors import UserError
+from rectiflow.generation.folder import sample_to_folder
+from rectiflow.generation.model import Model
+from rectiflow.generation.pictures import read_metadata, read_png
+from rectiflow.generation.text_to_image import generate
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model(num_steps=1)
+
+
+def test_pictures_carry_how_they_were_made(model: Model, tmp_path: Path) -> None:
+    paths = sample_to_folder(model, "A red circle!", count=2, seed=5, out=tmp_path / "new" / "out")
+    assert [path.name.split("-")[-1] for path in paths] == ["seed5.png", "seed6.png"]
+    assert paths[0].name.startswith("a-red-circle-")
+    about = read_metadata(paths[1])
+    assert about["prompt"] == "A red circle!"
+    assert about["seed"] == 6
+    assert about["settings"]["num_steps"] == 1
+    assert about["model"] == {"name": "test", "sha256": "0" * 64}
+    images = generate(model, [about["prompt"]], [about["seed"]])
+    np.testing.assert_array_equal(read_png(paths[1]), images[0])
+
+
+def test_drawing_again_writes_the_same_bytes(model: Model, tmp_path: Path) -> None:
+    first = sample_to_folder(model, "a ring", count=1, seed=1, out=tmp_path / "a")[0]
+    again = sample_to_folder(model, "a ring", count=3, seed=0, out=tmp_path / "b")[1]
+    assert (first.name, first.read_bytes()) == (again.name, again.read_bytes())
+
+
+def test_names_tell_models_settings_and_prompts_apart(model: Model, tmp_path: Path) -> None:
+    stronger = replace(model.settings, guidance_scale=7.0)
+    made = [
+        sample_to_folder(model, "a ring", count=1, seed=1, out=tmp_path),
+        sample_to_folder(model, "a ring!", count=1, seed=1, out=tmp_path),
+        sample_to_folder(model, "a ring", count=1, seed=1, out=tmp_path, settings=stronger),
+        sample_to_folder(replace(model, digest="1" * 64), "a ring", count=1, seed=1, out=tmp_path),
+    ]
+    assert len({paths[0] for paths in made}) == 4
+
+
+@pytest.mark.parametrize("prompt", ["", "🦊🦊", "   ", "\x00\n", "日本語", 'the word "🦊"'])
+def test_any_text_is_a_prompt(model: Model, tmp_path: Path, prompt: str) -> None:
+    warnings: list[str] = []
+    path = sample_to_folder(model, prompt, count=1, seed=0, out=tmp_path, warn=warnings.append)[0]
+    assert read_metadata(path)["prompt"] == prompt
+
+
+def test_a_long_prompt_is_cut_and_each_encoder_says_what_it_lost(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = ("a red circle and " * 1000)[:10_000]
+    path = sample_to_folder(model, prompt, count=1, seed=0, out=tmp_path)[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f"rectiflow: the prompt is too long for {name}" for name in ("clip_l", "clip_g", "t5")
+    ]
+    for line in lines:
+        assert "circle and a red" in line
+        assert "characters)" in line
+        assert len(line) < 400
+    assert read_metadata(path)["prompt"] == prompt
+    assert len(path.name) < 100
+
+
+def test_what_cannot_be_drawn_or_written(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="0 pictures were asked for"):
+        sample_to_folder(model, "a", count=0, seed=0, out=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        sample_to_folder(model, "a", count=1, seed=0, out=tmp_path / "file")
+    with pytest.raises(UserError, match="cannot write .*: a part of the path is a file"):
+        sample_to_folder(model, "a", count=1, seed=0, out=tmp_path / "file" / "below")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

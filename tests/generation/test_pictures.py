@@ -1,0 +1,42 @@
+"""PNG files: pixels and metadata survive, damage is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rectiflow.base.errors import UserError
+from rectiflow.generation.pictures import encode_png, read_metadata, read_png, save_png
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    about = {"prompt": "a 🦊 \n é", "seed": 2**62}
+    save_png(tmp_path / "a.png", IMAGE, about)
+    assert read_metadata(tmp_path / "a.png") == about
+    np.testing.assert_array_equal(read_png(tmp_path / "a.png"), IMAGE)
+
+
+def test_same_content_same_bytes() -> None:
+    assert encode_png(IMAGE, {"a": 1, "b": 2}) == encode_png(IMAGE, {"b": 2, "a": 1})
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    save_png(tmp_path / "a.png", IMAGE, {})
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:120])
+    with pytest.raises(UserError, match="cut.png is no whole picture"):
+        read_png(tmp_path / "cut.png")
+    with pytest.raises(UserError, match="cannot read .*none.png: it does not exist"):
+        read_png(tmp_path / "none.png")
+    Image.fromarray(IMAGE).save(tmp_path / "plain.png")
+    with pytest.raises(UserError, match="carries no rectiflow metadata"):
+        read_metadata(tmp_path / "plain.png")
+
+
+def test_only_pictures_are_encoded() -> None:
+    with pytest.raises(ValueError, match=r"a picture is uint8 \[h w 3\], got float64 \[8, 12, 3\]"):
+        encode_png(IMAGE / 255)  # pyright: ignore
