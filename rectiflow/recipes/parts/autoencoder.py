@@ -46,19 +46,25 @@ CONFIG = AutoencoderConfig(
     latent_shift=0.0,
     latent_scale=1.0,
 )
-TRAINING = AutoencoderTraining(num_steps=4000, batch_size=16, learning_rate=2e-3, kl_weight=4e-3)
+TRAINING = AutoencoderTraining(
+    num_steps=10_000, batch_size=16, learning_rate=2e-3, kl_weight=1e-3, max_decoder_noise=0.4
+)
+#: Fine detail needs more practice than large shapes: two pictures of the full world for each of
+#: the small one.
+WORLD_CYCLE = (SMALL, FULL, FULL)
 #: Pictures from which the latents' mean and standard deviation are taken.
 NUM_STATISTICS = 1024
 
 
 def world_images(indices: range, *, seed: int, split: str) -> Float[Tensor, "b 3 64 64"]:
-    """Pictures in [−1, 1]: even indices show the small world, odd ones the full world."""
-    pictures = [
-        render(world, sample_scene(world, split=split, seed=seed, index=index))
-        for index in indices
-        for world in ((SMALL, FULL)[index % 2],)
-    ]
-    return to_images(pictures)
+    """Pictures in [−1, 1], of the worlds in turn."""
+    worlds = [WORLD_CYCLE[index % len(WORLD_CYCLE)] for index in indices]
+    return to_images(
+        [
+            render(world, sample_scene(world, split=split, seed=seed, index=index))
+            for world, index in zip(worlds, indices, strict=True)
+        ]
+    )
 
 
 def to_images(pictures: Sequence[NDArray[np.uint8]]) -> Float[Tensor, "b 3 h w"]:
