@@ -45,12 +45,18 @@ def save_checkpoint(run: Path, state: TrainState, recipe: TrainRecipe, store: st
     folder = checkpoints_of(run)
     path = folder / f"step_{state.step:08d}"
     if path.exists():  # a damaged one, which resuming has skipped
-        shutil.rmtree(path)
+        _remove(path)
     with atomic_directory(path) as unfinished:
         write_state(unfinished, state, recipe, store)
-    for old in _steps(folder)[recipe.keep_last :]:
-        shutil.rmtree(old)
+    remove_old(run, state.step, recipe.keep_last)
     return path
+
+
+def remove_old(run: Path, step: int, keep_last: int) -> None:
+    """Keep only the last `keep_last` of the checkpoints up to `step`."""
+    known = [path for path in _steps(checkpoints_of(run)) if _step_of(path) <= step]
+    for path in known[keep_last:]:
+        _remove(path)
 
 
 def write_state(folder: Path, state: TrainState, recipe: TrainRecipe, store: str) -> None:
@@ -226,4 +232,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _steps(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
     found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder so that a half-removed one is never taken for a checkpoint."""
+    doomed = path.with_name(f".{path.name}.tmp-removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)

@@ -14,6 +14,12 @@ from typing import Any
 from rectiflow.base.errors import ConfigError
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.data.loader import Loader
+from rectiflow.data.records import Batch
+from rectiflow.data.split import split_store
+from rectiflow.training.recipe import TrainRecipe
+
+HELD_OUT_SEED = 0
+VALIDATION_BATCH_SIZE = 128
 
 
 @dataclass(frozen=True, kw_only=True)

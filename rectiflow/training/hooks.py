@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -165,10 +164,21 @@ class SamplePictures(Hook):
                 Image.fromarray(grid(event.images)).save(file, format="PNG")
 
 
+@runtime_checkable
+class Stream(Protocol):
+    """Where progress is written: stderr, or anything like it."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool: ...
+
+
 class Progress(Hook):
     """Where the run stands: a bar on a terminal, elsewhere a plain line every `interval_s`."""
 
-    def __init__(self, stream: TextIO = sys.stderr, *, interval_s: float = 10.0) -> None:
+    def __init__(self, stream: Stream, *, interval_s: float = 10.0) -> None:
         self._stream = stream
         self._interval_s = interval_s if not stream.isatty() else 0.2
         self._max_steps = 0

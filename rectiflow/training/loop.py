@@ -15,12 +15,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import read_json, write_json
 from rectiflow.data.records import Batch
-from rectiflow.training.checkpoint import clear_unfinished, load_latest, save_checkpoint
+from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old, save_checkpoint
 from rectiflow.training.environment import describe_environment
 from rectiflow.training.export import export_model
 from rectiflow.training.failure import save_failure
@@ -71,13 +71,13 @@ def train(
     max_steps: int | None = None,
     hooks: Sequence[Hook] = (),
     on_sample: DrawSamples | None = None,
-    progress: TextIO | None = sys.stderr,
+    progress: bool = True,
 ) -> TrainResult:
     """Train `recipe` on a latent store until `max_steps`, continuing the run in `out` if any.
 
     Without `max_steps` a new run takes the recipe's and a continued run its own. SIGTERM and
     Ctrl-C finish the step, save a checkpoint and return. `on_sample` turns the EMA model and the
-    recipe's prompts into pictures; `progress` is where the progress line goes.
+    recipe's prompts into pictures; `progress` shows a progress line on stderr.
 
     Raises:
         UserError: `out` is not a run or is in use; the loss is not finite; the disk is full.
@@ -97,13 +97,15 @@ def train(
                 f"{run} has already made {state.step} steps, more than max_steps "
                 f"{recipe.max_steps}; give a larger number or choose another run folder"
             )
+        # The last session may have been killed before it could do so.
+        remove_old(run, state.step, recipe.keep_last)
         _append_session(run, state.step)
         watchers = [
             MetricsFile(run / "metrics.jsonl", after_step=state.step),
             TensorBoard(run / "tensorboard", after_step=state.step),
             SamplePictures(run / "samples"),
             *hooks,
-            *([Progress(progress)] if progress else []),
+            *([Progress(sys.stderr)] if progress else []),
         ]
         for watcher in watchers:
             stack.callback(watcher.close)

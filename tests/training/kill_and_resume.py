@@ -59,7 +59,7 @@ def session(run: Path, prepare: Callable[[], None], *, kill_after_s: float | Non
         torch.set_num_threads(1)
         prepare()
         try:
-            train(RECIPE, FakeFeed(), run, progress=None)
+            train(RECIPE, FakeFeed(), run, progress=False)
         except BaseException as error:
             print(f"{run.name}: {error!r}", file=sys.stderr)
             os._exit(1)

@@ -42,7 +42,7 @@ class Listener(Hook):
 def run_quietly(
     recipe: TrainRecipe, out: Path, feed: FakeFeed | None = None, **options: Any
 ) -> TrainResult:
-    return train(recipe, feed or FakeFeed(), out, progress=None, **options)
+    return train(recipe, feed or FakeFeed(), out, progress=False, **options)
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:

@@ -1,0 +1,101 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from data.parts import RESOLUTION_PX, HashedText, encode, make_folder, tiny_autoencoder
+from training.fake_feed import FakeFeed, tiny_recipe
+
+from rectiflow.base.errors import ConfigError, StoreError
+from rectiflow.data.latent_store import LatentStore
+from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.training.calibration import calibrate
+from rectiflow.training.feed import open_feed
+from rectiflow.training.loop import train
+from rectiflow.training.recipe import TrainRecipe
+
+NUM = 13
+BACKBONE = MMDiTConfig(depth=1, context_dim=20, pooled_dim=16, position_side=4, base_side=2)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("feed")
+    encode(make_folder(path / "folder", NUM), path / "store")
+    return path / "store"
+
+
+def recipe(**changes: object) -> TrainRecipe:
+    return tiny_recipe(**({"backbone": BACKBONE} | changes))
+
+
+def test_held_out_samples_are_never_trained_on(store: Path) -> None:
+    feed = open_feed(store, recipe())
+    held_out = {i for batch in feed.validation for i in batch.indices.tolist()}
+    trained = {i for step in range(9) for i in feed.batch_at(step).indices.tolist()}
+    assert len(held_out) == 4
+    assert trained | held_out == set(range(NUM))
+    assert not trained & held_out
+
+
+def test_every_seed_is_judged_on_the_same_held_out_samples_and_noise(store: Path) -> None:
+    first, second = (open_feed(store, recipe(seed=seed)) for seed in (0, 1))
+    for a, b in zip(first.validation, second.validation, strict=True):
+        assert torch.equal(a.indices, b.indices)
+        assert torch.equal(a.keys, b.keys)
+    assert not torch.equal(first.batch_at(0).indices, second.batch_at(0).indices)
+
+
+def test_nothing_is_held_out_on_request(store: Path) -> None:
+    assert open_feed(store, recipe(num_validation=0)).validation == ()
+
+
+def test_facts_are_the_stores(store: Path) -> None:
+    facts = open_feed(store, recipe()).facts
+    assert facts.fingerprint == LatentStore(store).fingerprint
+    assert facts.autoencoder["fingerprint"] == tiny_autoencoder().fingerprint()
+    assert facts.text == HashedText().fingerprints()
+    assert (facts.resolution_px, facts.latent_shape) == (RESOLUTION_PX, (16, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"context_dim": 21}, "backbone.context_dim is 21, the store's rows have 20; set it to"),
+        ({"pooled_dim": 17}, "backbone.pooled_dim is 17, the store's rows have 16; set it to 16"),
+        ({"in_channels": 4}, "backbone.in_channels is 4, the store's rows have 16; set it to 16"),
+        ({"patch_size": 3}, "latents are 4×4, not a multiple of backbone.patch_size 3; encode"),
+        (
+            {"position_side": 1, "base_side": 1},
+            "latents are 4×4, 2 tokens on a side; raise backbone.position_side from 1",
+        ),
+    ],
+)
+def test_a_backbone_that_does_not_fit_the_store_is_refused(
+    store: Path, changes: dict[str, int], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        open_feed(store, recipe(backbone=dataclasses.replace(BACKBONE, **changes)))
+
+
+def test_a_refused_store_leaves_no_run_folder(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        train(tiny_recipe(), store, tmp_path / "run", progress=False)
+    with pytest.raises(StoreError, match="there is no latent store in"):
+        train(recipe(), tmp_path, tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_on_a_store_and_its_continuation(store: Path, tmp_path: Path) -> None:
+    result = train(recipe(), store, tmp_path / "run", max_steps=4, progress=False)
+    assert result.step == 4
+    result = train(recipe(), store, tmp_path / "run", max_steps=6, progress=False)
+    assert result.step == 6
+    assert result.validation is not None
+
+
+def test_calibration_gives_a_plausible_rate_and_leaves_nothing() -> None:
+    rate = calibrate(tiny_recipe(max_steps=2), FakeFeed(), 0.3)
+    assert 1 < rate < 10_000
+    looking = calibrate(tiny_recipe(validate_every=1), FakeFeed(), 0.3)
+    assert looking < rate

@@ -1,0 +1,104 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rectiflow.base.log import read_events
+from rectiflow.training.hooks import (
+    MetricsFile,
+    Progress,
+    Started,
+    StepDone,
+    TrainLogged,
+    Validated,
+    clock,
+    grid,
+)
+from rectiflow.training.validation import ValidationLoss
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def logged(step: int, loss: float = 1.0) -> TrainLogged:
+    return TrainLogged(
+        step=step,
+        loss=loss,
+        gradient_norm=1.0,
+        learning_rate=1e-3,
+        images_per_second=10.0,
+        elapsed_s=1.0,
+    )
+
+
+def validated(step: int) -> Validated:
+    result = ValidationLoss(loss=0.5, per_level=(0.5,) * 7)
+    return Validated(step=step, raw=result, ema=result, elapsed_s=1.0)
+
+
+def test_metrics_past_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, after_step=0)
+    for step in (2, 4, 6):
+        metrics.handle(logged(step))
+        metrics.handle(validated(step))
+    metrics.close()
+    with path.open("a") as file:
+        file.write('{"kind": "train", "step": 7, "lo')  # killed in mid-line
+    again = MetricsFile(path, after_step=4)
+    again.handle(logged(6, loss=2.0))
+    again.close()
+    events = read_events(path)
+    assert [(e["kind"], e["step"]) for e in events] == [
+        ("train", 2),
+        ("validation", 2),
+        ("train", 4),
+        ("validation", 4),
+        ("train", 6),
+    ]
+    assert events[-1]["loss"] == 2.0
+
+
+def test_a_log_file_gets_plain_lines_now_and_then() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream, interval_s=3600.0)
+    progress.handle(Started(step=0, max_steps=100))
+    for step in range(1, 101):
+        progress.handle(StepDone(step=step, loss=0.25, num_images=64))
+        if step == 50:
+            progress.handle(validated(step))
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "step 50  held-out loss 0.5000 (EMA), 0.5000 (raw)"
+    assert lines[1].startswith("step 100/100  100%  loss 0.2500  ")
+    assert lines[1].endswith("ETA 0:00")
+    assert len(lines) == 2
+
+
+def test_a_terminal_gets_a_bar_on_one_line() -> None:
+    stream = Terminal()
+    progress = Progress(stream, interval_s=3600.0)
+    progress.handle(Started(step=0, max_steps=2))
+    progress.handle(StepDone(step=2, loss=0.25, num_images=64))
+    progress.close()
+    text = stream.getvalue()
+    assert text.startswith("\r" + "█" * 20)
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3723.4, "1:02:03")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_grid_places_pictures_row_by_row() -> None:
+    images = np.stack([np.full((4, 6, 3), value, np.uint8) for value in (1, 2, 3)])
+    canvas = grid(images, columns=2, gap_px=1)
+    assert canvas.shape == (2 * 5 + 1, 2 * 7 + 1, 3)
+    assert (canvas[1, 1] == 1).all()
+    assert (canvas[1, 8] == 2).all()
+    assert (canvas[6, 1] == 3).all()
+    assert (canvas[6, 8] == 255).all()
