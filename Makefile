@@ -42,8 +42,9 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	@echo "== bench: every file in benchmarks/, one JSON row for each measurement"
-	@set -e; for file in benchmarks/*.py; do echo "-- $$file"; $(BIN)/python "$$file"; done
+	@echo "== bench: every program in benchmarks/, one JSON row for each measurement"
+	@set -e; for file in $$(grep -l __main__ benchmarks/*.py); do \
+		echo "-- $$file"; $(BIN)/python "$$file"; done
 
 $(VENV)/.python:
 	@echo "== making the virtual environment $(VENV)"

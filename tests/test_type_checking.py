@@ -30,14 +30,14 @@ def test_methods_that_return_self_import() -> None:
 
     class Box:
         @check
-        def __enter__(self) -> Self:
+        def opened(self) -> Self:
             return self
 
         @check
         def sized(self, number: int) -> int:
             return number
 
-    with Box() as box:
-        assert box.sized(1) == 1
-        with pytest.raises(Exception, match="number"):
-            box.sized("1")  # pyright: ignore[reportArgumentType]
+    box = Box().opened()
+    assert box.sized(1) == 1
+    with pytest.raises(Exception, match="number"):
+        box.sized("1")  # pyright: ignore[reportArgumentType]
