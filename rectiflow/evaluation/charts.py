@@ -25,7 +25,6 @@ class Line:
     xs: Sequence[float]
     ys: Sequence[float]
     color: str
-    is_dashed: bool = False
     opacity: float = 1.0
     has_marks: bool = False
     is_labeled: bool = True
@@ -61,12 +60,12 @@ def line_chart(
     parts = [_axes(x_ticks, y_ticks, place_x, place_y, format_x, x_low, x_high)]
     labels: list[tuple[float, Line]] = []
     for line in lines:
-        placed = [(place_x(x), place_y(y)) for x, y in zip(line.xs, line.ys) if math.isfinite(y)]
-        if not placed:
+        finite = [(x, y) for x, y in zip(line.xs, line.ys) if math.isfinite(y)]
+        if not finite:
             continue
-        parts.append(_curve(line, placed))
+        parts.append(_curve(line, [(place_x(x), place_y(y), x, y) for x, y in finite]))
         if line.is_labeled:
-            labels.append((placed[-1][1], line))
+            labels.append((place_y(finite[-1][1]), line))
     parts.extend(_end_labels(labels))
     parts.append(
         f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 4}" '
@@ -173,20 +172,20 @@ def _axes(
     return "".join(parts)
 
 
-def _curve(line: Line, placed: Sequence[tuple[float, float]]) -> str:
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-    dashes = ";stroke-dasharray:4 4" if line.is_dashed else ""
-    style = f"stroke:{line.color};opacity:{line.opacity:.2f}{dashes}"
+def _curve(line: Line, points: Sequence[tuple[float, float, float, float]]) -> str:
+    """A path, with marks where wanted; a point is its place on the page, then its values."""
+    path = "M" + "L".join(f"{left:.1f} {top:.1f}" for left, top, _, _ in points)
+    style = f"stroke:{line.color};opacity:{line.opacity:.2f}"
     parts = [
         f'<path class="curve" d="{path}" style="{style}"><title>{escape(line.name)}</title></path>'
     ]
     if line.has_marks:
-        for (x, y), value_x, value_y in zip(placed, line.xs, line.ys):
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:{line.color};'
-                f'opacity:{line.opacity:.2f}"><title>{escape(line.name)}: {value_y:.4g} at '
-                f"{value_x:g}</title></circle>"
-            )
+        parts.extend(
+            f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3" style="fill:{line.color};'
+            f'opacity:{line.opacity:.2f}"><title>{escape(line.name)}: {y:.4g} at '
+            f"{x:g}</title></circle>"
+            for left, top, x, y in points
+        )
     return "".join(parts)
 
 

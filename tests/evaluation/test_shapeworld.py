@@ -163,7 +163,7 @@ def test_readings_in_words() -> None:
 def test_verdicts_follow_the_pictures() -> None:
     prompts = benchmark_prompts(SMALL, per_task=2, held_out=False)
     images = _perfect(prompts)
-    swapped = np.concatenate([images[4:], images[:4]])
+    swapped = images.reshape(-1, 2, *images.shape[1:])[:, ::-1].reshape(images.shape)
     judged = judge(SMALL, prompts, [0] * len(prompts), swapped)
     assert not any(picture.is_correct for picture in judged)
     assert all(picture.reason and 0.0 <= picture.graded < 1.0 for picture in judged)
