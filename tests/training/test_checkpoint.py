@@ -1,13 +1,17 @@
+import errno
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from training.fake_feed import FakeFeed, tiny_recipe
 
-from rectiflow.base.errors import CheckpointError
+from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.training.checkpoint import (
     load_latest,
     read_header,
@@ -161,3 +165,34 @@ def test_a_cut_or_missing_tensor_file_is_told(tmp_path: Path) -> None:
         read_tensors(path)
     with pytest.raises(CheckpointError, match=r"cannot read .*y.safetensors: it does not exist"):
         read_tensors(tmp_path / "y.safetensors")
+
+
+def test_a_file_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*nowhere/x.safetensors: it does not exist"):
+        write_tensors(tmp_path / "nowhere" / "x.safetensors", {"a": torch.zeros(1)})
+
+    def fill_the_disk(*_: object) -> None:
+        raise safetensors.SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fill_the_disk)
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device .*; free some"):
+        write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_the_former_ones(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = load_latest(run, RECIPE, STORE)
+    assert state is not None
+    state.step = 3
+
+    def fill_the_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fill_the_disk)
+    with pytest.raises(UserError, match="no space left on the disk; free some"):
+        save_checkpoint(run, state, RECIPE, STORE)
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"step_00000001", "step_00000002"}
