@@ -63,7 +63,9 @@ def write_store(path: Path, num_samples: int) -> None:
             row |= {"file": f"{i:06d}.png", "content_hash": f"{i:064x}", "latent_row": i}
             row |= {f"text_row.{name}": 2 * i + v for v, name in enumerate(VARIANTS)}
             index.append(row)
-        writer.finish(index, [], variants=VARIANTS, source="benchmark", world=None)
+        writer.finish(
+            index, [], variants=VARIANTS, empty_prompt_row=0, source="benchmark", world=None
+        )
 
 
 def seconds_each(make: Callable[[int], object], repeats: int) -> list[float]:

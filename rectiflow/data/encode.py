@@ -155,8 +155,8 @@ class _Encoding:
         self._hashes: dict[str, str] = {}
         self._max_rejected, self._progress = max_rejected, progress
         captions = {text for entry in listing.entries for text in entry.captions.values()}
-        self._num_captions, self._num_done = len(captions), 0
-        self._total = len(listing) + len(captions)
+        self._num_captions, self._num_done = len(captions) + 1, 0
+        self._total = len(listing) + self._num_captions
         for rejection in listing.rejections:
             self._reject(rejection)
 
@@ -184,8 +184,9 @@ class _Encoding:
             raise UserError(f"no picture of {self.listing.folder} can be used: {self._examples()}")
 
     def new_captions(self) -> Iterator[str]:
-        """The distinct captions of the kept pictures that are not encoded yet, in order."""
-        texts = dict.fromkeys(t for sample in self.kept.values() for t in sample.captions.values())
+        """The empty prompt and the kept pictures' distinct captions, where not encoded yet."""
+        captions = (t for sample in self.kept.values() for t in sample.captions.values())
+        texts = dict.fromkeys(["", *captions])
         # Captions of rejected pictures were counted, but are never encoded.
         self._advance(self._num_captions - len(texts))
         for text in texts:
@@ -200,6 +201,7 @@ class _Encoding:
             [self._index_row(sample) for sample in self.kept.values()],
             self.rejections,
             variants=tuple(variants),
+            empty_prompt_row=self._writer.text.rows[caption_hash("")],
             source=str(self.listing.folder),
             world=self.listing.world,
         )

@@ -26,6 +26,10 @@ from rectiflow.data.store_format import INDEX_FILE, ColumnFormat, index_schema, 
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 
 
+#: Stands for the empty prompt among the positions of caption variants.
+EMPTY_PROMPT = -1
+
+
 class LatentStore:
     """A finished store; `len`, `read` and facts about it.
 
@@ -81,7 +85,8 @@ class LatentStore:
 
         Args:
             indices: sample numbers in [0, len).
-            variants: for each sample a position in `self.variants`; by default its first one.
+            variants: for each sample a position in `self.variants`, or `EMPTY_PROMPT` for the text
+                states of ""; by default its first caption.
 
         Raises:
             IndexError: a number outside the store, or a caption that the sample does not have.
@@ -92,7 +97,8 @@ class LatentStore:
         available = self.text_rows[indices]
         if variants is None:
             variants = (available >= 0).int().argmax(dim=1)
-        text_rows = available.gather(1, variants[:, None]).squeeze(1)
+        text_rows = available.gather(1, variants[:, None].clamp(min=0)).squeeze(1)
+        text_rows = torch.where(variants == EMPTY_PROMPT, self.header.empty_prompt_row, text_rows)
         if (text_rows < 0).any():
             lacking = int(indices[text_rows < 0][0])
             raise IndexError(

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rectiflow.base import philox
 from rectiflow.base.errors import ConfigError
 from rectiflow.base.philox import keys_for
 from rectiflow.base.seeds import numpy_generator
@@ -24,8 +25,11 @@ from rectiflow.data.caption_mix import (
     check_every_sample_has_caption,
     choose_captions,
 )
-from rectiflow.data.latent_store import LatentStore
+from rectiflow.data.latent_store import EMPTY_PROMPT, LatentStore
 from rectiflow.data.records import Batch
+
+#: The Philox stream of a sample's key that decides whether it shows the empty prompt.
+EMPTY_PROMPT_STREAM = 14
 
 
 @lru_cache(maxsize=4)
@@ -55,10 +59,12 @@ class Loader:
         batch_size: samples in a global batch.
         seed: names the order, the keys and so every choice.
         caption_mix: weight of each caption variant; by default all weigh the same.
+        empty_prompt: probability with which a sample shows the empty prompt instead of a caption.
         rows: the samples to use, by default all.
 
     Raises:
-        ConfigError: an empty part, a batch size below 1, or a mix that does not fit the store.
+        ConfigError: an empty part, a batch size below 1, a mix that does not fit the store, or a
+            probability outside [0, 1].
         StoreError: a sample has none of the captions that the mix uses.
     """
 
@@ -69,11 +75,15 @@ class Loader:
         batch_size: int,
         seed: int,
         caption_mix: Mapping[str, float] | None = None,
+        empty_prompt: float = 0.0,
         rows: Int[Tensor, " n"] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        if not 0.0 <= empty_prompt <= 1.0:
+            raise ConfigError(f"empty_prompt is {empty_prompt}; give a probability from 0 to 1")
         self.store, self.batch_size, self.seed = store, batch_size, seed
+        self._empty_prompt = empty_prompt
         self.rows = torch.arange(len(store)) if rows is None else rows
         if not len(self.rows):
             raise ConfigError("there are no samples to load; hold out fewer for validation")
@@ -133,6 +143,8 @@ class Loader:
 
     def _read(self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> Batch:
         variants = choose_captions(keys, self._weights, self.store.text_rows[indices])
+        is_empty = philox.uniform(keys, 1, stream=EMPTY_PROMPT_STREAM)[:, 0] < self._empty_prompt
+        variants = torch.where(is_empty, EMPTY_PROMPT, variants)
         rows = self.store.read(indices, variants)
         return Batch(
             x0_mean=rows.x0_mean,

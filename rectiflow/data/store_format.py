@@ -66,7 +66,10 @@ class ColumnFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreHeader:
-    """store.json. `autoencoder` and `text` are the fingerprints of what made the rows."""
+    """store.json. `autoencoder` and `text` are the fingerprints of what made the rows.
+
+    `empty_prompt_row` is the text row of "", which every store has for guidance to contrast with.
+    """
 
     format: int
     resolution_px: int
@@ -75,6 +78,7 @@ class StoreHeader:
     world: str | None
     source: str
     variants: tuple[str, ...]
+    empty_prompt_row: int
     num_samples: int
     index_sha256: str
     latent_columns: dict[str, ColumnFormat]

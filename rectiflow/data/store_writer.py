@@ -136,6 +136,7 @@ class StoreWriter:
         rejections: Iterable[Rejection],
         *,
         variants: tuple[str, ...],
+        empty_prompt_row: int,
         source: str,
         world: str | None,
     ) -> StoreHeader:
@@ -160,6 +161,7 @@ class StoreWriter:
             world=world,
             source=source,
             variants=variants,
+            empty_prompt_row=empty_prompt_row,
             num_samples=len(index),
             index_sha256=hashlib.sha256(data.getbuffer()).hexdigest(),
             latent_columns=self.latents.columns,

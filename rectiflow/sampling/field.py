@@ -6,7 +6,7 @@ On the walk of a prompt, between `sampling.solvers` and the backbone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,6 @@ from rectiflow.models.conditioning import Conditioning
 from rectiflow.sampling.guidance import Guidance
 
 
-@runtime_checkable
 @runtime_checkable
 class Backbone(Protocol):
     """Any network of the form (z_t, t, conditioning) → output shaped as z_t."""

@@ -71,6 +71,7 @@ class StoreFeed(Feed):
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             caption_mix=recipe.caption_mix,
+            empty_prompt=recipe.empty_prompt,
             rows=split.train,
         )
         self.validation = ()

@@ -48,8 +48,9 @@ class TrainRecipe:
 
     `encoder_dropout` is the probability in [0, 1] with which each text encoder is left out of
     each sample, independently (arXiv 2403.03206, section 5.1). `caption_mix` gives the weight of
-    each caption variant of the store; without it all weigh the same. `num_validation` samples are
-    held out of training.
+    each caption variant of the store; without it all weigh the same. `empty_prompt` is the
+    probability that a sample shows the empty prompt instead, so that guidance, which contrasts
+    with it, meets something the model has learned. `num_validation` samples are held out.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TrainRecipe:
     precision: Precision = "auto"
     encoder_dropout: float = 0.464
     caption_mix: dict[str, float] | None = None
+    empty_prompt: float = 0.05
     num_validation: int = 256
     log_every: int = 20
     validate_every: int = 500
@@ -79,10 +81,10 @@ class TrainRecipe:
             value = getattr(self, name)
             if value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
-        if not 0.0 <= self.encoder_dropout <= 1.0:
-            raise ConfigError(
-                f"encoder_dropout is {self.encoder_dropout}; give a probability from 0 to 1"
-            )
+        for name in ("encoder_dropout", "empty_prompt"):
+            probability = getattr(self, name)
+            if not 0.0 <= probability <= 1.0:
+                raise ConfigError(f"{name} is {probability}; give a probability from 0 to 1")
         if self.gradient_clip <= 0.0:
             raise ConfigError(
                 f"gradient_clip is {self.gradient_clip}; give a norm above 0 "

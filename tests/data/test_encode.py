@@ -54,9 +54,9 @@ def assert_same_rows(first: Path, second: Path) -> None:
 def test_store_holds_what_the_parts_say(tmp_path: Path) -> None:
     report = encode(make_folder(tmp_path / "folder", 20), tmp_path / "store")
     assert (report.num_samples, report.num_rejected) == (20, 0)
-    assert (report.num_latents_encoded, report.num_captions_encoded) == (20, 23)
+    assert (report.num_latents_encoded, report.num_captions_encoded) == (20, 24)
     assert str(report).endswith(
-        "20 samples (20 pictures and 23 captions encoded, the rest was there)"
+        "20 samples (20 pictures and 24 captions encoded, the rest was there)"
     )
     assert sorted(files_of(tmp_path / "store")) == [
         "index.parquet", "latents-00000.safetensors", "quarantine.jsonl", "store.json",
@@ -82,7 +82,7 @@ def test_each_content_is_encoded_once(tmp_path: Path) -> None:
     text = HashedText()
     report = encode(folder, tmp_path / "store", conditioner=text)
     assert (report.num_samples, report.num_latents_encoded) == (5, 4)
-    assert len(text.encoded) == len(set(text.encoded)) == 7
+    assert len(text.encoded) == len(set(text.encoded)) == 8
     store = LatentStore(tmp_path / "store")
     assert store.latent_rows.tolist() == [0, 1, 2, 3, 0]
     assert store.captions(4) == {"terse": "caption 1"}
@@ -157,13 +157,13 @@ def test_rejections_are_counted_and_listed(tmp_path: Path) -> None:
     assert (report.num_samples, report.num_rejected) == (1, 3)
     assert report.rejected_by_stage == {"decode": 1, "folder": 1, "size": 1}
     assert "3 pictures rejected (decode 1, folder 1, size 1); reasons in" in str(report)
-    assert text.encoded == ["caption 2", "the full caption 2"]
+    assert text.encoded == ["", "caption 2", "the full caption 2"]
     listed = [json.loads(x) for x in (tmp_path / "store/quarantine.jsonl").read_text().splitlines()]
     assert [(line["file"], line["stage"]) for line in listed] == [
         ("extra.png", "folder"), ("images/000.png", "decode"), ("images/001.png", "size"),
     ]  # fmt: skip
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (10, 10)
+    assert seen[-1] == (11, 11)
 
 
 def test_mended_picture_leaves_quarantine(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
                 {k: v * 1e6 for k, v in super().encode(prompts).columns().items()}
             )
 
-    with pytest.raises(UserError, match=r"the text encoder for 'caption 0' gave clip_l\.context"):
+    with pytest.raises(UserError, match=r"the text encoder for '' gave clip_l\.context"):
         encode(folder, tmp_path / "store", conditioner=Overflowing())
 
 
@@ -393,7 +393,7 @@ def test_killed_run_is_continued(tmp_path: Path, run_python: Callable[..., objec
             LatentStore(out)
     report = encode(folder, out, max_shard_bytes=3_000, batch_size=4)
     assert report.num_latents_encoded == 0
-    assert report.num_captions_encoded < 27
+    assert report.num_captions_encoded < 28
     assert not list(out.glob(".*"))
     assert {name: data for name, data in files_of(out).items() if "tmp" in name} == {}
     encode(folder, tmp_path / "fresh", max_shard_bytes=3_000, batch_size=4)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rectiflow.base.errors import ConfigError, StoreError
-from rectiflow.data.latent_store import LatentStore
+from rectiflow.data.latent_store import EMPTY_PROMPT, LatentStore
 from rectiflow.data.loader import Loader, Prefetcher, sample_order, stream_cut
 from rectiflow.data.records import Batch
 
@@ -123,6 +123,18 @@ def test_caption_mix_chooses_the_variant(store: LatentStore) -> None:
     full = store.read(batch.indices, torch.zeros(20 * NUM, dtype=torch.int64))
     is_full = (batch.encoded_text["t5.context"] == full.encoded_text["t5.context"]).all(2).all(1)
     assert 0.35 < is_full.float().mean() < 0.65
+
+
+def test_empty_prompt_takes_its_share_and_leaves_the_rest(store: LatentStore) -> None:
+    plain = Loader(store, batch_size=50 * NUM, seed=3).batch_at(0)
+    mixed = Loader(store, batch_size=50 * NUM, seed=3, empty_prompt=0.25).batch_at(0)
+    null = store.read(torch.tensor([0]), torch.tensor([EMPTY_PROMPT])).encoded_text["t5.context"]
+    states = mixed.encoded_text["t5.context"]
+    is_null = (states == null).all(2).all(1)
+    assert 0.2 < is_null.float().mean() < 0.3
+    assert torch.equal(states[~is_null], plain.encoded_text["t5.context"][~is_null])
+    with pytest.raises(ConfigError, match=r"empty_prompt is 1\.5; give a probability from 0 to 1"):
+        Loader(store, batch_size=1, seed=3, empty_prompt=1.5)
 
 
 def test_part_of_a_store(store: LatentStore) -> None:
