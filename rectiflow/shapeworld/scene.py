@@ -5,6 +5,7 @@ The first stop on the walk of a sample. Nothing is stored: any scene can be draw
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,7 @@ def held_out_kinds(content: Content) -> frozenset[str]:
     distinct = sorted(set(shapes))
     kinds = {
         "pair": any(is_held_out_pair(shape, color) for shape, color in content),
-        "shapes": any(is_held_out_shapes(a, b) for a in distinct for b in distinct),
+        "shapes": any(is_held_out_shapes(a, b) for a, b in combinations(distinct, 2)),
         "count": any(is_held_out_count(shapes.count(shape), shape) for shape in distinct),
     }
     return frozenset(kind for kind, found in kinds.items() if found)
