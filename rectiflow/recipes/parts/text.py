@@ -92,6 +92,7 @@ def make_text_part(recipe: TextPartRecipe, out: Path, on_log: Log) -> None:
     Raises:
         UserError: `out` is not empty or cannot be written.
     """
+    commit = source_commit() or "unknown"
     last: dict[str, float] = {}
 
     def log(fields: dict[str, float]) -> None:
@@ -109,23 +110,37 @@ def make_text_part(recipe: TextPartRecipe, out: Path, on_log: Log) -> None:
         conditioner = TextConditioner(_config(recipe), encoders, tokenizers)  # pyright: ignore
         conditioner.to(torch.bfloat16).save(folder)
         ImageTower(towers.image_tower).to(torch.bfloat16).save(folder / "image_tower")  # pyright: ignore
-        write_card(
-            folder,
-            recipe=to_json(recipe),
-            commit=source_commit() or "unknown",
-            data={
-                "worlds": [world.name for world in WORLDS],
-                "split": "train",
-                "seed": recipe.seed,
-                "num_scenes": recipe.num_scenes,
-                "held_out": False,
-            },
-            scores={"last_losses": last, "t5_masked_token_accuracy": masked_accuracy}
-            | score_text_states(load_text_folder(folder), scenes, val)
-            | score_image_tower(
-                load_image_tower_folder(folder / "image_tower"), load_text_folder(folder), val
-            ),
-        )
+        trained = {"last_losses": last, "t5_masked_token_accuracy": masked_accuracy}
+        score_text_part(recipe, folder, scenes, val, commit=commit, trained=trained)
+
+
+def score_text_part(
+    recipe: TextPartRecipe,
+    folder: Path,
+    scenes: CaptionedScenes,
+    val: CaptionedScenes,
+    *,
+    commit: str,
+    trained: dict[str, Any],
+) -> None:
+    """Score the part in `folder` as it loads, and write its card; `trained` joins the scores."""
+    conditioner = load_text_folder(folder)
+    image_tower = load_image_tower_folder(folder / "image_tower")
+    scores = score_text_states(conditioner, scenes, val)
+    scores |= score_image_tower(image_tower, conditioner, val)
+    write_card(
+        folder,
+        recipe=to_json(recipe),
+        commit=commit,
+        data={
+            "worlds": [world.name for world in WORLDS],
+            "split": "train",
+            "seed": recipe.seed,
+            "num_scenes": recipe.num_scenes,
+            "held_out": False,
+        },
+        scores=trained | scores,
+    )
 
 
 def build_tokenizers(

@@ -18,8 +18,8 @@ from rectiflow.training.parts.captioned_scenes import CaptionedScenes
 from rectiflow.training.parts.contrastive import draw_batch, truth_matrix
 from rectiflow.training.parts.probe import caption_facts, fit_probe
 
-NUM_PROBE_TRAIN = 8_000
-NUM_PROBE_STEPS = 400
+NUM_PROBE_TRAIN = 30_000
+NUM_PROBE_STEPS = 600
 NUM_HELD_OUT_PER_TASK = 100
 RETRIEVAL_BATCH = 256
 
