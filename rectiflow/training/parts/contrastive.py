@@ -158,28 +158,6 @@ def draw_batch(
     ]
 
 
-@torch.no_grad()
-def retrieval_accuracy(
-    towers: ContrastiveTowers,
-    scenes: CaptionedScenes,
-    tokenize: Callable[[str, list[str]], Tensor],
-    *,
-    batch_size: int = 256,
-    num_batches: int,
-    seed: int,
-) -> dict[str, float]:
-    """How often the nearest caption in a batch is true of the picture, per text tower in [0, 1]."""
-    hits: dict[str, list[float]] = {name: [] for name in towers.text_towers}
-    for batch in range(num_batches):
-        rows, texts = draw_batch(scenes, batch_size, seed=seed, step=batch)
-        ids = {name: tokenize(name, texts) for name in hits}
-        is_true = truth_matrix(scenes, rows, texts)
-        for name, similarity in towers.similarities(scenes.images(rows), ids).items():
-            nearest = similarity.argmax(dim=1, keepdim=True)
-            hits[name].append(is_true.gather(1, nearest).float().mean().item())
-    return {name: sum(found) / len(found) for name, found in hits.items()}
-
-
 def _rate_factor(step: int, training: ContrastiveTraining) -> float:
     """Linear warm-up, then a cosine to zero."""
     if step < training.warmup_steps:
