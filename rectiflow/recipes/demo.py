@@ -15,10 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from jaxtyping import UInt8
-
 from rectiflow.base.config import load_config, save_config
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import explain_os_error
@@ -26,20 +22,17 @@ from rectiflow.evaluation.charts import format_seconds
 from rectiflow.evaluation.report import write_report
 from rectiflow.evaluation.results import format_table, read_evaluation, write_evaluation
 from rectiflow.evaluation.shapeworld import evaluate
-from rectiflow.generation.model import Model, load_model
+from rectiflow.generation.model import load_model
 from rectiflow.generation.pictures import encode_png
-from rectiflow.generation.settings import SamplingSettings
-from rectiflow.generation.text_to_image import generate
 from rectiflow.models.mmdit import MMDiT
-from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.recipes.demo_page import assemble_report, moment_folder
-from rectiflow.recipes.encoding import RESOLUTION_PX, encode_with_shipped_parts
+from rectiflow.recipes.encoding import encode_with_shipped_parts
 from rectiflow.recipes.progress import Counter
 from rectiflow.recipes.small import demo as demo_recipe
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import SMALL
 from rectiflow.training.calibration import calibrate
-from rectiflow.training.hooks import DrawSamples, Event, Hook, Sampled
+from rectiflow.training.hooks import Event, Hook, Sampled
 from rectiflow.training.loop import train
 from rectiflow.training.recipe import TrainRecipe
 
@@ -167,7 +160,9 @@ class _Walk:
         rate = calibrate(recipe, self.store, seconds=min(20.0, 0.1 * budget_s))
         backbone = MMDiT(recipe.backbone)
         started = time.perf_counter()
-        self.sampler(recipe)(backbone, recipe.sample_prompts)
+        draw = previews(self.recipe(), self.store)
+        if draw is not None:
+            draw(backbone, recipe.sample_prompts)
         budget_s -= NUM_MOMENTS * (time.perf_counter() - started)
         num_bytes = BYTES_PER_PARAMETER * sum(p.numel() for p in backbone.parameters())
         step_s = 1.0 / rate
@@ -202,7 +197,7 @@ class _Walk:
             self.store,
             self.run,
             hooks=[_KeepMoments(self.out)],
-            on_sample=self.sampler(recipe),
+            on_sample=previews(recipe, self.store),
         )
         if result.interrupted is not None:
             print(f"stopped at step {result.step:,}; the same command goes on there", flush=True)
@@ -221,36 +216,6 @@ class _Walk:
                 progress=progress,
             )
         write_evaluation(self.evaluation_file, evaluation)
-
-    def sampler(self, recipe: TrainRecipe) -> DrawSamples:
-        """Pictures of a backbone in training: the same prompts and noise at every moment."""
-        sampling = recipe.sampling
-        frame = Model(
-            name=recipe.name,
-            digest="in training",
-            backbone=MMDiT(replace(recipe.backbone, depth=1)),
-            formulation=recipe.formulation,
-            autoencoder=load_autoencoder(),
-            conditioner=load_conditioner(),
-            settings=SamplingSettings(
-                num_steps=sampling.num_steps,
-                guidance_scale=sampling.guidance_scale,
-                shift=sampling.shift,
-                height_px=RESOLUTION_PX,
-                width_px=RESOLUTION_PX,
-            ),
-            world=SMALL.name,
-            resolution_px=RESOLUTION_PX,
-            provenance={},
-        )
-
-        def draw(
-            backbone: torch.nn.Module, prompts: tuple[str, ...]
-        ) -> UInt8[np.ndarray, "n h w 3"]:
-            assert isinstance(backbone, MMDiT)
-            return generate(replace(frame, backbone=backbone), prompts, range(len(prompts)))
-
-        return draw
 
     def describe(self) -> Callable[[str], str]:
         """A few words on what each stage left, for the page."""

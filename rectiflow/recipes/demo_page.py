@@ -157,13 +157,17 @@ def _facts(recipe: TrainRecipe, session: Mapping[str, Any]) -> tuple[tuple[str, 
         ("batch", f"{recipe.batch_size} pictures"),
         ("EMA decay", f"{recipe.ema.decay:g}"),
         ("encoder dropout", f"{recipe.encoder_dropout:g} each"),
-        (
-            "captions",
-            ", ".join(f"{share:.0%} {name}" for name, share in recipe.caption_mix.items()),
-        ),
+        ("captions", _captions(recipe)),
         ("precision", recipe.precision),
         ("processor", f"{session['processor']}, {session['cpu_capability']}"),
     )
+
+
+def _captions(recipe: TrainRecipe) -> str:
+    if recipe.caption_mix is None:
+        return "each sample's own, in equal shares"
+    total = sum(recipe.caption_mix.values())
+    return ", ".join(f"{weight / total:.0%} {name}" for name, weight in recipe.caption_mix.items())
 
 
 def _read_pictures(folder: Path, evaluation: Evaluation) -> dict[str, bytes]:

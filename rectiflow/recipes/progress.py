@@ -25,7 +25,9 @@ class Counter:
         self._shown_at = now
         left_s = (now - self._started) / max(done, 1) * (total - done)
         text = f"{done:,} of {total:,} {self._unit}  {done / max(total, 1):4.0%}"
-        text += f"  {format_seconds(left_s)} left" if done < total else ""
+        # The first few take much longer than the rest: kernels and caches warm up.
+        is_telling = total / 50 < done < total
+        text += f"  {format_seconds(left_s)} left" if is_telling else ""
         start, end = ("\r", "\x1b[K") if sys.stderr.isatty() else ("", "\n")
         sys.stderr.write(f"{start}{text}{end}")
         sys.stderr.flush()

@@ -38,5 +38,5 @@ def test_damage_is_told(tmp_path: Path) -> None:
 
 
 def test_only_pictures_are_encoded() -> None:
-    with pytest.raises(ValueError, match=r"a picture is uint8 \[h w 3\], got float64 \[8, 12, 3\]"):
-        encode_png(IMAGE / 255)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"a picture is uint8 \[h w 3\], got uint8 \[8, 12\]"):
+        encode_png(IMAGE[..., 0])
