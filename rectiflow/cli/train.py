@@ -57,9 +57,16 @@ def run(options: argparse.Namespace) -> int:
         return 0
     chosen = apply_overrides(chosen, options.overrides, prog=prog)
 
+    from rectiflow.recipes.previews import previews
     from rectiflow.training.loop import train
 
-    result = train(chosen, options.data, options.out, max_steps=options.max_steps)
+    result = train(
+        chosen,
+        options.data,
+        options.out,
+        max_steps=options.max_steps,
+        on_sample=previews(chosen, options.data),
+    )
     if result.interrupted is not None:
         print(f"stopped at step {result.step} of {result.max_steps}; the same command continues")
         return 128 + result.interrupted

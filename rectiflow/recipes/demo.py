@@ -27,6 +27,7 @@ from rectiflow.generation.pictures import encode_png
 from rectiflow.models.mmdit import MMDiT
 from rectiflow.recipes.demo_page import assemble_report, moment_folder
 from rectiflow.recipes.encoding import encode_with_shipped_parts
+from rectiflow.recipes.previews import previews
 from rectiflow.recipes.progress import Counter
 from rectiflow.recipes.small import demo as demo_recipe
 from rectiflow.shapeworld.folder import write_folder
@@ -159,8 +160,8 @@ class _Walk:
         recipe = replace(demo_recipe(), seed=self.record.seed)
         rate = calibrate(recipe, self.store, seconds=min(20.0, 0.1 * budget_s))
         backbone = MMDiT(recipe.backbone)
-        started = time.perf_counter()
         draw = previews(self.recipe(), self.store)
+        started = time.perf_counter()
         if draw is not None:
             draw(backbone, recipe.sample_prompts)
         budget_s -= NUM_MOMENTS * (time.perf_counter() - started)

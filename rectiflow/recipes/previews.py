@@ -1,0 +1,60 @@
+"""Sample pictures of a model while it trains, drawn with the parts that ship.
+
+Training only knows a function from (backbone, prompts) to pictures; this makes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import nn
+
+from rectiflow.data.store_format import read_header
+from rectiflow.generation.model import Model
+from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.text_to_image import generate
+from rectiflow.models.mmdit import MMDiT
+from rectiflow.models.shipped import load_autoencoder, load_conditioner
+from rectiflow.training.hooks import DrawSamples
+from rectiflow.training.recipe import TrainRecipe
+
+
+def previews(recipe: TrainRecipe, store: Path) -> DrawSamples | None:
+    """Draws the recipe's prompts, each with the same noise every time; None if it asks for none.
+
+    Raises:
+        StoreError: the store is missing or damaged, or was made by other parts than those that
+            ship, so that pictures could not be decoded.
+    """
+    if not (recipe.sample_every and recipe.sample_prompts):
+        return None
+    header = read_header(store)
+    autoencoder, conditioner = load_autoencoder(), load_conditioner()
+    header.check_made_by(autoencoder=autoencoder.fingerprint(), text=conditioner.fingerprints())
+    frame = Model(
+        name=recipe.name,
+        digest="in training",
+        backbone=MMDiT(replace(recipe.backbone, depth=1)),
+        formulation=recipe.formulation,
+        autoencoder=autoencoder,
+        conditioner=conditioner,
+        settings=SamplingSettings(
+            num_steps=recipe.sampling.num_steps,
+            guidance_scale=recipe.sampling.guidance_scale,
+            shift=recipe.sampling.shift,
+            height_px=header.resolution_px,
+            width_px=header.resolution_px,
+        ),
+        world=header.world,
+        resolution_px=header.resolution_px,
+        provenance={},
+    )
+
+    def draw(backbone: nn.Module, prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w 3"]:
+        assert isinstance(backbone, MMDiT)
+        return generate(replace(frame, backbone=backbone), prompts, range(len(prompts)))
+
+    return draw
