@@ -184,7 +184,8 @@ def _chunk_sizes(
     """
     factor = model.autoencoder.config.downsample_factor * model.backbone.config.patch_size
     num_tokens = (settings.height_px // factor) * (settings.width_px // factor)
-    reference, *others = (4, 1, 16) if num_tokens <= MAX_TOKENS_OF_SMALL else (1, 4)
+    is_small = num_tokens <= MAX_TOKENS_OF_SMALL
+    reference, others = (4, [1, 16]) if is_small else (1, [4])
     if model.device.type == "cuda":
         others.append(16 * reference)
     probed = replace(settings, num_steps=min(PROBE_STEPS, settings.num_steps))

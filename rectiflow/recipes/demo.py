@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -109,7 +109,7 @@ class _Walk:
         self.evaluation_file = out / "evaluation.json"
 
     @contextmanager
-    def stage(self, name: str, about: str) -> Iterator[None]:
+    def stage(self, name: str, about: str) -> Generator[None]:
         """Announce a stage, time it, and note in the record when it is complete."""
         self._number += 1
         elapsed = format_seconds(time.perf_counter() - self._started)

@@ -14,9 +14,9 @@ from rectiflow.base.config import to_json
 from rectiflow.base.errors import ConfigError
 from rectiflow.flow import Formulation, rectified_flow
 from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.precision import Precision
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW, Muon
-from rectiflow.training.precision import Precision
 from rectiflow.training.schedule import Trapezoid
 
 # What a continued run may change: when to look at it and when to stop, never what is computed.

@@ -16,9 +16,9 @@ from torch import Tensor
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
 from rectiflow.models.mmdit import MMDiT
+from rectiflow.models.precision import compute_dtype
 from rectiflow.training.ema import Ema
 from rectiflow.training.optimizers import Optimizer
-from rectiflow.training.precision import compute_dtype
 from rectiflow.training.recipe import TrainRecipe
 
 

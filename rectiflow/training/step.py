@@ -18,8 +18,8 @@ from rectiflow.base import philox
 from rectiflow.data.records import Batch
 from rectiflow.flow import FlowLoss, flow_matching_loss
 from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.precision import compute_dtype
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, assemble
-from rectiflow.training.precision import compute_dtype
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
 

@@ -7,9 +7,9 @@ from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.flow import rectified_flow
-from rectiflow.training import precision
+from rectiflow.models import precision
+from rectiflow.models.precision import compute_dtype, has_fast_bf16
 from rectiflow.training.optimizers import AdamW
-from rectiflow.training.precision import compute_dtype, has_fast_bf16
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import draw, train_step
 from rectiflow.training.validation import LEVELS, validate
@@ -137,7 +137,7 @@ def test_validation_is_repeatable_by_level_and_independent_of_batching() -> None
 def test_precision_is_refused_where_the_processor_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compute_dtype("fp32") == torch.float32
     assert compute_dtype("auto") == (torch.bfloat16 if has_fast_bf16() else torch.float32)
-    monkeypatch.setattr(precision, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda *_: False)
     assert compute_dtype("auto") == torch.float32
     with pytest.raises(ConfigError, match="this processor has no bfloat16 matrix instructions"):
         compute_dtype("bf16")
