@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rectiflow.cli.main import main
+from rectiflow.recipes import previews as previews_module
 from rectiflow.training import loop
 from rectiflow.training.loop import TrainResult
 from rectiflow.training.recipe import TrainRecipe
@@ -38,6 +39,7 @@ def replace_training(
         )
 
     monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(previews_module, "previews", lambda recipe, store: None)
     return received
 
 

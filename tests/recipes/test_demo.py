@@ -14,6 +14,7 @@ from rectiflow.base.files import read_json
 from rectiflow.generation import model as model_module
 from rectiflow.recipes import demo as demo_module
 from rectiflow.recipes import encoding
+from rectiflow.recipes import previews as previews_module
 from rectiflow.recipes.demo import run_demo
 from rectiflow.recipes.small import demo as demo_recipe
 from rectiflow.training.loop import TrainResult, train
@@ -36,7 +37,7 @@ def _small_recipe() -> TrainRecipe:
 
 @pytest.fixture(autouse=True)
 def _tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (model_module, demo_module, encoding):
+    for module in (model_module, previews_module, encoding):
         monkeypatch.setattr(module, "load_autoencoder", tiny_autoencoder)
         monkeypatch.setattr(module, "load_conditioner", tiny_conditioner)
     monkeypatch.setattr(demo_module, "demo_recipe", _small_recipe)
