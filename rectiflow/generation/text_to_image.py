@@ -69,12 +69,14 @@ def generate(
     with _autocast(model):
         plan = plan_chunks(len(prompts), _chunk_sizes(model, null, settings, len(prompts)))
         for size in plan:
-            start = sum(map(len, images))
-            rows = [min(start + i, len(prompts) - 1) for i in range(size)]
-            drawn = draw(model, conditioning[torch.tensor(rows)], null, noise[rows], settings)
-            images.append(drawn[: len(prompts) - start])
+            start = len(images)
+            rows = torch.arange(start, start + size).clamp(max=len(prompts) - 1)
+            latents = draw_latents(model, conditioning[rows], null, noise[rows], settings)
+            # One by one: convolutions round differently in every size of batch.
+            num_left = len(prompts) - start
+            images += [decode_latents(model, row) for row in latents[:num_left].split(1)]
             if progress is not None:
-                progress(start + len(images[-1]), len(prompts))
+                progress(len(images), len(prompts))
     return to_pixels(torch.cat(images))
 
 
@@ -126,17 +128,6 @@ def initial_noise(
     )
     keys = torch.tensor([derive_seed(seed, "picture") for seed in seeds], dtype=torch.int64)
     return philox.normal(keys, shape, stream=NOISE_STREAM).to(model.device)
-
-
-def draw(
-    model: Model,
-    conditioning: Conditioning,
-    null: Conditioning,
-    noise: Float[Tensor, "b c h w"],
-    settings: SamplingSettings,
-) -> Float[Tensor, "b 3 H W"]:
-    """Noise to images, nominally in [−1, 1], the rows together."""
-    return decode_latents(model, draw_latents(model, conditioning, null, noise, settings))
 
 
 def draw_latents(
@@ -192,7 +183,8 @@ def _chunk_sizes(
     noise = initial_noise(model, [0], probed)
 
     def probe(size: int) -> Tensor:
-        return draw(model, null.expand(size), null, noise.expand(size, -1, -1, -1), probed)
+        rows = noise.expand(size, -1, -1, -1)
+        return draw_latents(model, null.expand(size), null, rows, probed)
 
     return trusted_sizes(probe, [s for s in others if s <= count], reference=reference)
 

@@ -33,6 +33,7 @@ from rectiflow.recipes.small import demo as demo_recipe
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import SMALL
 from rectiflow.training.calibration import calibrate
+from rectiflow.training.feed import open_feed
 from rectiflow.training.hooks import Event, Hook, Sampled
 from rectiflow.training.loop import train
 from rectiflow.training.recipe import TrainRecipe
@@ -156,25 +157,32 @@ class _Walk:
     def calibrate(self) -> None:
         if self.record.max_steps is not None:
             return
-        budget_s = 60.0 * self.record.minutes * PLANNED_SHARE
         recipe = replace(demo_recipe(), seed=self.record.seed)
-        rate = calibrate(recipe, self.store, seconds=min(20.0, 0.1 * budget_s))
-        backbone = MMDiT(recipe.backbone)
-        draw = previews(self.recipe(), self.store)
-        started = time.perf_counter()
-        if draw is not None:
-            draw(backbone, recipe.sample_prompts)
-        budget_s -= NUM_MOMENTS * (time.perf_counter() - started)
-        num_bytes = BYTES_PER_PARAMETER * sum(p.numel() for p in backbone.parameters())
-        step_s = 1.0 / rate
-        if recipe.checkpoint_every:
-            step_s += num_bytes / CHECKPOINT_BYTES_PER_S / recipe.checkpoint_every
-        self.record.max_steps = max(NUM_MOMENTS, int(budget_s / step_s))
+        budget_s = 60.0 * self.record.minutes * PLANNED_SHARE
+        feed = open_feed(self.store, recipe)
+        unwatched = replace(recipe, validate_every=0)
+        rate = calibrate(unwatched, feed, seconds=min(20.0, 0.1 * budget_s))
+        watched = replace(recipe, validate_every=1)
+        costs = _Costs(
+            step_s=1.0 / rate,
+            validation_s=max(0.0, 1.0 / calibrate(watched, feed, seconds=0.0) - 1.0 / rate),
+            preview_s=self.time_preview(),
+        )
+        self.record.max_steps = costs.num_steps(budget_s, recipe)
         print(
             f"{rate:.2f} steps/s, {rate * recipe.batch_size:.0f} images/s: "
             f"{self.record.max_steps:,} steps",
             flush=True,
         )
+
+    def time_preview(self) -> float:
+        """Seconds that the sample pictures of one moment take."""
+        recipe = self.recipe()
+        draw = previews(recipe, self.store)
+        started = time.perf_counter()
+        if draw is not None:
+            draw(MMDiT(recipe.backbone), recipe.sample_prompts)
+        return time.perf_counter() - started
 
     def recipe(self) -> TrainRecipe:
         """The registered recipe with the planned number of steps and looks on the way."""
@@ -228,6 +236,29 @@ class _Walk:
             "Sample and score": f"{PER_TASK} prompts a task and split",
         }
         return lambda stage: notes.get(stage, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Costs:
+    """What a training step and each look at the model take, in seconds."""
+
+    step_s: float
+    validation_s: float
+    preview_s: float
+
+    def num_steps(self, budget_s: float, recipe: TrainRecipe) -> int:
+        """How many steps fit into a budget, with all looks and checkpoints on the way."""
+        backbone = MMDiT(recipe.backbone)
+        num_bytes = BYTES_PER_PARAMETER * sum(p.numel() for p in backbone.parameters())
+        step_s = self.step_s
+        if recipe.checkpoint_every:
+            step_s += num_bytes / CHECKPOINT_BYTES_PER_S / recipe.checkpoint_every
+        # A short run is validated once a moment, a long one as often as its recipe says.
+        short = (budget_s - NUM_MOMENTS * (self.preview_s + self.validation_s)) / step_s
+        if recipe.validate_every:
+            step_s += self.validation_s / recipe.validate_every
+        long = (budget_s - NUM_MOMENTS * self.preview_s) / step_s
+        return max(NUM_MOMENTS, int(min(short, long)))
 
 
 class _KeepMoments(Hook):

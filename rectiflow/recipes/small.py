@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.ema import EmaConfig
-from rectiflow.training.optimizers import AdamW, Muon
+from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import SamplingDefaults, TrainRecipe
 from rectiflow.training.schedule import Trapezoid
 
@@ -50,7 +50,6 @@ def demo() -> TrainRecipe:
         mmdit(4),
         name="demo",
         max_steps=2000,
-        optimizer=Muon(learning_rate=2e-3, rest=AdamW(learning_rate=2e-3)),
         schedule=Trapezoid(warmup_steps=50, decay_fraction=0.4),
         ema=EmaConfig(decay=0.99),
         validate_every=250,

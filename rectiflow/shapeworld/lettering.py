@@ -146,7 +146,7 @@ class WordReader:
         ]
         vectors = normalized(cells.reshape(*cells.shape[:3], -1))
         # down, right, place, variant, glyph
-        scores = np.einsum("yxnd,vgd->yxnvg", vectors, self._templates, optimize=True)
+        scores = np.tensordot(vectors, self._templates, axes=(-1, -1))
         means = scores.max(axis=-1).mean(axis=2)
         down, right, variant = np.unravel_index(int(means.argmax()), means.shape)
         fits = scores[down, right, :, variant]

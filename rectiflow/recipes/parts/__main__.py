@@ -13,9 +13,12 @@ from rectiflow.base.errors import UserError
 def main() -> int:
     """Make one part; prints a line now and then."""
     parser = argparse.ArgumentParser(prog="python -m rectiflow.recipes.parts", description=__doc__)
-    parser.add_argument("part", choices=("text", "autoencoder"))
+    parser.add_argument("part", choices=("text", "autoencoder", "tiny"))
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--run", type=Path, help="for tiny: the finished run to ship")
     arguments = parser.parse_args()
+    if (arguments.run is None) == (arguments.part == "tiny"):
+        parser.error("--run goes with tiny, and only with it")
     start = time.monotonic()
 
     def show(fields: dict[str, float]) -> None:
@@ -27,6 +30,10 @@ def main() -> int:
             from rectiflow.recipes.parts.text import TextPartRecipe, make_text_part
 
             make_text_part(TextPartRecipe(), arguments.out, show)
+        elif arguments.part == "tiny":
+            from rectiflow.recipes.parts.tiny import make_tiny
+
+            make_tiny(arguments.run, arguments.out, show)
         else:
             from rectiflow.recipes.parts.autoencoder import make_autoencoder
 

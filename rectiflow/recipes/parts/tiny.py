@@ -1,0 +1,61 @@
+"""The shipped `tiny` model: a finished run, stored in bfloat16 and scored as it will be loaded.
+
+`rectiflow train tiny --data STORE --out RUN` makes the run, and
+`python -m rectiflow.recipes.parts tiny --run RUN --out DIR` the part from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rectiflow.base.config import save_config, to_json
+from rectiflow.base.files import atomic_directory, read_json, sha256_file
+from rectiflow.evaluation.results import Evaluation
+from rectiflow.evaluation.shapeworld import evaluate
+from rectiflow.generation.model import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    find_model_folder,
+    load_model,
+    read_model_card,
+)
+from rectiflow.models.shipped.card import write_card
+
+PER_TASK = 100
+
+
+def make_tiny(run: Path, out: Path, on_log: Callable[[dict[str, float]], None]) -> None:
+    """Write the part to `out`, which must not exist.
+
+    Raises:
+        UserError: `run` holds no model, or `out` cannot be written.
+        CheckpointError: the run's weights are damaged.
+    """
+    load_model(run)  # refuses damaged weights and other parts
+    source = find_model_folder(run)
+    card = read_model_card(source)
+    with atomic_directory(out) as folder:
+        weights = load_file(source / WEIGHTS_FILE)
+        save_file({k: v.to(torch.bfloat16) for k, v in weights.items()}, folder / WEIGHTS_FILE)
+        digest = sha256_file(folder / WEIGHTS_FILE)
+        save_config(folder / CARD_FILE, replace(card, sha256={WEIGHTS_FILE: digest}))
+        evaluation = replace(evaluate(load_model(folder), per_task=PER_TASK), model="tiny")
+        on_log({"overall": evaluation.overall.seen.lenient.mean})
+        write_card(
+            folder,
+            recipe=read_json(run / "recipe.json"),
+            commit=str(card.provenance.get("commit", "unknown")),
+            data={"world": card.world, "split": "train", "held_out": False} | card.provenance,
+            scores=scores_of(evaluation),
+        )
+
+
+def scores_of(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation without its single pictures."""
+    return to_json(replace(evaluation, pictures=()))
