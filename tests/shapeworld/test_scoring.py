@@ -67,7 +67,7 @@ def test_places_count_for_strict() -> None:
     assert judge("a red circle center", edge).strict
     assert not judge("a red circle right", edge).strict
     assert judge('the word "CAT" in red bottom', written("CAT")).reason == (
-        "expected word bottom, found top left"
+        "expected word bottom, found top"
     )
 
 
