@@ -142,6 +142,7 @@ def make_autoencoder(
     Raises:
         UserError: `out` is not empty or cannot be written.
     """
+    commit = source_commit() or "unknown"  # of the code that trains, whatever happens meanwhile
     with atomic_directory(out) as folder:
         torch.manual_seed(derive_seed(training.seed, "autoencoder", "weights"))
         autoencoder = Autoencoder(config)
@@ -155,16 +156,16 @@ def make_autoencoder(
         save_autoencoder(
             with_measured_normalisation(autoencoder, training.seed), folder, dtype=torch.bfloat16
         )
-        write_autoencoder_card(folder, training)
+        write_autoencoder_card(folder, training, commit)
 
 
-def write_autoencoder_card(folder: Path, training: AutoencoderTraining) -> None:
+def write_autoencoder_card(folder: Path, training: AutoencoderTraining, commit: str) -> None:
     """Score the saved weights as they will be loaded, and write the card."""
     autoencoder = load_autoencoder_folder(folder)
     write_card(
         folder,
         recipe=to_json(training),
-        commit=source_commit() or "unknown",
+        commit=commit,
         data={
             "worlds": ["small", "full"],
             "split": "train",
