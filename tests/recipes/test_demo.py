@@ -118,3 +118,20 @@ def test_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         run_demo(tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "num_steps"),
+    [
+        # 2 moments of 1 + 3 s, the rest in steps of 0.1 s
+        (28.0, 200),
+        # validation of 3 s every 250 steps: 0.112 s a step
+        (1122.0, 10_000),
+        # never less than a step a moment
+        (1.0, 2),
+    ],
+)
+def test_as_many_steps_as_the_budget_allows(budget_s: float, num_steps: int) -> None:
+    recipe = replace(_small_recipe(), checkpoint_every=0, validate_every=250)
+    costs = demo_module._Costs(step_s=0.1, validation_s=3.0, preview_s=1.0)
+    assert abs(costs.num_steps(budget_s, recipe) - num_steps) <= 1
