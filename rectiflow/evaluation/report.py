@@ -164,17 +164,20 @@ def _gallery(report: Report) -> str:
         return ""
     return (
         "<section><h2>What it draws</h2><p>The first prompts of each task, and what the oracle "
-        "read back from the pixels. A green frame passes; a red one fails, with the reason.</p>"
+        "read back from the pixels. A green frame passes, a red one fails; point at a picture for "
+        "the reason.</p>"
         f"{''.join(parts)}</section>"
     )
 
 
 def _card(picture: JudgedPicture, png: bytes) -> str:
     kind, mark = ("good", "✓") if picture.is_correct else ("bad", "✗")
-    said = picture.read if picture.is_correct else picture.reason or picture.read
+    said = picture.read or "nothing"
     chip = '<span class="chip">unseen</span>' if picture.is_held_out else ""
     prompt = picture.prompt.removeprefix("a photo of ")
-    title = f"{picture.prompt} — read: {picture.read or 'nothing'} (seed {picture.seed})"
+    title = f"{picture.prompt} — read: {picture.read or 'nothing'} (seed {picture.seed})" + (
+        f"; {picture.reason}" if picture.reason else ""
+    )
     return (
         f'<figure class="card {kind}" title="{escape(title)}">{_image(png, picture.prompt)}'
         f"<figcaption>{escape(prompt)}{chip}"

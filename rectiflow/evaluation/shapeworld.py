@@ -170,7 +170,7 @@ def describe_reading(reading: Reading) -> str:
     if reading.word is not None:
         parts.append(f'the word "{reading.word.text}" in {reading.word.color}')
     if reading.num_unknown:
-        parts.append(f"{reading.num_unknown} unknown")
+        parts.append(f"{reading.num_unknown} unknown blob{'s' * (reading.num_unknown > 1)}")
     return ", ".join(parts)
 
 

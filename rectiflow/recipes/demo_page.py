@@ -45,9 +45,9 @@ def assemble_report(
         title=_title(minutes, training_s),
         lede=(
             f"A Stable Diffusion 3 in miniature, trained from random weights on "
-            f"{demo['num_pictures']:,} captioned pictures on {session['num_cores']} processor "
-            "cores: three text encoders, an autoencoder, an MM-DiT and rectified flow. It drew "
-            "every picture on this page; a program that reads pixels judged them."
+            f"{demo['num_pictures']:,} captioned pictures on {_cores(session)}: "
+            "three text encoders, an autoencoder, an MM-DiT and rectified flow. It drew every "
+            "picture on this page; a program that reads pixels judged them."
         ),
         evaluation=evaluation,
         pictures=_read_pictures(out / "evaluation", evaluation),
@@ -73,6 +73,11 @@ def assemble_report(
             f"{session['num_threads']} threads, {session['started_at']}"
         ),
     )
+
+
+def _cores(session: Mapping[str, Any]) -> str:
+    count = session["num_cores"]
+    return "one processor core" if count == 1 else f"{count} processor cores"
 
 
 def _title(minutes: float, training_s: float) -> str:
