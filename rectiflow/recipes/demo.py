@@ -45,7 +45,7 @@ PICTURES_PER_MINUTE = 2500
 NUM_PICTURES = (1024, 50_000)
 PER_TASK = 50
 #: The share of the budget that is planned; the rest is for a processor that slows down.
-PLANNED_SHARE = 0.97
+PLANNED_SHARE = 0.9
 #: Bytes a second that a checkpoint reaches the disk with, hashed and synced, taken low.
 CHECKPOINT_BYTES_PER_S = 2e8
 BYTES_PER_PARAMETER = 20
