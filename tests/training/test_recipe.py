@@ -21,6 +21,7 @@ def test_recipes_survive_json(optimizer: AdamW | Muon) -> None:
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"keep_last": 0}, "keep_last is 0; it must be at least 1"),
         ({"encoder_dropout": 1.5}, "encoder_dropout is 1.5; give a probability from 0 to 1"),
+        ({"empty_prompt": -0.1}, "empty_prompt is -0.1; give a probability from 0 to 1"),
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0; give a norm above 0"),
     ],
 )

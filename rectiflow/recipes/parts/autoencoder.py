@@ -6,19 +6,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rectiflow.base.config import to_json
 from rectiflow.base.files import atomic_directory
 from rectiflow.base.seeds import derive_seed
+from rectiflow.data.encoded_rows import images_from_pixels
+from rectiflow.generation.text_to_image import to_pixels
 from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
 from rectiflow.models.autoencoder.files import load_autoencoder_folder, save_autoencoder
 from rectiflow.models.shipped.card import write_card
@@ -59,22 +60,12 @@ NUM_STATISTICS = 1024
 def world_images(indices: range, *, seed: int, split: str) -> Float[Tensor, "b 3 64 64"]:
     """Pictures in [−1, 1], of the worlds in turn."""
     worlds = [WORLD_CYCLE[index % len(WORLD_CYCLE)] for index in indices]
-    return to_images(
+    return images_from_pixels(
         [
             render(world, sample_scene(world, split=split, seed=seed, index=index))
             for world, index in zip(worlds, indices, strict=True)
         ]
     )
-
-
-def to_images(pictures: Sequence[NDArray[np.uint8]]) -> Float[Tensor, "b 3 h w"]:
-    """uint8 pictures [h w 3] → float32 in [−1, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-def to_pixels(images: Float[Tensor, "b 3 h w"]) -> NDArray[np.uint8]:
-    """Images in [−1, 1] → uint8 [b h w 3], rounded."""
-    return ((images + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def training_batches(training: AutoencoderTraining) -> Iterator[Tensor]:
@@ -117,10 +108,10 @@ def score_reconstructions(
             sample_scene(world, split="val", seed=0, index=index, task=task)
             for index in range(num_per_task)
         ]
-        images = to_images([render(world, scene) for scene in scenes])
+        images = images_from_pixels([render(world, scene) for scene in scenes])
         decoded = torch.cat(
             [autoencoder.decode(autoencoder.encode(part).mean) for part in images.split(50)]
-        ).clamp(-1, 1)
+        ).clamp(-1.0, 1.0)
         errors += (decoded - images).square().flatten(1).mean(1).tolist()
         verdicts = [
             score(world, oracle.read(pixels), prompt_metadata(world, scene)).strict
@@ -167,7 +158,7 @@ def write_autoencoder_card(folder: Path, training: AutoencoderTraining, commit: 
         recipe=to_json(training),
         commit=commit,
         data={
-            "worlds": ["small", "full"],
+            "worlds": sorted({world.name for world in WORLD_CYCLE}),
             "split": "train",
             "seed": training.seed,
             "num_pictures": training.num_steps * training.batch_size,
