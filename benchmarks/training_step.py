@@ -1,8 +1,9 @@
 """One training step of an MM-DiT against diffusers' transformer of the same size; JSON rows.
 
-Both run in the same loop on the same batch: bfloat16 autocast, flow-matching loss, gradient
-clipping, torch's fused AdamW. The limit measured beside them is the time of the step's matrix
-products alone, at the rate that one large bfloat16 product reaches.
+Both run in the same loop on the same batch: autocast to bfloat16 where the processor multiplies
+it (the row says which type), flow-matching loss, gradient clipping, torch's fused AdamW. The limit
+measured beside them is the time of the step's matrix products alone, at the rate that one large
+product of that type reaches.
 
     python benchmarks/training_step.py [--repeats 20]
 """
@@ -21,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rectiflow.flow import flow_matching_loss, rectified_flow
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.models.precision import autocast, compute_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,7 @@ def training_step(
     formulation = rectified_flow()
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("auto"):
             loss = flow_matching_loss(forward, formulation, x0, eps, t, conditioning).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -131,11 +133,11 @@ def training_step(
 
 
 def products_alone_ms(step: Callable[[], None]) -> tuple[float, float]:
-    """(GFLOP of a step, milliseconds they take at the rate of one large bfloat16 product)."""
+    """(GFLOP of a step, milliseconds they take at the rate of one large product)."""
     with FlopCounterMode(display=False) as counter:
         step()
     gflop = counter.get_total_flops() / 1e9
-    a = torch.randn(2048, 2048, dtype=torch.bfloat16)
+    a = torch.randn(2048, 2048, dtype=compute_dtype("auto"))
     times: list[float] = []
     for _ in range(12):
         start = time.perf_counter()
@@ -160,7 +162,7 @@ def main() -> None:
         print_row(
             "training_step",
             case=case.name,
-            dtype="bfloat16 autocast",
+            dtype=str(compute_dtype("auto")),
             batch_size=case.batch_size,
             tokens=[(case.latent_side // 2) ** 2, case.num_text],
             repeats=repeats,

@@ -22,7 +22,7 @@ from rectiflow.generation.chunks import plan_chunks, trusted_sizes
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.conditioning import Conditioning
-from rectiflow.models.precision import compute_dtype
+from rectiflow.models.precision import autocast
 from rectiflow.models.text import assemble
 from rectiflow.sampling import (
     ClassifierFreeGuidance,
@@ -66,7 +66,7 @@ def generate(
     noise = initial_noise(model, seeds, settings)
     images: list[Tensor] = []
     # Within one autocast block the cast weights are kept, so they are cast once.
-    with _autocast(model):
+    with autocast("auto", model.device):
         plan = plan_chunks(len(prompts), _chunk_sizes(model, null, settings, len(prompts)))
         for size in plan:
             start = len(images)
@@ -187,8 +187,3 @@ def _chunk_sizes(
         return draw_latents(model, null.expand(size), null, rows, probed)
 
     return trusted_sizes(probe, [s for s in others if s <= count], reference=reference)
-
-
-def _autocast(model: Model) -> torch.autocast:
-    dtype = compute_dtype("auto", model.device)
-    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)

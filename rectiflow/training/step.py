@@ -18,7 +18,7 @@ from rectiflow.base import philox
 from rectiflow.data.records import Batch
 from rectiflow.flow import FlowLoss, flow_matching_loss
 from rectiflow.models.conditioning import Conditioning
-from rectiflow.models.precision import compute_dtype
+from rectiflow.models.precision import autocast
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, assemble
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
@@ -81,8 +81,7 @@ def condition(batch: Batch, keep: Bool[Tensor, "b 3"] | None) -> Conditioning:
 
 def forward(backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe) -> FlowLoss:
     """The loss of one drawn batch; matrix products in the recipe's precision."""
-    dtype = compute_dtype(recipe.precision)
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with autocast(recipe.precision):
         return flow_matching_loss(
             backbone, recipe.formulation, example.x0, example.eps, example.t, example.conditioning
         )

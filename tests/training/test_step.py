@@ -1,5 +1,7 @@
 import dataclasses
 import math
+import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +134,14 @@ def test_validation_is_repeatable_by_level_and_independent_of_batching() -> None
     assert validate(state.backbone, feed.validation, recipe) == validate(
         state.backbone, feed.validation, recipe
     )
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the flags of an x86 processor")
+def test_emulated_bfloat16_does_not_count_as_fast() -> None:
+    (flags,) = {
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
+    }
+    assert has_fast_bf16() == bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
 
 
 def test_precision_is_refused_where_the_processor_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from rectiflow.base.philox import keys_for, normal, uniform
 from rectiflow.models.autoencoder import Autoencoder
+from rectiflow.models.precision import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def train_autoencoder(
         images = next(batches)
         indices = torch.arange(len(images)) + step * len(images)
         keys = keys_for(training.seed, "autoencoder", indices=indices)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("auto"):
             loss = autoencoder_loss(autoencoder, images, keys, training)
         loss.total.backward()
         torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), training.gradient_clip)
