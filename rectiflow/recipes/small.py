@@ -1,11 +1,20 @@
 """Recipes for the embedded world, sized for two processor cores.
 
-They follow arXiv 2403.03206 in formulation, dropout and schedule and differ in size; the text
-widths are those of the shipped encoders.
+They follow arXiv 2403.03206 in path, prediction and dropout and differ in size; the text widths
+are those of the shipped encoders.
+
+Times are shifted towards noise, in training and in sampling, as the paper does for pictures of
+many pixels (section 5.3.2). The reason holds here for another cause: a shape tells the same thing
+in every latent that it covers, so that noise hides it late. Of the entropy of which picture of the
+small world it is, the exact posterior has lost all but 2 % at t = 0.73 and keeps 96 % at t = 0.97;
+a standard logit-normal draws a sixth of its times between the two, one shifted by α = 6 three
+quarters.
 """
 
+import math
 from dataclasses import replace
 
+from rectiflow.flow import rectified_flow
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW
@@ -23,6 +32,8 @@ SAMPLE_PROMPTS = (
     "a yellow cross top left and a purple ring bottom right",
 )
 
+SHIFT = 6.0
+
 
 def small_backbone(depth: int) -> MMDiTConfig:
     """An MM-DiT for 64-pixel pictures (4×4 tokens, room for 256 px) and the shipped encoders."""
@@ -34,13 +45,15 @@ def mmdit(depth: int) -> TrainRecipe:
     return TrainRecipe(
         name=f"mmdit-d{depth}",
         backbone=small_backbone(depth),
+        # A shift by α moves a time's logit by log α.
+        formulation=rectified_flow(mean=math.log(SHIFT)),
         max_steps=20_000,
         optimizer=AdamW(),
         schedule=Trapezoid(warmup_steps=200, decay_fraction=0.3),
         ema=EmaConfig(decay=0.999),
         sample_every=1000,
         sample_prompts=SAMPLE_PROMPTS,
-        sampling=SamplingDefaults(num_steps=28, guidance_scale=3.0),
+        sampling=SamplingDefaults(num_steps=28, guidance_scale=3.0, shift=SHIFT),
     )
 
 

@@ -16,9 +16,14 @@ def main() -> int:
     parser.add_argument("part", choices=("text", "autoencoder", "tiny"))
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--run", type=Path, help="for tiny: the finished run to ship")
+    parser.add_argument(
+        "--start", type=Path, help="for autoencoder: what its first stage made, to skip that stage"
+    )
     arguments = parser.parse_args()
     if (arguments.run is None) == (arguments.part == "tiny"):
         parser.error("--run goes with tiny, and only with it")
+    if arguments.start is not None and arguments.part != "autoencoder":
+        parser.error("--start goes with autoencoder only")
     start = time.monotonic()
 
     def show(fields: dict[str, float]) -> None:
@@ -37,7 +42,7 @@ def main() -> int:
         else:
             from rectiflow.recipes.parts.autoencoder import make_autoencoder
 
-            make_autoencoder(arguments.out, show)
+            make_autoencoder(arguments.out, show, start=arguments.start)
     except UserError as error:
         print(f"rectiflow: error: {error}", file=sys.stderr)
         return 2

@@ -96,11 +96,11 @@ def train_autoencoder(
     optimizer = torch.optim.AdamW(
         autoencoder.parameters(), lr=training.learning_rate, weight_decay=0.0, fused=True
     )
-    autoencoder.train()
+    autoencoder.train().to(memory_format=torch.channels_last)  # what convolutions are fastest in
     for step in range(training.num_steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, training)
-        images = next(batches)
+        images = next(batches).contiguous(memory_format=torch.channels_last)
         indices = torch.arange(len(images)) + step * len(images)
         keys = keys_for(training.seed, "autoencoder", indices=indices)
         with autocast("auto"):
