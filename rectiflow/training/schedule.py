@@ -1,10 +1,11 @@
-"""The learning rate over a run: up, flat, down, as a pure function of the step.
+"""The learning rate over a run as a pure function of the step.
 
 On the walk of a sample: recipe -> loop -> here -> optimizer. Warm-up follows the SD3 training
 setup (arXiv 2403.03206, appendix D); the straight decay to zero at the end is the
 "warm-up, stable, decay" shape (arXiv 2405.18392, section 3).
 """
 
+import math
 from dataclasses import dataclass
 
 from rectiflow.base.errors import ConfigError
@@ -38,3 +39,15 @@ class Trapezoid:
         decay_steps = self.decay_fraction * max_steps
         decay = (max_steps - step) / decay_steps if decay_steps else 1.0
         return max(0.0, min(1.0, warmup, decay))
+
+
+def cosine_factor(step: int, max_steps: int, *, warmup_steps: int) -> float:
+    """The share in [0, 1] of the peak rate: a linear warm-up, then half a cosine to zero.
+
+    `step` >= 0 counts optimizer steps. The frozen parts are trained with it. Source: arXiv
+    1608.03983, equation 5, without restarts.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * share))

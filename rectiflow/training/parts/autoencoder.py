@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from rectiflow.base.philox import keys_for, normal, uniform
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.precision import autocast
+from rectiflow.training.schedule import cosine_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +48,6 @@ class AutoencoderLoss:
     absolute_error: Tensor
     squared_error: Tensor
     kl: Tensor
-
-
-def learning_rate_at(step: int, training: AutoencoderTraining) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
-    warmup = min(1.0, (step + 1) / training.warmup_steps)
-    return (
-        training.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / training.num_steps))
-    )
 
 
 def autoencoder_loss(
@@ -99,7 +92,9 @@ def train_autoencoder(
     autoencoder.train().to(memory_format=torch.channels_last)  # what convolutions are fastest in
     for step in range(training.num_steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, training)
+            group["lr"] = training.learning_rate * cosine_factor(
+                step, training.num_steps, warmup_steps=training.warmup_steps
+            )
         images = next(batches).contiguous(memory_format=torch.channels_last)
         indices = torch.arange(len(images)) + step * len(images)
         keys = keys_for(training.seed, "autoencoder", indices=indices)

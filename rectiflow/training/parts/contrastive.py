@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rectiflow.base.seeds import numpy_generator
 from rectiflow.training.parts.captioned_scenes import CaptionedScenes
+from rectiflow.training.schedule import cosine_factor
 
 MAX_LOG_SCALE = math.log(100.0)
 
@@ -125,7 +126,9 @@ def train_contrastive(
     )
     towers.train()
     for step in range(training.max_steps):
-        rate = training.learning_rate * _rate_factor(step, training)
+        rate = training.learning_rate * cosine_factor(
+            step, training.max_steps, warmup_steps=training.warmup_steps
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         rows, texts = draw_batch(scenes, training.batch_size, seed=seed, step=step)
@@ -156,11 +159,3 @@ def draw_batch(
     return rows, [
         scenes.captions[row][variant] for row, variant in zip(rows, variants, strict=True)
     ]
-
-
-def _rate_factor(step: int, training: ContrastiveTraining) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    if step < training.warmup_steps:
-        return (step + 1) / training.warmup_steps
-    rest = (step - training.warmup_steps) / max(1, training.max_steps - training.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * rest))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.base.seeds import numpy_generator
+from rectiflow.training.schedule import Trapezoid
 
 IGNORED = -100
 
@@ -126,11 +127,11 @@ def train_span_corruption(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
+    schedule = Trapezoid(warmup_steps=training.warmup_steps, decay_fraction=1.0)
     model.train()
     for step in range(training.max_steps):
         rng = numpy_generator(seed, "span corruption", step)
-        warm = min(1.0, (step + 1) / training.warmup_steps)
-        rate = training.learning_rate * warm * (1 - step / training.max_steps)
+        rate = training.learning_rate * schedule.factor(step, training.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         rows = rng.integers(len(captions), size=training.batch_size)

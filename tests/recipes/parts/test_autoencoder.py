@@ -23,7 +23,6 @@ from rectiflow.shapeworld.world import FULL, SMALL, World
 from rectiflow.training.parts.autoencoder import (
     AutoencoderLoss,
     AutoencoderTraining,
-    learning_rate_at,
     train_autoencoder,
 )
 
@@ -56,12 +55,6 @@ def test_measured_normalisation_gives_zero_mean_and_unit_std() -> None:
     std = (latents.mean.var() + latents.logvar.exp().mean()).sqrt().item()
     assert latents.mean.mean().item() == pytest.approx(0.0, abs=0.02)
     assert std == pytest.approx(1.0, abs=0.02)
-
-
-def test_learning_rate_warms_up_and_ends_at_zero() -> None:
-    rates = [learning_rate_at(step, TRAINING) for step in range(TRAINING.num_steps + 1)]
-    assert rates[0] == pytest.approx(TRAINING.learning_rate / 2)
-    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_folder_round_trips_and_a_cut_file_is_refused(tmp_path: Path) -> None:
