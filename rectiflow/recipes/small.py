@@ -62,24 +62,24 @@ def demo() -> TrainRecipe:
     return replace(
         mmdit(4),
         name="demo",
-        max_steps=2000,
-        schedule=Trapezoid(warmup_steps=50, decay_fraction=0.4),
-        ema=EmaConfig(decay=0.99),
-        validate_every=250,
-        checkpoint_every=500,
-        sample_every=500,
+        # A short run gains more from many steps than from steady ones.
+        batch_size=32,
+        max_steps=5000,
+        schedule=Trapezoid(warmup_steps=100, decay_fraction=0.4),
+        ema=EmaConfig(decay=0.995),
+        validate_every=500,
+        checkpoint_every=1000,
+        sample_every=1000,
     )
 
 
 def tiny() -> TrainRecipe:
-    """The model that ships with the package: the demo's, for hours instead of minutes."""
+    """The model that ships with the package: the demo's, for an hour instead of ten minutes."""
     return replace(
-        demo(),
+        mmdit(4),
         name="tiny",
-        max_steps=30_000,
-        schedule=Trapezoid(warmup_steps=200, decay_fraction=0.3),
-        ema=EmaConfig(decay=0.999),
+        max_steps=24_000,
         validate_every=1000,
-        checkpoint_every=1000,
-        sample_every=2000,
+        checkpoint_every=2000,
+        sample_every=4000,
     )
