@@ -58,6 +58,11 @@ def joint_attention(
 
     Takes (q, k, v) of each stream, [b n_i heads 64]; returns one [b n_i heads·64] per stream.
     """
-    q, k, v = (torch.cat(parts, dim=1).transpose(1, 2) for parts in zip(*projections, strict=True))
-    attended = attention(q, k, v).transpose(1, 2).flatten(2)
-    return attended.split([part[0].shape[1] for part in projections], dim=1)
+    # Heads go before tokens while the streams are joined, and back once they are split, so that
+    # either way costs a single copy.
+    q, k, v = (
+        torch.cat([part.transpose(1, 2) for part in parts], dim=2)
+        for parts in zip(*projections, strict=True)
+    )
+    attended = attention(q, k, v).split([part[0].shape[1] for part in projections], dim=2)
+    return tuple(part.transpose(1, 2).flatten(2) for part in attended)

@@ -89,7 +89,8 @@ def train_autoencoder(
     optimizer = torch.optim.AdamW(
         autoencoder.parameters(), lr=training.learning_rate, weight_decay=0.0, fused=True
     )
-    autoencoder.train().to(memory_format=torch.channels_last)  # what convolutions are fastest in
+    # Convolutions are fastest in channels-last; torch's type stubs leave the argument out.
+    autoencoder.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for step in range(training.num_steps):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * cosine_factor(
