@@ -9,6 +9,10 @@ in every latent that it covers, so that noise hides it late. Of the entropy of w
 small world it is, the exact posterior has lost all but 2 % at t = 0.73 and keeps 96 % at t = 0.97;
 a standard logit-normal draws a sixth of its times between the two, one shifted by α = 6 three
 quarters.
+
+Learning rates fall as 1/width, and short runs take small batches of a narrow model: what a run of
+minutes learns is limited by the number of its updates. Measured in
+`experiments/2026-11-24_what_a_short_run_learns_from`.
 """
 
 import math
@@ -33,6 +37,8 @@ SAMPLE_PROMPTS = (
 )
 
 SHIFT = 6.0
+#: The peak learning rate is this over the width, as for hidden weights in arXiv 2203.03466, table 3.
+RATE_TIMES_WIDTH = 0.4
 
 
 def small_backbone(depth: int) -> MMDiTConfig:
@@ -42,13 +48,14 @@ def small_backbone(depth: int) -> MMDiTConfig:
 
 def mmdit(depth: int) -> TrainRecipe:
     """An MM-DiT of any depth (width 64·depth) on the embedded world, with AdamW."""
+    backbone = small_backbone(depth)
     return TrainRecipe(
         name=f"mmdit-d{depth}",
-        backbone=small_backbone(depth),
+        backbone=backbone,
         # A shift by α moves a time's logit by log α.
         formulation=rectified_flow(mean=math.log(SHIFT)),
         max_steps=20_000,
-        optimizer=AdamW(),
+        optimizer=AdamW(learning_rate=RATE_TIMES_WIDTH / backbone.hidden_dim),
         schedule=Trapezoid(warmup_steps=200, decay_fraction=0.3),
         ema=EmaConfig(decay=0.999),
         sample_every=1000,
@@ -60,13 +67,12 @@ def mmdit(depth: int) -> TrainRecipe:
 def demo() -> TrainRecipe:
     """Ten minutes of training on two cores; the demo sets `max_steps` to what its budget allows."""
     return replace(
-        mmdit(4),
+        mmdit(3),
         name="demo",
-        # A short run gains more from many steps than from steady ones.
-        batch_size=32,
-        max_steps=5000,
+        batch_size=16,
+        max_steps=7000,
         schedule=Trapezoid(warmup_steps=100, decay_fraction=0.4),
-        ema=EmaConfig(decay=0.995),
+        ema=EmaConfig(decay=0.998),
         validate_every=500,
         checkpoint_every=1000,
         sample_every=1000,
@@ -74,12 +80,14 @@ def demo() -> TrainRecipe:
 
 
 def tiny() -> TrainRecipe:
-    """The model that ships with the package: the demo's, for an hour instead of ten minutes."""
+    """The model that ships with the package: wider than the demo's, trained for an hour."""
     return replace(
         mmdit(4),
         name="tiny",
-        max_steps=24_000,
+        batch_size=16,
+        max_steps=20_000,
+        schedule=Trapezoid(warmup_steps=200, decay_fraction=0.4),
         validate_every=1000,
-        checkpoint_every=2000,
+        checkpoint_every=1000,
         sample_every=4000,
     )
