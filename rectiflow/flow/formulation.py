@@ -5,12 +5,21 @@ Notation: `docs/notation.md`. Source: arXiv 2403.03206, section 3 and table 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
-from rectiflow.flow.path import ProbabilityPath, RectifiedFlowPath
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rectiflow.flow.path import Coefficients, ProbabilityPath, RectifiedFlowPath
 from rectiflow.flow.prediction import Prediction, VelocityPrediction
 from rectiflow.flow.timesteps import LogitNormal, TimestepSampler
 from rectiflow.flow.weighting import UnitWeighting, Weighting
+
+#: Where a prediction is singular at alpha = 0, sampling starts at this alpha/sigma instead.
+LEAST_SIGNAL = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +32,52 @@ class Formulation:
     weighting: Weighting
 
     def __str__(self) -> str:
-        return f"{self.path.name}/{self.timesteps}"
+        from rectiflow.flow.naming import name_of  # it needs this class
+
+        return name_of(self)
+
+    @cached_property
+    def sampling_range(self) -> tuple[float, float]:
+        """The least and greatest t at which sampling evaluates the network."""
+        low, high = self.path.time_range
+        end = self.path.coefficients(torch.tensor([high], dtype=torch.float64))
+        if self.prediction.determinant(end).abs().item() < LEAST_SIGNAL**2:
+            signal = torch.tensor([2.0 * math.log(LEAST_SIGNAL)], dtype=torch.float64)
+            high = self.path.time_at_log_snr(signal).item()
+        return low, high
+
+    def velocity_on_line(
+        self, output: Float[Tensor, "b ..."], z_t: Float[Tensor, "b ..."], at: Coefficients
+    ) -> Float[Tensor, "b ..."]:
+        """eps − x0, the velocity in straight coordinates, of the network's output at z_t."""
+        if self.path.is_straight:
+            return self.prediction.to_velocity(output, z_t, at)
+        x0, eps = self.prediction.to_x0_and_eps(output, z_t, at)
+        return eps - x0
+
+    def start(self, eps: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Noise → the place on the line where sampling starts.
+
+        It has the variance of noisy data of unit variance there; for velocities of rectified
+        flow, which start at pure noise, it is the noise itself.
+        """
+        t = torch.tensor([self.sampling_range[1]], dtype=torch.float64)
+        at = self.path.coefficients(t)
+        scale = torch.hypot(at.alpha, at.sigma) / (at.alpha + at.sigma)
+        return scale.item() * eps
+
+    def paper_weight(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """w_t of the loss −½·E[w_t·lambda'_t·|error of eps|²] over uniform t (equation 18).
+
+        Everything that decides what training stresses, sampler and output included, in the one
+        number that compares formulations.
+        """
+        at = self.path.coefficients(t)
+        d_log_snr = 2.0 * (at.d_alpha / at.alpha - at.d_sigma / at.sigma)
+        # error of the output = determinant/alpha · error of eps
+        squared = (self.prediction.determinant(at) / at.alpha).square()
+        density = self.timesteps.density(t)
+        return -2.0 * density * self.weighting.weight(t, at, self.prediction) * squared / d_log_snr
 
 
 def rectified_flow(*, mean: float = 0.0, std: float = 1.0) -> Formulation:

@@ -46,8 +46,9 @@ def flow_matching_loss(
     """
     at = formulation.path.coefficients(t)
     z_t = noisy_latents(x0, eps, at)
-    target = formulation.prediction.target(x0, eps, at)
-    output = backbone(z_t, t, conditioning).float()
+    prediction = formulation.prediction
+    target = prediction.target(x0, eps, at)
+    output = backbone(prediction.network_input(z_t, at), t, conditioning).float()
     squared_error = (output - target).square().flatten(1).mean(dim=1)
-    weighted = formulation.weighting.weight(t, at) * squared_error
+    weighted = formulation.weighting.weight(t, at, prediction) * squared_error
     return FlowLoss(loss=weighted.mean(), per_sample=weighted)

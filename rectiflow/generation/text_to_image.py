@@ -30,7 +30,7 @@ from rectiflow.sampling import (
     Field,
     NoGuidance,
     integrate,
-    linear_times,
+    times_for,
 )
 
 OnProgress = Callable[[int, int], None]
@@ -150,8 +150,9 @@ def draw_latents(
         conditioning=conditioning,
         null=null.expand(len(conditioning)),
     )
-    times = linear_times(settings.num_steps, shift=settings.shift).to(noise.device)
-    return integrate(field, Euler(), noise, times)
+    times = times_for(model.formulation, settings.num_steps, shift=settings.shift)
+    start = model.formulation.start(noise)
+    return integrate(field, Euler(), start, times.to(noise.device))
 
 
 def decode_latents(model: Model, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:

@@ -1,6 +1,8 @@
-"""The velocity field dz/dt that solvers integrate: backbone + formulation + guidance + prompt.
+"""The velocity field that solvers integrate: backbone + formulation + guidance + prompt.
 
-On the walk of a prompt, between `sampling.solvers` and the backbone.
+On the walk of a prompt, between `sampling.solvers` and the backbone. It lives in straight
+coordinates (`flow.path`): s from 1 (noise) to 0 (data), z on the line, velocity eps − x0, whatever
+path the backbone was trained on. For rectified flow these are the path's own.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rectiflow.flow import Formulation
+from rectiflow.flow import Coefficients, Formulation
+from rectiflow.flow.prediction import per_sample
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.sampling.guidance import Guidance
 
@@ -26,7 +29,7 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A function (z, t) → dz/dt for one batch of prompts; `null` has the same length."""
+    """A function (z, s) → dz/ds for one batch of prompts; `null` has the same length."""
 
     backbone: Backbone
     formulation: Formulation
@@ -34,12 +37,31 @@ class Field:
     conditioning: Conditioning
     null: Conditioning
 
-    def __call__(self, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]) -> Float[Tensor, "b ..."]:
+    def __call__(self, z: Float[Tensor, "b ..."], s: Float[Tensor, ""]) -> Float[Tensor, "b ..."]:
+        path, prediction = self.formulation.path, self.formulation.prediction
         batches = self.guidance.conditionings(self.conditioning, self.null)
         num = len(batches)
-        z_all = torch.cat([z] * num)
-        t_all = t.expand(z_all.shape[0])
-        output = self.backbone(z_all, t_all, Conditioning.concat(batches)).float()
-        at = self.formulation.path.coefficients(t_all)
-        velocity = self.formulation.prediction.to_velocity(output, z_all, at)
-        return self.guidance.combine(velocity.chunk(num), t)
+        t, at = self._time_and_coefficients(s, num * z.shape[0])
+        z_t = torch.cat([z] * num)
+        if not path.is_straight:
+            z_t = z_t * per_sample(at.alpha + at.sigma, z_t)
+        seen = prediction.network_input(z_t, at)
+        output = self.backbone(seen, t, Conditioning.concat(batches)).float()
+        velocity = self.formulation.velocity_on_line(output, z_t, at)
+        return self.guidance.combine(velocity.chunk(num), s)
+
+    def _time_and_coefficients(
+        self, s: Float[Tensor, ""], num: int
+    ) -> tuple[Float[Tensor, " b"], Coefficients]:
+        """t and the coefficients there, `num` times, in the dtype of s but computed in float64.
+
+        Near its ends a path may turn the last bit of a float32 into a visible change of noise.
+        """
+        low, high = self.formulation.sampling_range
+        t = self.formulation.path.time_at_place(s.double().reshape(1)).clamp(low, high)
+        at = self.formulation.path.coefficients(t)
+        t, alpha, sigma, d_alpha, d_sigma = (
+            value.to(s.dtype).expand(num)
+            for value in (t, at.alpha, at.sigma, at.d_alpha, at.d_sigma)
+        )
+        return t, Coefficients(alpha=alpha, sigma=sigma, d_alpha=d_alpha, d_sigma=d_sigma)

@@ -1,4 +1,6 @@
-"""Time grids: the values of t at which a solver stops, from noise (1) to data (0).
+"""Time grids: the times at which a solver stops, from noise (1) to data (0).
+
+Times are those of straight coordinates (`flow.path`), for rectified flow its own t.
 
 Source: arXiv 2403.03206, section 5.3.2 (equation 23 for the shift).
 """
@@ -10,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.flow import Formulation
 
 
 def shift_times(t: Float[Tensor, " n"], shift: float) -> Float[Tensor, " n"]:
@@ -24,3 +27,12 @@ def linear_times(num_steps: int, *, shift: float = 1.0) -> Float[Tensor, " n"]:
     if num_steps < 1:
         raise ConfigError(f"num_steps={num_steps} must be at least 1")
     return shift_times(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64), shift).float()
+
+
+def times_for(
+    formulation: Formulation, num_steps: int, *, shift: float = 1.0
+) -> Float[Tensor, " n"]:
+    """`linear_times`, begun where the formulation's sampling range does."""
+    high = torch.tensor([formulation.sampling_range[1]], dtype=torch.float64)
+    first = formulation.path.place_on_line(high).item()
+    return linear_times(num_steps, shift=shift).clamp(max=first)

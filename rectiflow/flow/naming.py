@@ -1,0 +1,139 @@
+"""Names of formulations: the paper's where it has one, the same grammar continued elsewhere.
+
+`name_of` and `parse_formulation` invert each other on everything that `flow` can express.
+Source: arXiv 2403.03206, section 3 and tables 1 and 2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from rectiflow.base.errors import ConfigError
+from rectiflow.flow.beta_paths import BetaPath, DDPMLinearPath, LDMLinearPath
+from rectiflow.flow.formulation import Formulation
+from rectiflow.flow.path import CosinePath, EDMPath, ProbabilityPath, RectifiedFlowPath
+from rectiflow.flow.prediction import (
+    EpsPrediction,
+    FPrediction,
+    Prediction,
+    VelocityPrediction,
+    VPrediction,
+    X0Prediction,
+)
+from rectiflow.flow.timesteps import CosMap, LogitNormal, Mode, TimestepSampler, Uniform
+from rectiflow.flow.weighting import DensityWeighting, ErrorOf, UnitWeighting, Weighting
+
+T = TypeVar("T")
+
+GRAMMAR = f"""\
+  rf, rf/SAMPLER                        rf/lognorm(0.00,1.00)
+  eps/PATH, v/PATH                      eps/linear, v/cos
+  edm(P_m,P_s), edm/rf, edm/cos         edm(-1.20,1.20)
+  PREDICTION/PATH[/SAMPLER][~WEIGHT]    x0/cos/mode(1.29)~eps
+  SAMPLER: uniform, lognorm(mean,std) with std > 0, cosmap,
+           mode(scale) with scale from {Mode.SCALE_RANGE[0]:g} to {Mode.SCALE_RANGE[1]:.4f}
+  PATH: rf, cos, linear, ddpm-linear, edm(P_m,P_s) with P_s > 0
+  PREDICTION: x0, eps, v, velocity, F
+  WEIGHT: a PREDICTION whose error counts, or a SAMPLER whose density does"""
+
+#: The paper's names for what the grammar would spell out.
+_SHORT = {"F/rf~velocity": "edm/rf", "F/cos~v": "edm/cos"}
+_SHORT_START = {"velocity/rf": "rf", "F/edm(": "edm("}
+
+_PATHS: Mapping[str, Callable[..., ProbabilityPath]] = {
+    "rf": RectifiedFlowPath,
+    "cos": CosinePath,
+    "linear": lambda *ends: _beta_path(LDMLinearPath, *ends),
+    "ddpm-linear": lambda *ends: _beta_path(DDPMLinearPath, *ends),
+    "edm": lambda mean, std: EDMPath(mean=mean, std=std),
+}
+_PREDICTIONS: Mapping[str, Callable[..., Prediction]] = {
+    "x0": X0Prediction,
+    "eps": EpsPrediction,
+    "v": VPrediction,
+    "velocity": VelocityPrediction,
+    "F": lambda data_std=FPrediction.data_std: FPrediction(data_std=data_std),
+}
+_SAMPLERS: Mapping[str, Callable[..., TimestepSampler]] = {
+    "uniform": Uniform,
+    "lognorm": lambda mean, std: LogitNormal(mean=mean, std=std),
+    "mode": lambda scale: Mode(scale=scale),
+    "cosmap": CosMap,
+}
+_COMPONENT = re.compile(r"([A-Za-z][\w-]*)(?:\(([^()]*)\))?")
+
+
+def name_of(formulation: Formulation) -> str:
+    """The name that `parse_formulation` reads back."""
+    name = f"{formulation.prediction}/{formulation.path}"
+    if formulation.timesteps != Uniform():
+        name += f"/{formulation.timesteps}"
+    if formulation.weighting != UnitWeighting():
+        name += f"~{formulation.weighting}"
+    if name in _SHORT:
+        return _SHORT[name]
+    for long, short in _SHORT_START.items():
+        if name.startswith(long):
+            return short + name.removeprefix(long)
+    return name
+
+
+def parse_formulation(name: str) -> Formulation:
+    """The formulation of a name.
+
+    Raises:
+        ConfigError: the name does not follow the grammar, or a parameter lies outside its range;
+            the text shows both.
+    """
+    try:
+        return _parse(name)
+    except ConfigError as error:
+        raise ConfigError(f"formulation {name!r}: {error}. Names are:\n{GRAMMAR}") from error
+
+
+def _parse(name: str) -> Formulation:
+    full = next((long for long, short in _SHORT.items() if short == name), name)
+    if full == "rf" or full.startswith(("rf/", "rf~")):
+        full = f"velocity/{full}"
+    elif full.startswith("edm("):
+        full = f"F/{full}"
+    body, tilde, weight = full.partition("~")
+    parts = body.split("/")
+    if len(parts) not in (2, 3):
+        raise ConfigError("it has not the form of any")
+    return Formulation(
+        prediction=_component("prediction", parts[0], _PREDICTIONS),
+        path=_component("path", parts[1], _PATHS),
+        timesteps=_component("sampler", parts[2], _SAMPLERS) if parts[2:] else Uniform(),
+        weighting=_weighting(weight) if tilde else UnitWeighting(),
+    )
+
+
+def _weighting(text: str) -> Weighting:
+    if text.partition("(")[0] in _PREDICTIONS:
+        return ErrorOf(measured=_component("prediction", text, _PREDICTIONS))
+    return DensityWeighting(density_of=_component("weight", text, _SAMPLERS))
+
+
+def _component(kind: str, text: str, known: Mapping[str, Callable[..., T]]) -> T:
+    """The value of "name" or "name(number,…)"."""
+    match = _COMPONENT.fullmatch(text)
+    if match is None or match[1] not in known:
+        raise ConfigError(f"{text!r} is no {kind}; choose among {', '.join(known)}")
+    try:
+        numbers = [float(number) for number in match[2].split(",")] if match[2] else []
+    except ValueError:
+        raise ConfigError(f"{text!r} has a parameter that is no number") from None
+    try:
+        return known[match[1]](*numbers)
+    except TypeError:
+        raise ConfigError(f"{text!r} has {len(numbers)} parameters, which does not fit") from None
+
+
+def _beta_path(kind: Callable[..., BetaPath], *ends: float) -> BetaPath:
+    if not ends:
+        return kind()
+    beta_start, beta_end, num_steps = ends
+    return kind(beta_start=beta_start, beta_end=beta_end, num_steps=int(num_steps))
