@@ -1,6 +1,7 @@
 """`rectiflow train RECIPE`: trains on a latent store, or continues an existing run."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from rectiflow.base.errors import UserError
@@ -31,6 +32,9 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--max-steps", type=whole_number(1), metavar="N", help="stop after N steps instead"
     )
+    parser.add_argument(
+        "--formulation", metavar="NAME", help='another one, such as "rf/mode(1.29)" or "eps/linear"'
+    )
     parser.add_argument("-h", "--help", action="store_true", help="this, or RECIPE's fields")
 
 
@@ -48,9 +52,12 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"train needs {name}; usage: {options.parser.usage}")
 
     from rectiflow.cli.overrides import apply_overrides, describe_fields
+    from rectiflow.flow import parse_formulation
     from rectiflow.recipes.registry import recipe
 
     chosen = recipe(options.recipe)
+    if options.formulation is not None:
+        chosen = replace(chosen, formulation=parse_formulation(options.formulation))
     prog = f"rectiflow train {options.recipe}"
     if options.help:
         print(describe_fields(chosen, prog=prog))

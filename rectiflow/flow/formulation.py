@@ -15,16 +15,23 @@ from torch import Tensor
 
 from rectiflow.flow.path import Coefficients, ProbabilityPath, RectifiedFlowPath
 from rectiflow.flow.prediction import Prediction, VelocityPrediction
-from rectiflow.flow.timesteps import LogitNormal, TimestepSampler
+from rectiflow.flow.timesteps import LogitNormal, TimestepSampler, Uniform
 from rectiflow.flow.weighting import UnitWeighting, Weighting
 
 #: Where a prediction is singular at alpha = 0, sampling starts at this alpha/sigma instead.
 LEAST_SIGNAL = 0.01
+#: The paper's names for what prediction, path, sampler and weighting would spell out: whole names
+#: and beginnings.
+SHORT_NAMES = {"F/rf~velocity": "edm/rf", "F/cos~v": "edm/cos"}
+SHORT_BEGINNINGS = {"velocity/rf": "rf", "F/edm(": "edm("}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formulation:
-    """All that training and sampling must agree on; `str()` is the paper's name for it."""
+    """All that training and sampling must agree on.
+
+    `str()` is the paper's name for it, or one in the same grammar; `parse_formulation` reads it.
+    """
 
     path: ProbabilityPath
     prediction: Prediction
@@ -32,9 +39,17 @@ class Formulation:
     weighting: Weighting
 
     def __str__(self) -> str:
-        from rectiflow.flow.naming import name_of  # it needs this class
-
-        return name_of(self)
+        name = f"{self.prediction}/{self.path}"
+        if self.timesteps != Uniform():
+            name += f"/{self.timesteps}"
+        if self.weighting != UnitWeighting():
+            name += f"~{self.weighting}"
+        if name in SHORT_NAMES:
+            return SHORT_NAMES[name]
+        for long, short in SHORT_BEGINNINGS.items():
+            if name.startswith(long):
+                return short + name.removeprefix(long)
+        return name
 
     @cached_property
     def sampling_range(self) -> tuple[float, float]:

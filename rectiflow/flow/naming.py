@@ -1,6 +1,6 @@
-"""Names of formulations: the paper's where it has one, the same grammar continued elsewhere.
+"""From a formulation's name to the formulation: the paper's names, and the grammar behind them.
 
-`name_of` and `parse_formulation` invert each other on everything that `flow` can express.
+Inverts `str(formulation)` on everything that `flow` can express.
 Source: arXiv 2403.03206, section 3 and tables 1 and 2.
 """
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.flow.beta_paths import BetaPath, DDPMLinearPath, LDMLinearPath
-from rectiflow.flow.formulation import Formulation
+from rectiflow.flow.formulation import SHORT_BEGINNINGS, SHORT_NAMES, Formulation
 from rectiflow.flow.path import CosinePath, EDMPath, ProbabilityPath, RectifiedFlowPath
 from rectiflow.flow.prediction import (
     EpsPrediction,
@@ -38,10 +38,6 @@ GRAMMAR = f"""\
   PREDICTION: x0, eps, v, velocity, F
   WEIGHT: a PREDICTION whose error counts, or a SAMPLER whose density does"""
 
-#: The paper's names for what the grammar would spell out.
-_SHORT = {"F/rf~velocity": "edm/rf", "F/cos~v": "edm/cos"}
-_SHORT_START = {"velocity/rf": "rf", "F/edm(": "edm("}
-
 _PATHS: Mapping[str, Callable[..., ProbabilityPath]] = {
     "rf": RectifiedFlowPath,
     "cos": CosinePath,
@@ -65,21 +61,6 @@ _SAMPLERS: Mapping[str, Callable[..., TimestepSampler]] = {
 _COMPONENT = re.compile(r"([A-Za-z][\w-]*)(?:\(([^()]*)\))?")
 
 
-def name_of(formulation: Formulation) -> str:
-    """The name that `parse_formulation` reads back."""
-    name = f"{formulation.prediction}/{formulation.path}"
-    if formulation.timesteps != Uniform():
-        name += f"/{formulation.timesteps}"
-    if formulation.weighting != UnitWeighting():
-        name += f"~{formulation.weighting}"
-    if name in _SHORT:
-        return _SHORT[name]
-    for long, short in _SHORT_START.items():
-        if name.startswith(long):
-            return short + name.removeprefix(long)
-    return name
-
-
 def parse_formulation(name: str) -> Formulation:
     """The formulation of a name.
 
@@ -94,12 +75,7 @@ def parse_formulation(name: str) -> Formulation:
 
 
 def _parse(name: str) -> Formulation:
-    full = next((long for long, short in _SHORT.items() if short == name), name)
-    if full == "rf" or full.startswith(("rf/", "rf~")):
-        full = f"velocity/{full}"
-    elif full.startswith("edm("):
-        full = f"F/{full}"
-    body, tilde, weight = full.partition("~")
+    body, tilde, weight = _spell_out(name).partition("~")
     parts = body.split("/")
     if len(parts) not in (2, 3):
         raise ConfigError("it has not the form of any")
@@ -109,6 +85,16 @@ def _parse(name: str) -> Formulation:
         timesteps=_component("sampler", parts[2], _SAMPLERS) if parts[2:] else Uniform(),
         weighting=_weighting(weight) if tilde else UnitWeighting(),
     )
+
+
+def _spell_out(name: str) -> str:
+    for long, short in SHORT_NAMES.items():
+        if name == short:
+            return long
+    for long, short in SHORT_BEGINNINGS.items():
+        if name.startswith(short):
+            return long + name.removeprefix(short)
+    return name
 
 
 def _weighting(text: str) -> Weighting:

@@ -39,7 +39,7 @@ class ProbabilityPath(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """The path's name in the paper, as `Formulation.parse` reads it."""
+        """The path's name in the paper, as `parse_formulation` reads it."""
 
     @abstractmethod
     def coefficients(self, t: Float[Tensor, " b"]) -> Coefficients:

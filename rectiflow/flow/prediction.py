@@ -29,7 +29,7 @@ class Prediction(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """The prediction's name, as `Formulation.parse` reads it."""
+        """The prediction's name, as `parse_formulation` reads it."""
 
     @abstractmethod
     def functional(self, at: Coefficients) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:

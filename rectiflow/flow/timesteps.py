@@ -27,7 +27,7 @@ class TimestepSampler(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """The sampler's name in the paper, as `Formulation.parse` reads it."""
+        """The sampler's name in the paper, as `parse_formulation` reads it."""
 
     @abstractmethod
     def from_uniform(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -46,7 +46,7 @@ class TimestepSampler(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(TimestepSampler):
-    """Every t as often as any other; with an `EDMPath`, whose t is a quantile, a log-normal sigma."""
+    """Every t as often as any other; where t is a quantile (`EDMPath`), a log-normal sigma."""
 
     def __str__(self) -> str:
         return "uniform"
@@ -131,7 +131,7 @@ class Mode(TimestepSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class CosMap(TimestepSampler):
-    """t = 1 − 1/(tan(πu/2) + 1): rectified flow with the log-SNR of the cosine path (equation 21)."""
+    """t = 1 − 1/(tan(πu/2) + 1): the cosine path's log-SNR for rectified flow (equation 21)."""
 
     def __str__(self) -> str:
         return "cosmap"

@@ -22,7 +22,7 @@ class Weighting(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """The weighting's name, as `Formulation.parse` reads it; "unit" is left out there."""
+        """The weighting's name, as `parse_formulation` reads it; "unit" is left out there."""
 
     @abstractmethod
     def weight(

@@ -21,6 +21,7 @@ from torch import nn
 
 from rectiflow.base.files import atomic_write
 from rectiflow.base.log import EventLog, read_events
+from rectiflow.flow.emphasis import Emphasis
 from rectiflow.training.validation import ValidationLoss
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Started:
 
     step: int
     max_steps: int
+    emphasis: Emphasis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +193,7 @@ class Progress(Hook):
             case Started():
                 self._max_steps, self._first_step = event.max_steps, event.step
                 self._since = self._shown_at = time.monotonic()
+                self._print_line(str(event.emphasis))
             case StepDone():
                 # A smooth loss is easier to read than one batch's.
                 is_first = math.isnan(self._loss)

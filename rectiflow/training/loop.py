@@ -17,9 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rectiflow.base.config import save_config
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import read_json, write_json
 from rectiflow.data.records import Batch
+from rectiflow.flow.emphasis import emphasis_of
 from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old, save_checkpoint
 from rectiflow.training.environment import describe_environment
 from rectiflow.training.export import export_model
@@ -140,7 +142,9 @@ class _Loop:
 
     def run_to_end(self) -> TrainResult:
         state, recipe = self.state, self.recipe
-        self.tell(Started(step=state.step, max_steps=recipe.max_steps))
+        emphasis = emphasis_of(recipe.formulation)
+        save_config(self.run / "emphasis.json", emphasis)
+        self.tell(Started(step=state.step, max_steps=recipe.max_steps, emphasis=emphasis))
         # A continued run starts from its checkpoint, but may have been killed before the export.
         saved_step = state.step or None
         while state.step < recipe.max_steps and self.stop.signal is None:

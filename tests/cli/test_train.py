@@ -96,6 +96,19 @@ def test_mistakes_are_one_line(
     assert calls == []
 
 
+def test_any_formulation_is_an_option(
+    calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--formulation", "rf/lognorm(0.5,0.6)", "--formulation.timesteps.std", "0.7"]
+    assert main([*CALL, *chosen]) == 0
+    assert str(calls[0]["recipe"].formulation) == "rf/lognorm(0.50,0.70)"
+    assert main([*CALL, "--formulation", "edm/rf"]) == 0
+    assert str(calls[1]["recipe"].formulation) == "edm/rf"
+    assert main([*CALL, "--formulation", "rf/mode(3)"]) == 2
+    assert "scale=3.0 is out of range" in capsys.readouterr().err
+    assert len(calls) == 2
+
+
 def test_a_missing_store_leaves_no_run_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from rectiflow.base.log import read_events
+from rectiflow.flow import rectified_flow
+from rectiflow.flow.emphasis import emphasis_of
 from rectiflow.training.hooks import (
     MetricsFile,
     Progress,
@@ -16,6 +18,8 @@ from rectiflow.training.hooks import (
     grid,
 )
 from rectiflow.training.validation import ValidationLoss
+
+EMPHASIS = emphasis_of(rectified_flow())
 
 
 class Terminal(io.StringIO):
@@ -65,28 +69,31 @@ def test_metrics_past_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
 def test_a_log_file_gets_plain_lines_now_and_then() -> None:
     stream = io.StringIO()
     progress = Progress(stream, interval_s=3600.0)
-    progress.handle(Started(step=0, max_steps=100))
+    progress.handle(Started(step=0, max_steps=100, emphasis=EMPHASIS))
     for step in range(1, 101):
         progress.handle(StepDone(step=step, loss=0.25, num_images=64))
         if step == 50:
             progress.handle(validated(step))
     progress.close()
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "step 50  held-out loss 0.5000 (EMA), 0.5000 (raw)"
-    assert lines[1].startswith("step 100/100  100%  loss 0.2500  ")
-    assert lines[1].endswith("ETA 0:00")
-    assert len(lines) == 2
+    assert lines[0] == str(EMPHASIS)
+    assert lines[1] == "step 50  held-out loss 0.5000 (EMA), 0.5000 (raw)"
+    assert lines[2].startswith("step 100/100  100%  loss 0.2500  ")
+    assert lines[2].endswith("ETA 0:00")
+    assert len(lines) == 3
 
 
 def test_a_terminal_gets_a_bar_on_one_line() -> None:
     stream = Terminal()
     progress = Progress(stream, interval_s=3600.0)
-    progress.handle(Started(step=0, max_steps=2))
+    progress.handle(Started(step=0, max_steps=2, emphasis=EMPHASIS))
     progress.handle(StepDone(step=2, loss=0.25, num_images=64))
     progress.close()
     text = stream.getvalue()
-    assert text.startswith("\r" + "█" * 20)
-    assert text.count("\n") == 1
+    first, _, rest = text.partition("\n")
+    assert str(EMPHASIS) in first
+    assert rest.startswith("\r" + "█" * 20)
+    assert rest.count("\n") == 1
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3723.4, "1:02:03")])

@@ -70,6 +70,7 @@ def test_a_run_leaves_everything_that_it_promises(tmp_path: Path) -> None:
         ".lock",
         "recipe.json",
         "environment.json",
+        "emphasis.json",
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",
