@@ -1,0 +1,100 @@
+"""Ranks of competitors by several metrics at once: peeled Pareto fronts, averaged over settings.
+
+A setting is one way to sample and score every competitor. Ranks depend on who competes, so the raw
+metrics are what is kept, and ranks are made from them.
+Source: arXiv 2403.03206, section 5.1 (non-dominated sorting over 24 settings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from rectiflow.base.seeds import numpy_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanRank:
+    """A competitor's mean rank over settings, with the ends of its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def pareto_fronts(scores: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " n"]:
+    """The front of each of n competitors with m metrics, of which more is better; 1 is the best.
+
+    A front holds those that nobody left dominates: nobody is at least as good in every metric and
+    better in one. Equals share a front. A competitor with a metric that is no number (its run
+    diverged) comes after the last front.
+    """
+    is_finite = ~np.isnan(scores).any(axis=1)
+    fronts = np.zeros(len(scores), dtype=np.int64)
+    dominates = _dominates(scores)
+    left, front = is_finite.copy(), 0
+    while left.any():
+        front += 1
+        is_beaten = dominates[left].any(axis=0)
+        best = left & ~is_beaten
+        fronts[best] = front
+        left &= is_beaten
+    fronts[~is_finite] = front + 1
+    return fronts
+
+
+def mean_ranks(settings: Sequence[Float[np.ndarray, "n m"]]) -> Float[np.ndarray, " n"]:
+    """The front of each competitor, averaged over settings.
+
+    Raises:
+        ValueError: there are no settings.
+    """
+    if not settings:
+        raise ValueError("there are no settings to rank in; give the scores of at least one")
+    return np.mean([pareto_fronts(scores) for scores in settings], axis=0)
+
+
+def bootstrap_ranks(
+    samples: Sequence[Float[np.ndarray, "n r m"]],
+    *,
+    seed: int = 0,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[MeanRank, ...]:
+    """Mean ranks with percentile intervals over redrawn repetitions.
+
+    Each setting gives n competitors × r repetitions (seeds, or blocks of samples) × m metrics; a
+    resample draws r repetitions anew for each competitor, alike in all settings, and ranks their
+    means.
+
+    Raises:
+        ValueError: there are no settings, or they differ in their repetitions.
+    """
+    if not samples:
+        raise ValueError("there are no settings to rank in; give the scores of at least one")
+    shapes = {scores.shape[:2] for scores in samples}
+    if len(shapes) > 1:
+        raise ValueError(f"settings differ in competitors or repetitions: {sorted(shapes)}")
+    ((num, num_repeats),) = shapes
+    generator = numpy_generator(seed, "bootstrap ranks")
+    rows = np.arange(num)[:, None]
+    resampled = []
+    for _ in range(num_resamples):
+        drawn = generator.integers(num_repeats, size=(num, num_repeats))
+        resampled.append(mean_ranks([scores[rows, drawn].mean(axis=1) for scores in samples]))
+    tail = 0.5 * (1.0 - confidence)
+    low, high = np.quantile(resampled, [tail, 1.0 - tail], axis=0)
+    means = mean_ranks([scores.mean(axis=1) for scores in samples])
+    return tuple(
+        MeanRank(mean=mean, low=min(mean, lower), high=max(mean, upper))
+        for mean, lower, upper in zip(means.tolist(), low.tolist(), high.tolist(), strict=True)
+    )
+
+
+def _dominates(scores: Float[np.ndarray, "n m"]) -> Bool[np.ndarray, "n n"]:
+    """[i, j]: i is at least as good as j in every metric, and better in one."""
+    first, second = scores[:, None], scores[None]
+    return (first >= second).all(axis=2) & (first > second).any(axis=2)
