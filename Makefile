@@ -14,6 +14,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+BENCHMARKS ?= attention cold_start formulation store_to_batches training_step
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off \
 	-c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -42,9 +43,9 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	@echo "== bench: every program in benchmarks/, one JSON row for each measurement"
-	@set -e; for file in $$(grep -l __main__ benchmarks/*.py); do \
-		echo "-- $$file"; $(BIN)/python "$$file"; done
+	@echo "== bench: one JSON row for each measurement, added to benchmarks/results/"
+	@set -e; for name in $(BENCHMARKS); do echo "-- $$name"; \
+		$(BIN)/python benchmarks/$$name.py | tee -a benchmarks/results/$$name.jsonl; done
 
 $(VENV)/.python:
 	@echo "== making the virtual environment $(VENV)"

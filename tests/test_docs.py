@@ -2,6 +2,8 @@
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,12 @@ def test_each_walk_is_read_in_under_ten_files_a_stop_each() -> None:
     for page in WALKS:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert len(re.findall(r"^\*\*\d+\. ", text, flags=re.MULTILINE)) < 10
+
+
+def test_the_readmes_figures_are_those_measured() -> None:
+    command = [sys.executable, ROOT / "docs" / "readme" / "table.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_name_that_does_not_exist_is_noticed() -> None:

@@ -1,0 +1,144 @@
+"""Writes the README's table of figures from measured rows and the shipped parts' cards.
+
+    python docs/readme/table.py [--check]
+
+With `--check` nothing is written, and the exit code says whether the table is up to date.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+SHIPPED = ROOT / "rectiflow" / "models" / "shipped"
+START, END = "<!-- measured -->\n", "<!-- /measured -->\n"
+TASKS = {
+    "single_object": "one object",
+    "colors": "colours",
+    "two_object": "two",
+    "counting": "counting",
+    "color_attr": "attributes",
+    "position": "position",
+    "typography": "words",
+}
+
+
+def last_row(subject: str, **wanted: Any) -> dict[str, Any]:
+    """The newest row of a benchmark whose fields have these values."""
+    lines = (RESULTS / f"{subject}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return next(r for r in reversed(rows) if all(r.get(k) == v for k, v in wanted.items()))
+
+
+def card(part: str) -> dict[str, Any]:
+    """A shipped part's card."""
+    return json.loads((SHIPPED / part / "card.json").read_text(encoding="utf-8"))
+
+
+def interval(score: dict[str, Any]) -> str:
+    """A lenient score with its interval."""
+    lenient = score["lenient"]
+    return f"{lenient['mean']:.2f} [{lenient['low']:.2f}, {lenient['high']:.2f}]"
+
+
+def by_task(scores: dict[str, Any]) -> str:
+    """Lenient scores of the seen tasks, slash by slash."""
+    return " / ".join(f"{scores['tasks'][task]['seen']['lenient']['mean']:.2f}" for task in TASKS)
+
+
+def seconds(value: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(value) // 60} min {int(value) % 60} s"
+
+
+def make_table() -> str:
+    """The table in Markdown, and what it was measured on."""
+    demo, tiny = last_row("demo", minutes=10.0), card("tiny")
+    small, full = (card("autoencoder")["scores"][world] for world in ("small", "full"))
+    objects = [task for task in TASKS if task != "typography"]
+    steps = [last_row("training_step", case=c) for c in ("demo", "depth 8, 256+154 tokens")]
+    store, cold = last_row("store_to_batches"), last_row("cold_start")["ms"]
+    abstraction = [
+        last_row("formulation", what=what)["overhead"] for what in ("loss", "4 guided Euler steps")
+    ]
+
+    def least(scores: dict[str, float]) -> str:
+        return f"{min(scores[task] for task in objects):.0%}".replace("%", " %")
+
+    def percent(value: float) -> str:
+        return f"{value:.0%}".replace("%", " %")
+
+    machine = demo["environment"]
+    trained = tiny["data"]
+    rows = [
+        (
+            "`make demo` from a clean clone, installation included",
+            f"{seconds(demo['wall_s'])}, of which {seconds(demo['training_s'])} training "
+            f"({demo['steps']:,} steps, {demo['images_per_s']:.0f} images/s)",
+        ),
+        (
+            f"the demo's model, overall ({demo['scores']['per_task']} prompts a task)",
+            f"{interval(demo['scores']['overall']['seen'])}; unseen combinations "
+            f"{interval(demo['scores']['overall']['unseen'])}",
+        ),
+        (f"– {' / '.join(TASKS.values())}", by_task(demo["scores"])),
+        (
+            f"shipped `tiny`, overall ({tiny['scores']['per_task']} prompts a task; "
+            f"{trained['images_seen']:,} pictures, {seconds(trained['training_s'])})",
+            f"{interval(tiny['scores']['overall']['seen'])}; unseen combinations "
+            f"{interval(tiny['scores']['overall']['unseen'])}",
+        ),
+        (f"– {' / '.join(TASKS.values())}", by_task(tiny["scores"])),
+        (
+            "autoencoder, objects read back from reconstructions, worlds `small` / `full`",
+            f"{least(small)} / {least(full)}",
+        ),
+        (
+            "– words, `small` / `full`; PSNR",
+            f"{percent(small['typography'])} / {percent(full['typography'])}; "
+            f"{small['psnr_db']:.1f} / {full['psnr_db']:.1f} dB",
+        ),
+        (
+            "training step against diffusers' transformer: demo size / depth 8 with 256+154 "
+            f"tokens ({steps[0]['dtype'].removeprefix('torch.')})",
+            " / ".join(f"{row['speedup']:.2f}×" for row in steps),
+        ),
+        (
+            "what the formulations' abstraction adds: to a training step / to a guided Euler step",
+            " / ".join(f"{share:.1%}".replace("%", " %") for share in abstraction),
+        ),
+        ("store → batches against what training consumes", f"{store['times_training']:.0f}×"),
+        (
+            "`rectiflow sample tiny …` from cold / `rectiflow --help`",
+            f"{cold['sample']['median'] / 1e3:.1f} s / {cold['help']['median'] / 1e3:.2f} s",
+        ),
+    ]
+    lines = ["| figure | result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    about = (
+        f"On {machine['num_cores']} cores of an {machine['processor']} "
+        f"({machine['cpu_capability']}), PyTorch {machine['packages']['torch'].split('+')[0]}; "
+        "scores on the world `small`, combinations seen in\ntraining, lenient verdict, 95 % "
+        "bootstrap intervals over prompts. Made by `docs/readme/table.py`."
+    )
+    return "\n".join([about, "", *lines]) + "\n"
+
+
+def main() -> None:
+    """Put the table between its marks."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    renewed = f"{before}{START}{make_table()}{END}{after}"
+    if parser.parse_args().check:
+        sys.exit(renewed != text and "README.md is not up to date: python docs/readme/table.py")
+    README.write_text(renewed, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
