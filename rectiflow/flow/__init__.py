@@ -25,6 +25,7 @@ from rectiflow.flow.prediction import (
     VPrediction,
     X0Prediction,
 )
+from rectiflow.flow.shift import ResolutionShift
 from rectiflow.flow.timesteps import CosMap, LogitNormal, Mode, TimestepSampler, Uniform
 from rectiflow.flow.weighting import DensityWeighting, ErrorOf, UnitWeighting, Weighting
 
@@ -46,6 +47,7 @@ __all__ = [
     "Prediction",
     "ProbabilityPath",
     "RectifiedFlowPath",
+    "ResolutionShift",
     "TimestepSampler",
     "Uniform",
     "UnitWeighting",

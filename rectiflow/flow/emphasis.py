@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.flow.formulation import Formulation
+from rectiflow.flow.shift import NO_SHIFT, ResolutionShift
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _NUM_POINTS = 20_000
@@ -41,10 +42,10 @@ class Emphasis:
         )
 
 
-def emphasis_of(formulation: Formulation) -> Emphasis:
-    """The quantiles, from an even grid of the sampler's own quantiles."""
+def emphasis_of(formulation: Formulation, shift: ResolutionShift = NO_SHIFT) -> Emphasis:
+    """The quantiles after the shift, from an even grid of the sampler's own quantiles."""
     u = (torch.arange(_NUM_POINTS, dtype=torch.float64) + 0.5) / _NUM_POINTS
-    t = formulation.timesteps.from_uniform(u)
+    t = shift.along(formulation.path, formulation.timesteps.from_uniform(u))
     at = formulation.path.coefficients(t)
     weight = formulation.weighting.weight(t, at, formulation.prediction)
     t_weighted = _quantiles(t, weight)

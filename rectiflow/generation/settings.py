@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.flow import ResolutionShift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,7 @@ class SamplingSettings:
                 f"guidance_scale={self.guidance_scale} must be a finite number ≥ 0 "
                 "(1 is no guidance, 3–7 is usual)"
             )
-        if not math.isfinite(self.shift) or self.shift <= 0:
-            raise ConfigError(
-                f"shift={self.shift} must be a positive number (1 leaves the times as they are)"
-            )
+        ResolutionShift(alpha=self.shift)  # says what is wrong with it
         for name, side_px in (("height_px", self.height_px), ("width_px", self.width_px)):
             if side_px < 1:
                 raise ConfigError(f"{name}={side_px} must be positive")

@@ -18,6 +18,7 @@ from torch import Tensor
 from rectiflow.base import philox
 from rectiflow.base.errors import UserError
 from rectiflow.base.seeds import derive_seed
+from rectiflow.flow import ResolutionShift
 from rectiflow.generation.chunks import plan_chunks, trusted_sizes
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
@@ -150,7 +151,9 @@ def draw_latents(
         conditioning=conditioning,
         null=null.expand(len(conditioning)),
     )
-    times = times_for(model.formulation, settings.num_steps, shift=settings.shift)
+    times = times_for(
+        model.formulation, settings.num_steps, shift=ResolutionShift(alpha=settings.shift)
+    )
     start = model.formulation.start(noise)
     return integrate(field, Euler(), start, times.to(noise.device))
 

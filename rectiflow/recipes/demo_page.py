@@ -14,7 +14,6 @@ from rectiflow.evaluation.report import Report, SampleRow, Stage, ValidationPoin
 from rectiflow.evaluation.results import Evaluation, read_evaluation
 from rectiflow.flow import Formulation
 from rectiflow.training.recipe import TrainRecipe
-from rectiflow.training.validation import LEVELS
 
 MOMENTS = "moments"
 
@@ -124,7 +123,7 @@ def _validation(run: Path) -> tuple[ValidationPoint, ...]:
     return tuple(
         ValidationPoint(
             step=event["step"],
-            levels=LEVELS,
+            levels=tuple(map(float, event["ema"]["levels"])),
             raw=tuple(map(float, event["raw"]["per_level"])),
             ema=tuple(map(float, event["ema"]["per_level"])),
         )

@@ -44,7 +44,7 @@ def previews(recipe: TrainRecipe, store: Path) -> DrawSamples | None:
         settings=SamplingSettings(
             num_steps=recipe.sampling.num_steps,
             guidance_scale=recipe.sampling.guidance_scale,
-            shift=recipe.sampling.shift,
+            shift=recipe.shift.alpha,
             height_px=header.resolution_px,
             width_px=header.resolution_px,
         ),

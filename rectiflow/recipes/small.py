@@ -14,10 +14,9 @@ minutes learns is limited by the number of its updates. Measured in
 `experiments/2026-11-24_what_a_short_run_learns_from`.
 """
 
-import math
 from dataclasses import replace
 
-from rectiflow.flow import rectified_flow
+from rectiflow.flow import ResolutionShift
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW
@@ -35,7 +34,7 @@ SAMPLE_PROMPTS = (
     "a yellow cross top left and a purple ring bottom right",
 )
 
-SHIFT = 6.0
+SHIFT = ResolutionShift(alpha=6.0)
 #: The peak learning rate is this over the width, as in arXiv 2203.03466, table 3, for Adam.
 RATE_TIMES_WIDTH = 0.4
 
@@ -51,15 +50,14 @@ def mmdit(depth: int) -> TrainRecipe:
     return TrainRecipe(
         name=f"mmdit-d{depth}",
         backbone=backbone,
-        # A shift by α moves a time's logit by log α.
-        formulation=rectified_flow(mean=math.log(SHIFT)),
+        shift=SHIFT,
         max_steps=20_000,
         optimizer=AdamW(learning_rate=RATE_TIMES_WIDTH / backbone.hidden_dim),
         schedule=Trapezoid(warmup_steps=200, decay_fraction=0.3),
         ema=EmaConfig(decay=0.999),
         sample_every=1000,
         sample_prompts=SAMPLE_PROMPTS,
-        sampling=SamplingDefaults(num_steps=28, guidance_scale=3.0, shift=SHIFT),
+        sampling=SamplingDefaults(num_steps=28, guidance_scale=3.0),
     )
 
 

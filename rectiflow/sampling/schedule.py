@@ -2,7 +2,7 @@
 
 Times are those of straight coordinates (`flow.path`), for rectified flow its own t.
 
-Source: arXiv 2403.03206, section 5.3.2 (equation 23 for the shift).
+Source: arXiv 2403.03206, section 5.3.2.
 """
 
 from __future__ import annotations
@@ -12,25 +12,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError
-from rectiflow.flow import Formulation
+from rectiflow.flow import Formulation, ResolutionShift
+from rectiflow.flow.shift import NO_SHIFT
 
 
-def shift_times(t: Float[Tensor, " n"], shift: float) -> Float[Tensor, " n"]:
-    """t → shift·t / (1 + (shift − 1)·t): more steps near noise where shift > 1."""
-    if not shift > 0:
-        raise ConfigError(f"shift={shift} must be positive (1 leaves the times as they are)")
-    return shift * t / (1.0 + (shift - 1.0) * t)
-
-
-def linear_times(num_steps: int, *, shift: float = 1.0) -> Float[Tensor, " n"]:
-    """num_steps + 1 times, 1 = t_0 > … > t_num_steps = 0, evenly spaced before the shift."""
+def linear_times(num_steps: int, *, shift: ResolutionShift = NO_SHIFT) -> Float[Tensor, " n"]:
+    """num_steps + 1 times, 1 = s_0 > … > s_num_steps = 0, evenly spaced before the shift."""
     if num_steps < 1:
         raise ConfigError(f"num_steps={num_steps} must be at least 1")
-    return shift_times(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64), shift).float()
+    return shift.on_line(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)).float()
 
 
 def times_for(
-    formulation: Formulation, num_steps: int, *, shift: float = 1.0
+    formulation: Formulation, num_steps: int, *, shift: ResolutionShift = NO_SHIFT
 ) -> Float[Tensor, " n"]:
     """`linear_times`, begun where the formulation's sampling range does."""
     high = torch.tensor([formulation.sampling_range[1]], dtype=torch.float64)

@@ -54,7 +54,7 @@ def _describe(
         "text": facts.text,
         "world": facts.world,
         "resolution_px": facts.resolution_px,
-        "sampling": to_json(recipe.sampling),
+        "sampling": to_json(recipe.sampling) | {"shift": recipe.shift.alpha},
         "provenance": {
             "recipe": recipe.name,
             "seed": recipe.seed,

@@ -143,8 +143,8 @@ class TensorBoard(Hook):
             case Validated():
                 for weights, result in (("raw", event.raw), ("ema", event.ema)):
                     writer.add_scalar(f"validation/{weights}", result.loss, event.step)
-                    for k, loss in enumerate(result.per_level, start=1):
-                        writer.add_scalar(f"validation_{weights}/t={k}_8", loss, event.step)
+                    for t, loss in zip(result.levels, result.per_level, strict=True):
+                        writer.add_scalar(f"validation_{weights}/t={t:.3f}", loss, event.step)
             case Sampled():
                 writer.add_images("samples", event.images, event.step, dataformats="NHWC")
             case _:

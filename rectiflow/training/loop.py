@@ -142,7 +142,7 @@ class _Loop:
 
     def run_to_end(self) -> TrainResult:
         state, recipe = self.state, self.recipe
-        emphasis = emphasis_of(recipe.formulation)
+        emphasis = emphasis_of(recipe.formulation, recipe.shift)
         save_config(self.run / "emphasis.json", emphasis)
         self.tell(Started(step=state.step, max_steps=recipe.max_steps, emphasis=emphasis))
         # A continued run starts from its checkpoint, but may have been killed before the export.

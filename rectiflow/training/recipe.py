@@ -12,7 +12,7 @@ from typing import Any
 
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import ConfigError
-from rectiflow.flow import Formulation, rectified_flow
+from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.models.precision import Precision
 from rectiflow.training.ema import EmaConfig
@@ -39,13 +39,13 @@ class SamplingDefaults:
 
     num_steps: int = 28
     guidance_scale: float = 3.0
-    shift: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
     """All settings of a training run. Every `*_every` counts optimizer steps; 0 means never.
 
+    `shift` moves the formulation's times in training, validation and sampling alike.
     `encoder_dropout` is the probability in [0, 1] with which each text encoder is left out of
     each sample, independently (arXiv 2403.03206, section 5.1). `caption_mix` gives the weight of
     each caption variant of the store; without it all weigh the same. `empty_prompt` is the
@@ -57,6 +57,7 @@ class TrainRecipe:
     seed: int = 0
     backbone: MMDiTConfig
     formulation: Formulation = field(default_factory=rectified_flow)
+    shift: ResolutionShift = field(default_factory=ResolutionShift)
     batch_size: int = 64
     max_steps: int
     optimizer: AdamW | Muon = field(default_factory=AdamW)

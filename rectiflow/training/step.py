@@ -54,10 +54,11 @@ def draw(batch: Batch, recipe: TrainRecipe) -> Draw:
     """Choose noise, time and dropped encoders of each sample from its key."""
     uniforms = philox.uniform(batch.keys, 1 + len(ENCODERS), stream=CHOICE_STREAM)
     x0, eps = posterior_and_noise(batch, batch.keys, stream=NOISE_STREAM)
+    t = recipe.formulation.timesteps.from_uniform(uniforms[:, 0])
     return Draw(
         x0=x0,
         eps=eps,
-        t=recipe.formulation.timesteps.from_uniform(uniforms[:, 0]),
+        t=recipe.shift.along(recipe.formulation.path, t),
         conditioning=condition(batch, uniforms[:, 1:] >= recipe.encoder_dropout),
     )
 

@@ -1,7 +1,7 @@
 """Held-out loss at fixed times and fixed noise, so that runs and steps compare without scatter.
 
 Source: arXiv 2403.03206, section 5.3 and figure 8 (validation loss tracks quality); the levels
-t = k/8, k = 1…7, as MLPerf's text-to-image training measures it.
+t = k/8, k = 1…7, as MLPerf's text-to-image training measures it, moved by the recipe's shift.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ LEVELS = tuple(k / 8 for k in range(1, 8))
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationLoss:
-    """Mean held-out loss, and its parts by level t = k/8; every prompt kept whole."""
+    """Mean held-out loss, and its parts by level; every prompt kept whole.
+
+    `levels` are the times k/8 after the recipe's shift.
+    """
 
     loss: float
+    levels: tuple[float, ...]
     per_level: tuple[float, ...]
 
 
@@ -33,14 +37,19 @@ def validate(backbone: nn.Module, batches: Iterable[Batch], recipe: TrainRecipe)
 
     Noise is a function of (a batch's keys, level); give the same keys each time.
     """
-    sums = torch.zeros(len(LEVELS), dtype=torch.float64)
+    levels = recipe.shift.along(recipe.formulation.path, torch.tensor(LEVELS))
+    sums = torch.zeros(len(levels), dtype=torch.float64)
     count = 0
     for batch in batches:
         conditioning = condition(batch, None)
         count += len(batch.keys)
-        for level, t in enumerate(LEVELS):
+        for level, t in enumerate(levels):
             x0, eps = posterior_and_noise(batch, batch.keys, stream=level)
-            example = Draw(x0=x0, eps=eps, t=torch.full((len(x0),), t), conditioning=conditioning)
+            example = Draw(x0=x0, eps=eps, t=t.expand(len(x0)), conditioning=conditioning)
             sums[level] += forward(backbone, example, recipe).per_sample.double().sum()
     per_level = (sums / count).tolist()
-    return ValidationLoss(loss=sum(per_level) / len(per_level), per_level=tuple(per_level))
+    return ValidationLoss(
+        loss=sum(per_level) / len(per_level),
+        levels=tuple(round(level, 6) for level in levels.tolist()),
+        per_level=tuple(per_level),
+    )

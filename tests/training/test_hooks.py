@@ -17,7 +17,7 @@ from rectiflow.training.hooks import (
     clock,
     grid,
 )
-from rectiflow.training.validation import ValidationLoss
+from rectiflow.training.validation import LEVELS, ValidationLoss
 
 EMPHASIS = emphasis_of(rectified_flow())
 
@@ -39,7 +39,7 @@ def logged(step: int, loss: float = 1.0) -> TrainLogged:
 
 
 def validated(step: int) -> Validated:
-    result = ValidationLoss(loss=0.5, per_level=(0.5,) * 7)
+    result = ValidationLoss(loss=0.5, levels=LEVELS, per_level=(0.5,) * 7)
     return Validated(step=step, raw=result, ema=result, elapsed_s=1.0)
 
 

@@ -256,7 +256,7 @@ def test_tensorboard_holds_the_curves(tmp_path: Path) -> None:
     log = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     log.Reload()
     assert [e.step for e in log.Scalars("train/loss")] == [3, 6, 9, 12]
-    assert [e.step for e in log.Scalars("validation_ema/t=4_8")] == [6, 12]
+    assert [e.step for e in log.Scalars("validation_ema/t=0.500")] == [6, 12]
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:

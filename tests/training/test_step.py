@@ -8,7 +8,7 @@ import torch
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import ConfigError
-from rectiflow.flow import rectified_flow
+from rectiflow.flow import ResolutionShift, rectified_flow
 from rectiflow.models import precision
 from rectiflow.models.precision import compute_dtype, has_fast_bf16
 from rectiflow.training.optimizers import AdamW
@@ -46,6 +46,19 @@ def test_draws_have_the_stated_distributions() -> None:
         assert abs(noise.std() - 1) < 0.01
     assert abs((standard * drawn.eps).mean()) < 0.01
     assert abs(torch.logit(drawn.t).mean() - 1.0) < 0.15
+
+
+def test_the_recipes_shift_moves_the_times_of_training_and_validation() -> None:
+    feed = FakeFeed(num=16)
+    plain = tiny_recipe()
+    shifted = tiny_recipe(shift=ResolutionShift(alpha=6.0))
+    batch = feed.rows(torch.arange(16), epoch=0)
+    times = draw(batch, plain).t
+    assert torch.allclose(draw(batch, shifted).t, 6 * times / (1 + 5 * times))
+    backbone = TrainState.start(plain).backbone
+    assert validate(backbone, [batch], plain).levels == LEVELS
+    levels = validate(backbone, [batch], shifted).levels
+    assert levels == pytest.approx([6 * t / (1 + 5 * t) for t in LEVELS], abs=1e-6)
 
 
 def test_each_encoder_is_dropped_on_its_own_at_the_papers_rate() -> None:
