@@ -34,7 +34,9 @@ def model() -> Model:
 def test_same_bytes_alone_in_any_batch_at_any_place(
     dtype: torch.dtype, patch_size: int, guidance_scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_to_image, "compute_dtype", lambda *_: dtype)
+    # Whatever this processor would choose.
+    chosen = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    monkeypatch.setattr(text_to_image, "autocast", lambda *_: chosen)
     assert pictures_that_differ(patch_size, guidance_scale, counts=(1, 3, 16, 18)) == []
 
 

@@ -46,7 +46,8 @@ def test_equals_diffusers_autoencoder():
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    ours = Autoencoder(SMALL).eval()
+    # In float64, where no rounding of a processor hides a difference.
+    ours = Autoencoder(SMALL).eval().double()
     theirs = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -58,17 +59,19 @@ def test_equals_diffusers_autoencoder():
         use_post_quant_conv=False,
         shift_factor=SMALL.latent_shift,
         scaling_factor=SMALL.latent_scale,
-    ).eval()
+    )
+    theirs = theirs.eval().double()
     theirs.load_state_dict(diffusers_names(ours.state_dict(), 4), strict=True)
     with torch.no_grad():
-        raw = theirs.encode(images()).latent_dist
+        pictures = images().double()
+        raw = theirs.encode(pictures).latent_dist
         mean = (raw.mean - SMALL.latent_shift) * SMALL.latent_scale
-        encoded = ours.encode(images())
-        assert (encoded.mean - mean).abs().max() < 1e-5
+        encoded = ours.encode(pictures)
+        assert (encoded.mean - mean).abs().max() < 1e-12
         std = torch.exp(0.5 * encoded.logvar)
-        assert (std - raw.std * SMALL.latent_scale).abs().max() < 1e-5
+        assert (std - raw.std * SMALL.latent_scale).abs().max() < 1e-12
         pixels = theirs.decode(mean / SMALL.latent_scale + SMALL.latent_shift).sample
-        assert (ours.decode(mean) - pixels).abs().max() < 1e-5
+        assert (ours.decode(mean) - pixels).abs().max() < 1e-12
 
 
 def test_defaults_are_the_released_size():

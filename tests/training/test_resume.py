@@ -41,7 +41,7 @@ def test_killed_while_saving(
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_times(outcome: dict[str, dict[str, object]], seed: int) -> None:
     assert outcome[f"random time {seed}"]["differing"] == []
-    assert outcome[f"random time {seed}"]["num_compared"] == 12
+    assert outcome[f"random time {seed}"]["num_compared"] == 13
 
 
 def test_some_kills_hit(outcome: dict[str, dict[str, object]]) -> None:
