@@ -97,4 +97,4 @@ def bootstrap_ranks(
 def _dominates(scores: Float[np.ndarray, "n m"]) -> Bool[np.ndarray, "n n"]:
     """[i, j]: i is at least as good as j in every metric, and better in one."""
     first, second = scores[:, None], scores[None]
-    return (first >= second).all(axis=2) & (first > second).any(axis=2)
+    return np.asarray((first >= second).all(axis=2) & (first > second).any(axis=2))
