@@ -51,16 +51,7 @@ class Expectation:
         return (prediction.target(x0, eps, at) + self.offset).to(seen.dtype)
 
 
-def test_there_are_61_different_ones():
-    grid = paper_grid()
-    assert len(grid) == 61
-    assert len({str(formulation) for formulation in grid}) == 61
-    assert len(set(grid)) == 61
-
-
-@each_formulation
-def test_the_exact_network_samples_the_data(formulation: Formulation):
-    num = 4000
+def draw_samples(formulation: Formulation, *, num: int, num_steps: int) -> torch.Tensor:
     nothing = Conditioning(context=torch.zeros(num, 1, 1), pooled=torch.zeros(num, 1))
     field = Field(
         backbone=Expectation(formulation),
@@ -70,25 +61,28 @@ def test_the_exact_network_samples_the_data(formulation: Formulation):
         null=nothing,
     )
     noise = torch.randn(num, 1, generator=torch.Generator().manual_seed(5))
-    times = times_for(formulation, 200)
-    found = integrate(field, Euler(), formulation.start(noise), times)
+    times = times_for(formulation, num_steps)
+    return integrate(field, Euler(), formulation.start(noise), times)
+
+
+def test_there_are_61_different_ones():
+    grid = paper_grid()
+    assert len(grid) == 61
+    assert len({str(formulation) for formulation in grid}) == 61
+    assert len(set(grid)) == 61
+
+
+@each_formulation
+def test_the_exact_network_samples_the_data(formulation: Formulation):
+    found = draw_samples(formulation, num=4000, num_steps=200)
     assert torch.isfinite(found).all()
-    assert ks_2samp(found[:, 0].numpy(), draw_data(num, 6)[:, 0].numpy()).pvalue > 1e-3
+    assert ks_2samp(found[:, 0].numpy(), draw_data(4000, 6)[:, 0].numpy()).pvalue > 1e-3
 
 
 @each_formulation
 @pytest.mark.parametrize("num_steps", [1, 5])
 def test_a_few_steps_stay_finite(formulation: Formulation, num_steps: int):
-    nothing = Conditioning(context=torch.zeros(8, 1, 1), pooled=torch.zeros(8, 1))
-    field = Field(
-        backbone=Expectation(formulation),
-        formulation=formulation,
-        guidance=NoGuidance(),
-        conditioning=nothing,
-        null=nothing,
-    )
-    noise = torch.randn(8, 1, generator=torch.Generator().manual_seed(5))
-    found = integrate(field, Euler(), formulation.start(noise), times_for(formulation, num_steps))
+    found = draw_samples(formulation, num=8, num_steps=num_steps)
     assert torch.isfinite(found).all()
     assert (found.abs() < 10).all()
 
