@@ -34,7 +34,8 @@ GRAMMAR = f"""\
   PREDICTION/PATH[/SAMPLER][~WEIGHT]    x0/cos/mode(1.29)~eps
   SAMPLER: uniform, lognorm(mean,std) with std > 0, cosmap,
            mode(scale) with scale from {Mode.SCALE_RANGE[0]:g} to {Mode.SCALE_RANGE[1]:.4f}
-  PATH: rf, cos, linear, ddpm-linear, edm(P_m,P_s) with P_s > 0
+  PATH: rf, cos, edm(P_m,P_s) with P_s > 0,
+        linear, ddpm-linear, either with (first beta,last beta,steps) where they differ
   PREDICTION: x0, eps, v, velocity, F
   WEIGHT: a PREDICTION whose error counts, or a SAMPLER whose density does"""
 
@@ -118,8 +119,13 @@ def _component(kind: str, text: str, known: Mapping[str, Callable[..., T]]) -> T
         raise ConfigError(f"{text!r} has {len(numbers)} parameters, which does not fit") from None
 
 
-def _beta_path(kind: Callable[..., BetaPath], *ends: float) -> BetaPath:
-    if not ends:
+def _beta_path(kind: Callable[..., BetaPath], *rates: float) -> BetaPath:
+    if not rates:
         return kind()
-    beta_start, beta_end, num_steps = ends
+    if len(rates) != 3 or not rates[2].is_integer():
+        raise ConfigError(
+            f"the path has the parameters {rates}; give none, or first beta, last beta and a "
+            "whole number of steps"
+        )
+    beta_start, beta_end, num_steps = rates
     return kind(beta_start=beta_start, beta_end=beta_end, num_steps=int(num_steps))

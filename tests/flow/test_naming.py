@@ -102,6 +102,10 @@ def test_rectified_flow_is_called_as_in_the_paper():
         ("rf/lognorm(0,0)", "lognorm std=0.0 must be positive"),
         ("rf/mode(2)", r"mode scale=2.0 is out of range; give a number from -1 to 2/\(π − 2\)"),
         ("edm(0,-1)", "edm P_s=-1.0 must be positive"),
+        ("eps/linear(0.1,0.2)", "give none, or first beta, last beta and a whole number of steps"),
+        ("eps/linear(0.1,0.2,10.5)", r"has the parameters \(0.1, 0.2, 10.5\); give none"),
+        ("eps/linear(0.1,0.2,inf)", "a whole number of steps"),
+        ("v/ddpm-linear(0.2,0.1,10)", "betas run from 0.2 to 0.1"),
         ("rf~loud", "'loud' is no weight"),
     ],
 )
