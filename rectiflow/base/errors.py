@@ -1,4 +1,4 @@
-"""The few exceptions of our own: one for what a user can fix, three for what a caller tells apart.
+"""The few exceptions of our own: one for what a user can fix, four for what a caller tells apart.
 
 The command line prints a `UserError` as one line and leaves with exit code 2; anything else is a
 defect of the program and keeps its traceback.
@@ -19,3 +19,7 @@ class StoreError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint or a weights file is damaged, cut, or made for another model."""
+
+
+class DivergedError(UserError):
+    """A training run's loss or gradient is not finite any more."""

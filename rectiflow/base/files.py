@@ -6,6 +6,7 @@ sibling that nothing reads.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -177,6 +178,34 @@ def sha256_file(path: Path | str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
+
+
+@contextmanager
+def file_lock(path: Path | str, *, wait: bool = True) -> Generator[bool]:
+    """Holds a lock among processes while the block runs; yields whether it was to be had.
+
+    The kernel keeps it, so a killed process leaves none behind. `path` is an empty file that is
+    made when missing, with its folder, and stays. Without `wait`, False comes at once when another
+    process holds it.
+
+    Raises:
+        UserError: the file cannot be made.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise explain_os_error(error, path, "write") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            is_ours = True
+        except BlockingIOError:
+            is_ours = False
+        yield is_ours
+    finally:
+        os.close(descriptor)
 
 
 def _temporary_sibling(path: Path) -> Path:

@@ -30,6 +30,7 @@ from rectiflow.sampling import (
     Euler,
     Field,
     NoGuidance,
+    OnStep,
     integrate,
     times_for,
 )
@@ -137,8 +138,10 @@ def draw_latents(
     null: Conditioning,
     noise: Float[Tensor, "b c h w"],
     settings: SamplingSettings,
+    *,
+    on_step: OnStep | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Integrate dz/dt from noise (t = 1) to latents (t = 0)."""
+    """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step` as in `integrate`."""
     is_guided = settings.guidance_scale != 1.0
     field = Field(
         backbone=model.backbone,
@@ -155,7 +158,7 @@ def draw_latents(
         model.formulation, settings.num_steps, shift=ResolutionShift(alpha=settings.shift)
     )
     start = model.formulation.start(noise)
-    return integrate(field, Euler(), start, times.to(noise.device))
+    return integrate(field, Euler(), start, times.to(noise.device), on_step)
 
 
 def decode_latents(model: Model, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:

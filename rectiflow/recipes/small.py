@@ -88,3 +88,26 @@ def tiny() -> TrainRecipe:
         checkpoint_every=1000,
         sample_every=4000,
     )
+
+
+def small_run(*, depth: int, num_steps: int, num_looks: int, seed: int = 0) -> TrainRecipe:
+    """A short run for comparisons: validated, and its state kept, at `num_looks` even places.
+
+    A comparison of recipes changes one thing in it by `replace`.
+    """
+    every = max(1, num_steps // num_looks)
+    return replace(
+        mmdit(depth),
+        name=f"small-run-d{depth}",
+        seed=seed,
+        batch_size=16,
+        max_steps=num_steps,
+        schedule=Trapezoid(warmup_steps=min(100, num_steps // 4), decay_fraction=0.4),
+        ema=EmaConfig(decay=0.995),
+        num_validation=min(128, 8 * num_steps),
+        validate_every=every,
+        checkpoint_every=every,
+        keep_last=num_looks + 1,
+        sample_every=0,
+        sample_prompts=(),
+    )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rectiflow.base.seeds import numpy_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,37 +56,31 @@ def mean_ranks(settings: Sequence[Float[np.ndarray, "n m"]]) -> Float[np.ndarray
     return np.mean([pareto_fronts(scores) for scores in settings], axis=0)
 
 
-def bootstrap_ranks(
-    samples: Sequence[Float[np.ndarray, "n r m"]],
+def ranks_with_intervals(
+    measured: Sequence[Float[np.ndarray, "n m"]],
+    replicates: Sequence[Float[np.ndarray, "n r m"]],
     *,
-    seed: int = 0,
-    num_resamples: int = 1000,
     confidence: float = 0.95,
 ) -> tuple[MeanRank, ...]:
-    """Mean ranks with percentile intervals over redrawn repetitions.
+    """Mean ranks of what was measured, with percentile intervals over bootstrap replicates.
 
-    Each setting gives n competitors × r repetitions (seeds, or blocks of samples) × m metrics; a
-    resample draws r repetitions anew for each competitor, alike in all settings, and ranks their
-    means.
+    Each setting gives n competitors × m metrics, and the same r times with its pictures redrawn.
+    Replicate k redraws alike for all competitors and settings, so that what they share (prompts,
+    noise) cancels.
 
     Raises:
-        ValueError: there are no settings, or they differ in their repetitions.
+        ValueError: there are no settings, or they differ in competitors or replicates.
     """
-    if not samples:
-        raise ValueError("there are no settings to rank in; give the scores of at least one")
-    shapes = {scores.shape[:2] for scores in samples}
+    means = mean_ranks(measured)
+    shapes = {scores.shape[:2] for scores in replicates}
     if len(shapes) > 1:
-        raise ValueError(f"settings differ in competitors or repetitions: {sorted(shapes)}")
-    ((num, num_repeats),) = shapes
-    generator = numpy_generator(seed, "bootstrap ranks")
-    rows = np.arange(num)[:, None]
-    resampled = []
-    for _ in range(num_resamples):
-        drawn = generator.integers(num_repeats, size=(num, num_repeats))
-        resampled.append(mean_ranks([scores[rows, drawn].mean(axis=1) for scores in samples]))
+        raise ValueError(f"settings differ in competitors or replicates: {sorted(shapes)}")
+    ((_, num_replicates),) = shapes
+    redrawn = [
+        mean_ranks([scores[:, k] for scores in replicates]) for k in range(num_replicates)
+    ] or [means]
     tail = 0.5 * (1.0 - confidence)
-    low, high = np.quantile(resampled, [tail, 1.0 - tail], axis=0)
-    means = mean_ranks([scores.mean(axis=1) for scores in samples])
+    low, high = np.quantile(redrawn, [tail, 1.0 - tail], axis=0)
     return tuple(
         MeanRank(mean=mean, low=min(mean, lower), high=max(mean, upper))
         for mean, lower, upper in zip(means.tolist(), low.tolist(), high.tolist(), strict=True)

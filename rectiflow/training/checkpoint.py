@@ -42,8 +42,7 @@ def save_checkpoint(run: Path, state: TrainState, recipe: TrainRecipe, store: st
     Raises:
         UserError: it cannot be written (disk full, no permission).
     """
-    folder = checkpoints_of(run)
-    path = folder / f"step_{state.step:08d}"
+    path = checkpoint_of(run, state.step)
     if path.exists():  # a damaged one, which resuming has skipped
         _remove(path)
     with atomic_directory(path) as unfinished:
@@ -184,6 +183,11 @@ def refuse_other_recipe(saved: TrainRecipe, given: TrainRecipe, *, where: Path) 
 def checkpoints_of(run: Path) -> Path:
     """The folder of a run's checkpoints."""
     return run / "checkpoints"
+
+
+def checkpoint_of(run: Path, step: int) -> Path:
+    """The folder of one step's checkpoint, kept or not."""
+    return checkpoints_of(run) / f"step_{step:08d}"
 
 
 def clear_unfinished(run: Path) -> None:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from rectiflow.base.config import save_config
-from rectiflow.base.errors import UserError
+from rectiflow.base.errors import DivergedError, UserError
 from rectiflow.base.files import read_json, write_json
 from rectiflow.data.records import Batch
 from rectiflow.flow.emphasis import emphasis_of
@@ -82,7 +82,8 @@ def train(
     recipe's prompts into pictures; `progress` shows a progress line on stderr.
 
     Raises:
-        UserError: `out` is not a run or is in use; the loss is not finite; the disk is full.
+        UserError: `out` is not a run or is in use; the disk is full.
+        DivergedError: the loss or the gradient is not finite.
         CheckpointError: the run follows another recipe or store, or its checkpoints are damaged.
         StoreError: the store is damaged.
     """
@@ -244,7 +245,7 @@ class _Loop:
     def fail(self, batch: Batch, result: StepResult) -> None:
         step = self.state.step + 1
         path = save_failure(self.run, self.state, batch, self.recipe, self.feed.facts.fingerprint)
-        raise UserError(
+        raise DivergedError(
             f"training stopped at step {step}: the loss is {result.loss} and the gradient's norm "
             f"{result.gradient_norm}. The batch and the state that reproduce it are in {path}. "
             "Try a lower learning rate or a longer warm-up in a new run folder, and check the "

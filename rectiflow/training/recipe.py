@@ -115,16 +115,19 @@ def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:
         del ours[name], theirs[name]
     return [
         f"{path} is {before!r} in the run and {after!r} in the recipe"
-        for path, before, after in _differing("", ours, theirs)
+        for path, before, after in differing_settings(ours, theirs)
     ]
 
 
-def _differing(path: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
+def differing_settings(
+    before: Any, after: Any, path: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """The dotted path and both values of each place where two JSON values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         if before.get("kind") != after.get("kind"):
             yield f"{path}.kind".lstrip("."), before.get("kind"), after.get("kind")
             return
         for key in before | after:
-            yield from _differing(f"{path}.{key}", before.get(key), after.get(key))
+            yield from differing_settings(before.get(key), after.get(key), f"{path}.{key}")
     elif before != after:
         yield path.lstrip("."), before, after

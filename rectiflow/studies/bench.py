@@ -1,0 +1,143 @@
+"""What a study's cells work with: pictures of the embedded world, latent stores, training runs.
+
+Everything lies in the study's folder and is made once, whichever process needs it first. Parts and
+pictures are the shipped ones unless a study brings its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rectiflow.base.files import file_lock
+from rectiflow.base.log import read_events
+from rectiflow.data.encode import encode_folder
+from rectiflow.data.store_format import HEADER_FILE
+from rectiflow.models.autoencoder import Autoencoder
+from rectiflow.models.backbones import build_backbone
+from rectiflow.models.shipped import load_autoencoder, load_conditioner
+from rectiflow.shapeworld.folder import write_folder
+from rectiflow.shapeworld.world import world_by_name
+from rectiflow.training.checkpoint import checkpoint_of, read_tensors
+from rectiflow.training.feed import Feed, open_feed
+from rectiflow.training.loop import train
+from rectiflow.training.recipe import TrainRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSet:
+    """The first `count` training pictures of an embedded world, at one size."""
+
+    world: str = "small"
+    count: int
+    resolution_px: int = 64
+
+    @property
+    def name(self) -> str:
+        return f"{self.world}-{self.resolution_px}px-{self.count}"
+
+
+class Bench:
+    """The shared parts of one study's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def pictures(self, wanted: PictureSet) -> Path:
+        """A folder of captioned pictures, drawn when it is missing."""
+        path = self.folder / "data" / f"pictures-{wanted.name}"
+        with file_lock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                write_folder(world_by_name(wanted.world), path, count=wanted.count, split="train")
+        return path
+
+    def store(
+        self,
+        wanted: PictureSet,
+        *,
+        name: str = "shipped",
+        autoencoder: Callable[[], Autoencoder] = load_autoencoder,
+    ) -> Path:
+        """A latent store of the pictures by the autoencoder `name`, encoded when it is missing."""
+        pictures = self.pictures(wanted)
+        path = self.folder / "data" / f"store-{wanted.name}-{name}"
+        with file_lock(path.with_name(f".{path.name}.lock")):
+            if not (path / HEADER_FILE).exists():
+                encode_folder(
+                    pictures,
+                    path,
+                    autoencoder(),
+                    load_conditioner(),
+                    resolution_px=wanted.resolution_px,
+                )
+        return path
+
+    def train(self, recipe: TrainRecipe, store: Path | Feed, folder: Path) -> TrainedRun:
+        """Train a recipe in `folder/run`, or go on there.
+
+        Raises:
+            DivergedError: the loss is not finite any more.
+            KeyboardInterrupt: it was asked to stop, and has saved its state.
+        """
+        feed = store if isinstance(store, Feed) else open_feed(store, recipe)
+        result = train(recipe, feed, folder / "run", progress=False)
+        if result.interrupted is not None:
+            raise KeyboardInterrupt
+        return TrainedRun(folder=folder / "run", recipe=recipe, feed=feed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A finished run with the checkpoints that it kept."""
+
+    folder: Path
+    recipe: TrainRecipe
+    feed: Feed
+
+    def validations(self) -> list[Validation]:
+        """The held-out losses over the run."""
+        return [
+            Validation(
+                step=event["step"],
+                ema=event["ema"]["loss"],
+                raw=event["raw"]["loss"],
+                elapsed_s=event["elapsed_s"],
+            )
+            for event in read_events(self.folder / "metrics.jsonl", "validation")
+        ]
+
+    def backbone_at(self, step: int, *, averaged: bool) -> nn.Module:
+        """The network of a kept checkpoint: its EMA weights, or the raw ones.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is damaged.
+        """
+        stem = "ema" if averaged else "weights"
+        tensors = read_tensors(checkpoint_of(self.folder, step) / f"{stem}.safetensors")
+        backbone = build_backbone(self.recipe.backbone)
+        backbone.load_state_dict(tensors)
+        return backbone.eval().requires_grad_(False)
+
+    def forget_checkpoints(self) -> None:
+        """Free the disk of what only going on would need; the exported model stays."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Held-out loss after a step, by averaged and by raw weights."""
+
+    step: int
+    ema: float
+    raw: float
+    elapsed_s: float
+
+
+def best_step(validations: list[Validation]) -> int:
+    """The step of the least held-out loss of averaged weights (arXiv 2403.03206, section 5.1)."""
+    return min(validations, key=lambda validation: validation.ema).step
+

@@ -1,0 +1,66 @@
+"""Plots of the studies' reports: curves with bands, and scatters, as SVG files.
+
+Drawn by matplotlib, which is imported when a report is written and not before.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rectiflow.studies.study import Plot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Points of one name; `low` and `high` are the ends of a band around them."""
+
+    xs: Sequence[float]
+    ys: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+def plot_curves(
+    file: str,
+    curves: Mapping[str, Curve],
+    *,
+    caption: str,
+    x_label: str,
+    y_label: str,
+    is_x_log: bool = False,
+    is_y_log: bool = False,
+    is_scatter: bool = False,
+) -> Plot:
+    """Curves by name on shared axes; as points without lines when `is_scatter`."""
+    # Without pyplot: no global state, no windows.
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # The same numbers give the same bytes.
+    with rc_context({"svg.hashsalt": "rectiflow", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for name, curve in curves.items():
+            if is_scatter:
+                axes.plot(curve.xs, curve.ys, "o", label=name, markersize=4, alpha=0.8)
+                continue
+            (line,) = axes.plot(curve.xs, curve.ys, "o-", label=name, markersize=3)
+            if curve.low is not None and curve.high is not None:
+                axes.fill_between(
+                    curve.xs, curve.low, curve.high, alpha=0.15, color=line.get_color()
+                )
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if is_x_log:
+            axes.set_xscale("log")
+        if is_y_log:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return Plot(file=file, caption=caption, content=content.getvalue())

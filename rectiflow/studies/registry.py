@@ -1,0 +1,22 @@
+"""Names of the studies, as `rectiflow study NAME` takes them."""
+
+from collections.abc import Callable
+
+from rectiflow.base.errors import ConfigError
+from rectiflow.studies.formulations import formulations
+from rectiflow.studies.study import Scale, Study
+
+STUDIES: dict[str, Callable[[Scale], Study]] = {
+    "formulations": formulations,
+}
+
+
+def study(name: str, scale: Scale) -> Study:
+    """The study of that name with its sizes at a scale.
+
+    Raises:
+        ConfigError: there is none; the text lists the names.
+    """
+    if name not in STUDIES:
+        raise ConfigError(f"unknown study {name!r}; choose one of {', '.join(STUDIES)}")
+    return STUDIES[name](scale)
