@@ -12,9 +12,16 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
 
 from rectiflow.base.seeds import numpy_generator
+from rectiflow.evaluation.clip import EmbeddedClip, load_embedded_clip
+from rectiflow.evaluation.clip_score import cosines
+from rectiflow.evaluation.features import Features
+from rectiflow.evaluation.frechet_distance import FrechetDistance
+from rectiflow.evaluation.kernel_distance import KernelDistance
 from rectiflow.evaluation.results import JudgedPicture
 from rectiflow.evaluation.shapeworld import judge
 from rectiflow.shapeworld.benchmark import BenchmarkPrompt
@@ -25,15 +32,23 @@ from rectiflow.studies.study import Row
 
 #: Real pictures of each task that drawn ones are compared with.
 REFERENCE_PER_TASK = 150
-NUM_REPLICATES = 40
+NUM_REPLICATES = 24
 _REFERENCE_SEED = 1
 
 
 class Examiner:
     """Scores pictures of `prompts`, one each."""
 
-    def __init__(self, world: World, prompts: Sequence[BenchmarkPrompt], *, scale: int = 1) -> None:
-        self.world, self.prompts, self._scale = world, prompts, scale
+    def __init__(
+        self,
+        world: World,
+        prompts: Sequence[BenchmarkPrompt],
+        *,
+        scale: int = 1,
+        reference_per_task: int = REFERENCE_PER_TASK,
+    ) -> None:
+        self.world, self.prompts = world, prompts
+        self._scale, self._reference_per_task = scale, reference_per_task
 
     def judge(self, images: UInt8[np.ndarray, "n h w 3"]) -> list[JudgedPicture]:
         """The oracle's verdict on each picture."""
@@ -46,7 +61,78 @@ class Examiner:
         "correct TASK" for each; "clip_score", "frechet" and "cmmd" are of CLIP features, the first
         two with "_replicates". "num_pictures" and "num_reference" count what went in.
         """
-        return verdict_row(self.judge(images)) | self._distances(images)
+        return verdict_row(self.judge(images)) | self._distances(self._clip.embed_images(images))
+
+    def _distances(self, features: Features) -> Row:
+        similar = cosines(features.vectors, self._texts.vectors[self._text_rows])
+        redrawn = [
+            self._frechet(Features(vectors=features.vectors[rows], backbone=features.backbone))
+            for rows in self._redraws
+        ]
+        return {
+            "clip_score": similar.mean().item(),
+            "clip_score_replicates": [similar[rows].mean().item() for rows in self._redraws],
+            "frechet": self._frechet(features).value,
+            "frechet_replicates": [distance.value for distance in redrawn],
+            "cmmd": self._kernel(features).value,
+            "num_pictures": len(features),
+            "num_reference": len(self._reference),
+            "clip": features.backbone,
+        }
+
+    @cached_property
+    def _clip(self) -> EmbeddedClip:
+        return load_embedded_clip()
+
+    @cached_property
+    def _texts(self) -> Features:
+        return self._clip.embed_texts(list(self._distinct_prompts))
+
+    @cached_property
+    def _distinct_prompts(self) -> dict[str, int]:
+        texts = dict.fromkeys(prompt.prompt for prompt in self.prompts)
+        return {text: row for row, text in enumerate(texts)}
+
+    @cached_property
+    def _text_rows(self) -> list[int]:
+        return [self._distinct_prompts[prompt.prompt] for prompt in self.prompts]
+
+    @cached_property
+    def _redraws(self) -> list[Int[Tensor, " n"]]:
+        """Places of the pictures in each replicate: redrawn within their tasks."""
+        generator = numpy_generator(0, "study", "redrawn pictures")
+        tasks = np.array([prompt.task for prompt in self.prompts])
+        redraws: list[Tensor] = []
+        for _ in range(NUM_REPLICATES):
+            rows = np.arange(len(tasks))
+            for task in dict.fromkeys(tasks.tolist()):
+                places = np.flatnonzero(tasks == task)
+                rows[places] = generator.choice(places, size=len(places))
+            redraws.append(torch.from_numpy(rows))
+        return redraws
+
+    @cached_property
+    def _reference(self) -> Features:
+        images = [
+            render(
+                self.world,
+                sample_scene(
+                    self.world, split="val", seed=_REFERENCE_SEED, index=index, task=task
+                ),
+                scale=self._scale,
+            )
+            for task in TASKS
+            for index in range(self._reference_per_task)
+        ]
+        return self._clip.embed_images(np.stack(images))
+
+    @cached_property
+    def _frechet(self) -> FrechetDistance:
+        return FrechetDistance(reference=self._reference)
+
+    @cached_property
+    def _kernel(self) -> KernelDistance:
+        return KernelDistance(reference=self._reference)
 
 
 def verdict_row(judged: Sequence[JudgedPicture]) -> Row:
