@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from rectiflow.base.files import file_lock
 from rectiflow.base.log import read_events
 from rectiflow.data.encode import encode_folder
 from rectiflow.data.store_format import HEADER_FILE
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.backbones import build_backbone
+from rectiflow.models.frame import Backbone
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import world_by_name
@@ -114,7 +113,7 @@ class TrainedRun:
             for event in read_events(self.folder / "metrics.jsonl", "validation")
         ]
 
-    def backbone_at(self, step: int, *, averaged: bool) -> nn.Module:
+    def backbone_at(self, step: int, *, averaged: bool) -> Backbone:
         """The network of a kept checkpoint: its EMA weights, or the raw ones.
 
         Raises:
@@ -140,4 +139,3 @@ class Validation:
 def best_step(validations: list[Validation]) -> int:
     """The step of the least held-out loss of averaged weights (arXiv 2403.03206, section 5.1)."""
     return min(validations, key=lambda validation: validation.ema).step
-

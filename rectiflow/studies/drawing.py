@@ -12,11 +12,8 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from torch import nn
 
 from rectiflow.evaluation.shapeworld import picture_seeds
-from rectiflow.generation.model import Model
-from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     decode_latents,
     draw_latents,
@@ -24,10 +21,12 @@ from rectiflow.generation.text_to_image import (
     to_pixels,
 )
 from rectiflow.models.autoencoder import Autoencoder
-from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.frame import Backbone
+from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.models.text import assemble
 from rectiflow.models.text.conditioner import TextConditioner
+from rectiflow.recipes.previews import model_in_training
 from rectiflow.sampling import OnStep
 from rectiflow.shapeworld.benchmark import BenchmarkPrompt, benchmark_prompts
 from rectiflow.shapeworld.world import World
@@ -75,14 +74,23 @@ class Drawer:
     @torch.inference_mode()
     def draw(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         recipe: TrainRecipe,
         setting: SamplerSetting,
         *,
         on_step: OnStep | None = None,
     ) -> UInt8[np.ndarray, "n h w 3"]:
         """One picture a prompt, with the recipe's formulation and shift."""
-        model = self._model(backbone, recipe, setting)
+        model = model_in_training(
+            recipe,
+            backbone,
+            autoencoder=self.autoencoder,
+            conditioner=self.conditioner,
+            num_steps=setting.num_steps,
+            guidance_scale=setting.guidance_scale,
+            world=self.world.name,
+            resolution_px=self.resolution_px,
+        )
         conditioning, null = self._encoded
         noise = initial_noise(model, self.seeds, model.settings)
         images = [
@@ -105,26 +113,6 @@ class Drawer:
     def _encoded(self) -> tuple[Conditioning, Conditioning]:
         text = self.conditioner.encode([prompt.prompt for prompt in self.prompts])
         return assemble(text), assemble(self.conditioner.null())
-
-    def _model(self, backbone: nn.Module, recipe: TrainRecipe, setting: SamplerSetting) -> Model:
-        return Model(
-            name=recipe.name,
-            digest="in a study",
-            backbone=backbone,
-            formulation=recipe.formulation,
-            autoencoder=self.autoencoder,
-            conditioner=self.conditioner,
-            settings=SamplingSettings(
-                num_steps=setting.num_steps,
-                guidance_scale=setting.guidance_scale,
-                shift=recipe.shift.alpha,
-                height_px=self.resolution_px,
-                width_px=self.resolution_px,
-            ),
-            world=self.world.name,
-            resolution_px=self.resolution_px,
-            provenance={},
-        )
 
 
 @cache

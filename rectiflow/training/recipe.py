@@ -119,9 +119,7 @@ def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:
     ]
 
 
-def differing_settings(
-    before: Any, after: Any, path: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
+def differing_settings(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The dotted path and both values of each place where two JSON values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         if before.get("kind") != after.get("kind"):

@@ -64,9 +64,7 @@ class Counting(Study):
 
 
 def num_runs(out: Path) -> dict[str, int]:
-    return {
-        path.parent.name: path.read_text().count("run") for path in out.glob("cells/*/runs")
-    }
+    return {path.parent.name: path.read_text().count("run") for path in out.glob("cells/*/runs")}
 
 
 def test_both_rounds_run_once_and_a_report_is_left(tmp_path: Path) -> None:
