@@ -49,9 +49,7 @@ class AttentionSeen:
 
 @dataclass(kw_only=True)
 class BlockSeen:
-    """The attentions of one block, in the order of their calls: a CrossDiT's look at the text is
-    its second.
-    """
+    """The attentions of one block in the order of their calls; a CrossDiT's second is the text."""
 
     attentions: list[AttentionSeen] = field(default_factory=list)
 

@@ -14,13 +14,10 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.baselines.crossdit import CrossDiTConfig
 from rectiflow.models.baselines.dit import DiTConfig
-from rectiflow.models.baselines.uvit import STRIDE, UViTConfig
+from rectiflow.models.baselines.uvit import KERNEL, STRIDE, UViTConfig
 from rectiflow.models.layers.embeddings import TIME_EMBEDDING_DIM
 from rectiflow.models.layers.feed_forward import MLP_RATIO
 from rectiflow.models.mmdit import MMDiTConfig
-
-#: Sides of the kernels in a UViT's residual blocks and at its entry.
-KERNEL = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +55,11 @@ def forward_flops(config: BackboneConfig, size: InputSize) -> int:
     match config:
         case MMDiTConfig():
             num_text_sets = len(config.text_streams)
-            attended = config.depth * attention(n + m, n + m, d)
-            front = stream(m, d) + num_text_sets * linear(1, d, 6 * d)
-            last = linear(m, d, 3 * d) + num_text_sets * linear(1, d, 2 * d)
-            image = stream(n, d) + linear(1, d, 6 * d)
-            return (
-                around
-                + patches
-                + attended
-                + (config.depth - 1) * front
-                + last
-                + (config.depth * image)
-            )
+            image = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n, d)
+            text = num_text_sets * linear(1, d, 6 * d) + stream(m, d)
+            last_text = num_text_sets * linear(1, d, 2 * d) + linear(m, d, 3 * d)
+            blocks = config.depth * image + (config.depth - 1) * text + last_text
+            return around + patches + blocks
         case DiTConfig():
             block = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n + m, d)
             unread = stream(m, d) - linear(m, d, 3 * d)
