@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import nn
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
 from rectiflow.evaluation.shapeworld import picture_seeds
 from rectiflow.generation.model import Model
@@ -113,6 +113,11 @@ class Drawer:
             for rows in torch.arange(len(self.seeds)).split(_BATCH_SIZE)
         ]
         return to_pixels(torch.cat(images))
+
+    def starts(self, backbone: nn.Module, recipe: TrainRecipe) -> Float[Tensor, "n c h w"]:
+        """What the pictures are integrated from, in the prompts' order, whatever the setting."""
+        model = self._model(backbone, recipe, SamplerSetting(num_steps=1, guidance_scale=1.0))
+        return recipe.formulation.start(initial_noise(model, self.seeds, model.settings))
 
     @cached_property
     def _encoded(self) -> tuple[Conditioning, Conditioning]:
