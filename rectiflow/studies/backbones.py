@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from rectiflow.models.backbones import BackboneConfig
-from rectiflow.recipes.small import BACKBONES, RATE_TIMES_WIDTH, small_run
+from rectiflow.models.matching import matched
+from rectiflow.recipes.small import BACKBONES, NUM_CLIP_TOKENS, RATE_TIMES_WIDTH, small_run
 from rectiflow.shapeworld.world import world_by_name
 from rectiflow.studies.backbones_report import BOTH, MATCHES, REFERENCE, report_backbones
 from rectiflow.studies.bench import Bench, PictureSet
+from rectiflow.studies.costs import SAMPLE, size_row
 from rectiflow.studies.drawing import Drawer, SamplerSetting
 from rectiflow.studies.scoring import Examiner
 from rectiflow.studies.study import Cell, Report, Row, Scale, Study
@@ -62,7 +64,7 @@ class Backbones(Study):
         )
         scores = Examiner(world, drawer.prompts).examine(images)
         rows: list[Row] = [
-            {"kind": "size"} | _size(recipe.backbone, trained.feed.facts),
+            {"kind": "size"} | size_row(recipe.backbone),
             *(
                 {"kind": "validation", "step": v.step, "ema_loss": v.ema, "raw_loss": v.raw}
                 for v in trained.validations()
@@ -76,33 +78,43 @@ class Backbones(Study):
         return report_backbones(self, rows)
 
     def _cells(self) -> Iterator[Cell]:
-        for matched, seeds in zip(MATCHES, (self.seeds, self.parameter_seeds), strict=True):
+        for match, seeds in zip(MATCHES, (self.seeds, self.parameter_seeds), strict=True):
+            candidates = self._backbones(match)
             for seed in seeds:
                 for name in self.backbones:
                     is_reference = name == REFERENCE
-                    if is_reference and matched != MATCHES[0]:
+                    if is_reference and match != MATCHES[0]:
                         continue
                     yield Cell(
-                        name=f"{matched}-{name}-s{seed}",
+                        name=f"{match}-{name}-s{seed}",
                         factors={
                             "backbone": name,
-                            "matched": BOTH if is_reference else matched,
+                            "matched": BOTH if is_reference else match,
                             "seed": seed,
                         },
-                        recipe=self._recipe(name, matched, seed),
+                        recipe=self._recipe(name, candidates[name], seed),
                     )
 
-    def _recipe(self, name: str, matched: str, seed: int) -> TrainRecipe:
+    def _recipe(self, name: str, backbone: BackboneConfig, seed: int) -> TrainRecipe:
         recipe = small_run(
             depth=self.depth, num_steps=self.num_steps, num_looks=self.num_looks, seed=seed
         )
-        backbone = _matching(name, BACKBONES[REFERENCE](self.depth), matched)
         return replace(
             recipe,
             name=f"small-run-{name}",
             backbone=backbone,
             optimizer=AdamW(learning_rate=RATE_TIMES_WIDTH / backbone.hidden_dim),
         )
+
+    def _backbones(self, match: str) -> dict[str, BackboneConfig]:
+        """Every backbone at the reference's cost, and the reference as it is."""
+        reference = BACKBONES[REFERENCE](self.depth)
+        size = size_row(reference)
+        target = {"flops": "forward_flops", "parameters": "parameters"}[match]
+        found = matched(
+            reference, SAMPLE, num_clip_tokens=NUM_CLIP_TOKENS, **{match: size[target]}
+        )
+        return {name: found[name].config for name in found} | {REFERENCE: reference}
 
 
 def backbones(scale: Scale) -> Backbones:

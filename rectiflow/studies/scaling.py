@@ -13,6 +13,7 @@ from typing import ClassVar
 from rectiflow.recipes.small import small_run
 from rectiflow.shapeworld.world import world_by_name
 from rectiflow.studies.bench import Bench, PictureSet, TrainedRun
+from rectiflow.studies.costs import size_row
 from rectiflow.studies.drawing import Drawer, SamplerSetting
 from rectiflow.studies.path_length import PathLength
 from rectiflow.studies.scaling_report import report_scaling
@@ -54,7 +55,7 @@ class Scaling(Study):
         assert recipe is not None
         store = bench.store(PictureSet(world=self.world, count=self.num_pictures))
         trained = bench.train(recipe, store, folder)
-        size = _size(recipe.backbone, trained.feed.facts)
+        size = size_row(recipe.backbone)
         rows = [
             *self._looks(trained, size),
             *self._sweep(trained, size),
