@@ -105,14 +105,18 @@ def centered_square(height_px: int, width_px: int) -> tuple[int, int, int, int]:
 
 
 def crop_and_resize(
-    pixels: UInt8[np.ndarray, "h w 3"], crop_px: tuple[int, int, int, int], resolution_px: int
+    pixels: UInt8[np.ndarray, "h w 3"],
+    crop_px: tuple[int, int, int, int],
+    resolution_px: int,
+    *,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> UInt8[np.ndarray, "r r 3"]:
-    """Cut out `crop_px` and scale it to the resolution (Lanczos); an exact copy at equal size."""
+    """Cut out `crop_px` and scale it to the resolution; an exact copy at equal size."""
     top, left, height, width = crop_px
     cropped = pixels[top : top + height, left : left + width]
     if (height, width) == (resolution_px, resolution_px):
         return np.ascontiguousarray(cropped)
     resized = Image.fromarray(np.ascontiguousarray(cropped)).resize(
-        (resolution_px, resolution_px), Image.Resampling.LANCZOS
+        (resolution_px, resolution_px), resampling
     )
     return np.array(resized)

@@ -7,7 +7,7 @@ pictures depend on nothing but its weights and the setting.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -63,19 +63,6 @@ class Drawer:
     resolution_px: int = 64
     autoencoder: Autoencoder
     conditioner: TextConditioner
-
-    @classmethod
-    def with_shipped_parts(
-        cls, world: World, *, per_task: int, resolution_px: int = 64
-    ) -> Drawer:
-        """With the autoencoder and the text encoders that ship."""
-        return cls(
-            world=world,
-            per_task=per_task,
-            resolution_px=resolution_px,
-            autoencoder=load_autoencoder().eval().requires_grad_(False),
-            conditioner=load_conditioner(),
-        )
 
     @cached_property
     def prompts(self) -> list[BenchmarkPrompt]:
@@ -143,3 +130,15 @@ class Drawer:
             resolution_px=self.resolution_px,
             provenance={},
         )
+
+
+@cache
+def shipped_drawer(world: World, *, per_task: int, resolution_px: int = 64) -> Drawer:
+    """A drawer with the autoencoder and the text encoders that ship; one a process."""
+    return Drawer(
+        world=world,
+        per_task=per_task,
+        resolution_px=resolution_px,
+        autoencoder=load_autoencoder().eval().requires_grad_(False),
+        conditioner=load_conditioner(),
+    )

@@ -15,9 +15,9 @@ from rectiflow.flow import paper_grid, parse_formulation
 from rectiflow.recipes.small import small_run
 from rectiflow.shapeworld.world import world_by_name
 from rectiflow.studies.bench import Bench, PictureSet, best_step
-from rectiflow.studies.drawing import PAPER_SETTINGS, Drawer, SamplerSetting
+from rectiflow.studies.drawing import PAPER_SETTINGS, SamplerSetting, shipped_drawer
 from rectiflow.studies.formulations_report import leaders_of, report_formulations
-from rectiflow.studies.scoring import Examiner
+from rectiflow.studies.scoring import REFERENCE_PER_TASK, Examiner
 from rectiflow.studies.study import Cell, Report, Row, Scale, Study
 from rectiflow.training.recipe import TrainRecipe
 
@@ -47,6 +47,7 @@ class Formulations(Study):
     num_looks: int = 4
     num_pictures: int
     per_task: int
+    reference_per_task: int = REFERENCE_PER_TASK
 
     def cells(self) -> tuple[Cell, ...]:
         return tuple(self._cells(self.formulations, self.seeds[:1]))
@@ -64,8 +65,8 @@ class Formulations(Study):
         trained = bench.train(recipe, store, folder)
         validations = trained.validations()
         step = best_step(validations)
-        drawer = Drawer.with_shipped_parts(world, per_task=self.per_task)
-        examiner = Examiner(world, drawer.prompts)
+        drawer = shipped_drawer(world, per_task=self.per_task)
+        examiner = Examiner(world, drawer.prompts, reference_per_task=self.reference_per_task)
         rows: list[Row] = [
             {"kind": "validation", "step": v.step, "ema_loss": v.ema, "raw_loss": v.raw}
             for v in validations
@@ -122,6 +123,7 @@ def formulations(scale: Scale) -> Formulations:
                 num_looks=2,
                 num_pictures=160,
                 per_task=1,
+                reference_per_task=5,
             )
         case "cpu":
             return Formulations(depth=2, num_steps=800, num_pictures=12_000, per_task=14)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -50,6 +50,11 @@ class Examiner:
         self.world, self.prompts = world, prompts
         self._scale, self._reference_per_task = scale, reference_per_task
 
+    @property
+    def reference(self) -> Features:
+        """Features of the real pictures."""
+        return _reference(self.world, self._reference_per_task, self._scale)
+
     def judge(self, images: UInt8[np.ndarray, "n h w 3"]) -> list[JudgedPicture]:
         """The oracle's verdict on each picture."""
         return judge(self.world, self.prompts, [0] * len(self.prompts), images)
@@ -76,13 +81,13 @@ class Examiner:
             "frechet_replicates": [distance.value for distance in redrawn],
             "cmmd": self._kernel(features).value,
             "num_pictures": len(features),
-            "num_reference": len(self._reference),
+            "num_reference": len(self.reference),
             "clip": features.backbone,
         }
 
-    @cached_property
+    @property
     def _clip(self) -> EmbeddedClip:
-        return load_embedded_clip()
+        return _embedded_clip()
 
     @cached_property
     def _texts(self) -> Features:
@@ -112,27 +117,12 @@ class Examiner:
         return redraws
 
     @cached_property
-    def _reference(self) -> Features:
-        images = [
-            render(
-                self.world,
-                sample_scene(
-                    self.world, split="val", seed=_REFERENCE_SEED, index=index, task=task
-                ),
-                scale=self._scale,
-            )
-            for task in TASKS
-            for index in range(self._reference_per_task)
-        ]
-        return self._clip.embed_images(np.stack(images))
-
-    @cached_property
     def _frechet(self) -> FrechetDistance:
-        return FrechetDistance(reference=self._reference)
+        return FrechetDistance(reference=self.reference)
 
     @cached_property
     def _kernel(self) -> KernelDistance:
-        return KernelDistance(reference=self._reference)
+        return KernelDistance(reference=self.reference)
 
 
 def verdict_row(judged: Sequence[JudgedPicture]) -> Row:
@@ -153,3 +143,22 @@ def verdict_row(judged: Sequence[JudgedPicture]) -> Row:
         f"correct {task}": float(np.mean([p.is_correct for p in pictures]))
         for task, pictures in by_task.items()
     }
+
+
+@cache
+def _embedded_clip() -> EmbeddedClip:
+    return load_embedded_clip()
+
+
+@cache
+def _reference(world: World, per_task: int, scale: int) -> Features:
+    images = [
+        render(
+            world,
+            sample_scene(world, split="val", seed=_REFERENCE_SEED, index=index, task=task),
+            scale=scale,
+        )
+        for task in TASKS
+        for index in range(per_task)
+    ]
+    return _embedded_clip().embed_images(np.stack(images))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from rectiflow.studies.ranking import bootstrap_ranks, mean_ranks, pareto_fronts
+from rectiflow.studies.ranking import mean_ranks, pareto_fronts, ranks_with_intervals
 
 
 def random_scores(seed: int) -> np.ndarray:
@@ -52,21 +52,36 @@ def test_ranks_are_means_over_settings() -> None:
 
 
 def test_intervals_are_points_without_scatter_and_wide_with_it() -> None:
-    sure = np.repeat(np.array([[1.0], [2.0], [3.0]])[:, None], 4, axis=1)
-    assert [(r.mean, r.low, r.high) for r in bootstrap_ranks([sure])] == [
+    measured = np.array([[1.0], [2.0], [3.0]])
+    sure = np.repeat(measured[:, None], 4, axis=1)
+    assert [(r.mean, r.low, r.high) for r in ranks_with_intervals([measured], [sure])] == [
         (3.0, 3.0, 3.0),
         (2.0, 2.0, 2.0),
         (1.0, 1.0, 1.0),
     ]
-    noise = np.random.default_rng(0).normal(size=(3, 4, 1))
-    scattered = bootstrap_ranks([sure + 3 * noise], num_resamples=200)
+    noise = np.random.default_rng(0).normal(size=(3, 40, 1))
+    scattered = ranks_with_intervals([measured], [sure[:, :1] + 3 * noise])
     assert all(1.0 <= rank.low <= rank.mean <= rank.high <= 3.0 for rank in scattered)
     assert any(rank.high > rank.low for rank in scattered)
-    assert bootstrap_ranks([sure + noise], seed=1) == bootstrap_ranks([sure + noise], seed=1)
 
 
-def test_settings_must_have_the_same_repetitions() -> None:
-    with pytest.raises(ValueError, match="settings differ in competitors or repetitions"):
-        bootstrap_ranks([np.zeros((2, 3, 1)), np.zeros((2, 4, 1))])
+def test_scatter_that_all_share_moves_no_rank() -> None:
+    measured = np.array([[1.0], [2.0], [3.0]])
+    shared = 10.0 * np.random.default_rng(0).normal(size=(1, 40, 1))
+    ranks = ranks_with_intervals([measured], [measured[:, None] + shared])
+    assert all(rank.low == rank.mean == rank.high for rank in ranks)
+
+
+def test_what_diverged_is_last_in_every_replicate() -> None:
+    measured = np.array([[np.nan], [2.0]])
+    replicates = np.stack([np.full((5, 1), np.nan), np.arange(5.0)[:, None]])
+    last, first = ranks_with_intervals([measured], [replicates])
+    assert (last.low, last.high, first.low, first.high) == (2.0, 2.0, 1.0, 1.0)
+
+
+def test_settings_must_have_the_same_replicates() -> None:
+    measured = np.zeros((2, 1))
+    with pytest.raises(ValueError, match="settings differ in competitors or replicates"):
+        ranks_with_intervals([measured] * 2, [np.zeros((2, 3, 1)), np.zeros((2, 4, 1))])
     with pytest.raises(ValueError, match="there are no settings to rank in"):
-        bootstrap_ranks([])
+        ranks_with_intervals([], [])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.autoencoder.layers import Decoder, Encoder, HalfSize
+from rectiflow.models.fingerprint import update_with_weights
 
 LOGVAR_BOUNDS = (-30.0, 20.0)
 
@@ -117,9 +118,5 @@ class Autoencoder(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 over the config and every weight: equal fingerprints, equal latents."""
         digest = hashlib.sha256(json.dumps(to_json(self.config), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"|{name}:{tensor.dtype}:{tuple(tensor.shape)}|".encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            )
+        update_with_weights(digest, self)
         return digest.hexdigest()

@@ -20,6 +20,7 @@ from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, T
 
 from rectiflow.base.config import save_config
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.models.fingerprint import update_with_weights
 from rectiflow.models.pretrained import quiet_transformers
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, check_widths
 
@@ -249,9 +250,7 @@ def _fingerprint(encoder: nn.Module, tokenizer: Any, length: int) -> str:
     digest = hashlib.sha256(f"length={length};pad={tokenizer.pad_token_id}".encode())
     _forget_batch(tokenizer)
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"|{name}:{tensor.dtype}:{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    update_with_weights(digest, encoder)
     return digest.hexdigest()
 
 

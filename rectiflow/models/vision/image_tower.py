@@ -37,21 +37,44 @@ class ImageTower(nn.Module):
         config: Any = self.model.config
         return config.projection_dim
 
-    @torch.no_grad()
     def embed(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit vectors; their product with a unit `clip_g.pooled` is the CLIP similarity.
 
         Raises:
             ValueError: the pictures have another side than the tower reads.
         """
+        return F.normalize(self.project(images), dim=-1)
+
+    @torch.no_grad()
+    def project(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """The vectors before `embed` brings them to length 1.
+
+        Raises:
+            ValueError: as `embed`.
+        """
+        self._check_side(images)
+        output: Any = self.model(images)
+        return output.image_embeds
+
+    @torch.no_grad()
+    def activations(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b p c"], ...]:
+        """What each layer says of each of the p patches (the class token is left out).
+
+        Raises:
+            ValueError: as `embed`.
+        """
+        self._check_side(images)
+        output: Any = self.model(images, output_hidden_states=True)
+        # The first state is the patch embedding: no layer has looked at it yet.
+        return tuple(state[:, 1:] for state in output.hidden_states[1:])
+
+    def _check_side(self, images: Tensor) -> None:
         side = self.image_size_px
         if images.shape[-2:] != (side, side):
             raise ValueError(
                 f"the image tower reads {side}×{side} px, got {images.shape[-2]}×"
                 f"{images.shape[-1]}; resize the pictures first"
             )
-        output: Any = self.model(images)
-        return F.normalize(output.image_embeds, dim=-1)
 
     def save(self, folder: Path | str) -> None:
         """Write config and weights as transformers does."""

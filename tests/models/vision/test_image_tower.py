@@ -30,9 +30,28 @@ def test_embeddings_are_unit_vectors(tower):
     assert (vectors[0] @ vectors[1]) < 0.99999
 
 
-def test_another_side_is_refused(tower):
+def test_embeddings_are_projections_of_length_one(tower):
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    projected = tower.project(images)
+    assert not torch.allclose(projected.norm(dim=-1), torch.ones(3))
+    expected = projected / projected.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(tower.embed(images), expected)
+
+
+def test_activations_are_those_of_each_patch_after_each_layer(tower):
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    first, last = tower.activations(images)
+    assert first.shape == last.shape == (2, 4, 24)
+    changed = images.clone()
+    changed[:, :, 8:, 8:] = 0.0
+    difference = (tower.activations(changed)[0] - first).norm(dim=-1)
+    assert (difference.argmax(dim=1) == 3).all()
+
+
+@pytest.mark.parametrize("method", ["embed", "project", "activations"])
+def test_another_side_is_refused(tower, method):
     with pytest.raises(ValueError, match=r"the image tower reads 16×16 px, got 16×32"):
-        tower.embed(torch.zeros(1, 3, 16, 32))
+        getattr(tower, method)(torch.zeros(1, 3, 16, 32))
 
 
 def test_save_and_load(tower, tmp_path):

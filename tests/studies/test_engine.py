@@ -1,0 +1,150 @@
+"""A grid runs each cell once, whatever interrupts it, and its folder belongs to one grid."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from rectiflow.base.errors import ConfigError, DivergedError, UserError
+from rectiflow.base.files import file_lock
+from rectiflow.studies.bench import Bench
+from rectiflow.studies.engine import run_study
+from rectiflow.studies.plots import Curve, plot_curves
+from rectiflow.studies.results import METRICS_FILE, read_rows
+from rectiflow.studies.study import Cell, Report, Row, Study, Table
+
+COMMAND = "rectiflow study counting --out here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Study):
+    """Each cell appends a line to a file in its folder and measures its number."""
+
+    name: ClassVar[str] = "counting"
+    question: ClassVar[str] = "Does it count?"
+    source: ClassVar[str] = "table 0"
+
+    num: int = 3
+    diverging: int | None = None
+    failing: int | None = None
+
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(Cell(name=f"c{i}", factors={"number": i}) for i in range(self.num))
+
+    def second_round(self, rows: Sequence[Row]) -> tuple[Cell, ...]:
+        best = max(row.get("square", -1) for row in rows)
+        return (Cell(name=f"again-{best}", factors={"number": best}),)
+
+    def run(self, cell: Cell, bench: Bench, folder: Path) -> list[Row]:
+        number = int(cell.factors["number"])
+        if number == self.failing and not (bench.folder / "mended").exists():
+            raise KeyboardInterrupt
+        with (folder / "runs").open("a") as file:
+            file.write("run\n")
+        if number == self.diverging:
+            raise DivergedError("the loss is nan")
+        return [{"square": number**2}, {"square": number**2, "words": ["a", "b"]}]
+
+    def report(self, rows: Sequence[Row]) -> Report:
+        total = sum(row.get("square", 0) for row in rows)
+        curve = Curve(xs=[0, 1], ys=[0.0, 1.0], low=[0.0, 0.5], high=[0.5, 1.0])
+        return Report(
+            setting="Numbers.",
+            verdict=f"The total is {total}.",
+            tables=(Table(title="Rows", header=("cell",), rows=(("c0",),), note="None."),),
+            plots=(plot_curves("a.svg", {"a": curve}, caption="A", x_label="x", y_label="y"),),
+        )
+
+
+def num_runs(out: Path) -> dict[str, int]:
+    return {
+        path.parent.name: path.read_text().count("run") for path in out.glob("cells/*/runs")
+    }
+
+
+def test_both_rounds_run_once_and_a_report_is_left(tmp_path: Path) -> None:
+    path = run_study(Counting(), tmp_path, command=COMMAND)
+    assert num_runs(tmp_path) == {"c0": 1, "c1": 1, "c2": 1, "again-4": 1}
+    page = (path / "README.md").read_text()
+    for text in ("# Does it count?", "The total is 42.", COMMAND, "| c0 |", "![A](a.svg)"):
+        assert text in page
+    rows = read_rows(path / METRICS_FILE)
+    assert len(rows) == 8
+    assert rows[1] == {
+        "cell": "c0",
+        "number": 0,
+        "diverged": False,
+        "square": 0,
+        "words": ["a", "b"],
+    }
+    before = (path / "a.svg").read_bytes()
+    assert run_study(Counting(), tmp_path, command=COMMAND) == path
+    assert num_runs(tmp_path)["c0"] == 1
+    assert (path / "a.svg").read_bytes() == before
+
+
+def test_an_interrupted_grid_goes_on_without_repeating(tmp_path: Path) -> None:
+    study = Counting(failing=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path, command=COMMAND)
+    assert num_runs(tmp_path) == {"c0": 1}
+    (tmp_path / "mended").touch()
+    run_study(study, tmp_path, command=COMMAND)
+    assert set(num_runs(tmp_path).values()) == {1}
+
+
+def test_a_diverged_cell_is_recorded_and_the_grid_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run_study(Counting(diverging=1), tmp_path, command=COMMAND)
+    rows = read_rows(path / METRICS_FILE)
+    assert [row for row in rows if row["diverged"]] == [
+        {"cell": "c1", "number": 1, "diverged": True}
+    ]
+    assert len(num_runs(tmp_path)) == 4
+    assert "c1 has diverged: the loss is nan" in capsys.readouterr().err
+    run_study(Counting(diverging=1), tmp_path, command=COMMAND)
+    assert num_runs(tmp_path)["c1"] == 1
+
+
+def test_another_grid_is_refused_with_what_differs(tmp_path: Path) -> None:
+    run_study(Counting(num=1), tmp_path, command=COMMAND)
+    with pytest.raises(UserError, match=r"sizes.num is 1 there and 2 here; cells.c1 is None there"):
+        run_study(Counting(num=2), tmp_path, command=COMMAND)
+    foreign = tmp_path / "cells"
+    with pytest.raises(UserError, match="is no study: it holds 'again-0' and no study.json"):
+        run_study(Counting(), foreign, command=COMMAND)
+
+
+def test_cells_of_a_killed_process_are_taken_over_and_others_left_alone(tmp_path: Path) -> None:
+    """A process that holds a cell's claim keeps it; killed, it gives it back."""
+    claim = tmp_path / "cells" / "c1" / ".claim"
+    source = f"""
+        import time
+        from rectiflow.base.files import file_lock
+        with file_lock({str(claim)!r}):
+            print("held", flush=True)
+            time.sleep(600)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(source)], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with file_lock(claim, wait=False) as is_ours:
+            assert not is_ours
+        holder.kill()
+    with file_lock(claim, wait=False) as is_ours:
+        assert is_ours
+
+
+def test_a_cell_is_named_as_a_folder() -> None:
+    with pytest.raises(ConfigError, match="cell name '../x' is no folder's name"):
+        Cell(name="../x", factors={})
