@@ -19,8 +19,8 @@ from rectiflow.shapeworld.world import world_by_name
 from rectiflow.studies.backbones_report import BOTH, MATCHES, REFERENCE, report_backbones
 from rectiflow.studies.bench import Bench, PictureSet
 from rectiflow.studies.costs import SAMPLE, size_row
-from rectiflow.studies.drawing import Drawer, SamplerSetting
-from rectiflow.studies.scoring import Examiner
+from rectiflow.studies.drawing import RECIPE_SETTING, SamplerSetting, shipped_drawer
+from rectiflow.studies.scoring import REFERENCE_PER_TASK, Examiner
 from rectiflow.studies.study import Cell, Report, Row, Scale, Study
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
@@ -41,13 +41,14 @@ class Backbones(Study):
     backbones: tuple[str, ...] = ("mmdit", "mmdit3", "dit", "crossdit", "uvit")
     seeds: tuple[int, ...] = (0, 1, 2)
     parameter_seeds: tuple[int, ...] = (0, 1)
-    setting: SamplerSetting = SamplerSetting(num_steps=28, guidance_scale=3.0)
+    setting: SamplerSetting = RECIPE_SETTING
     world: str = "small"
     depth: int
     num_steps: int
     num_looks: int = 5
     num_pictures: int
     per_task: int
+    reference_per_task: int = REFERENCE_PER_TASK
 
     def cells(self) -> tuple[Cell, ...]:
         return tuple(self._cells())
@@ -58,11 +59,13 @@ class Backbones(Study):
         world = world_by_name(self.world)
         store = bench.store(PictureSet(world=world.name, count=self.num_pictures))
         trained = bench.train(recipe, store, folder)
-        drawer = Drawer.with_shipped_parts(world, per_task=self.per_task)
+        drawer = shipped_drawer(world, per_task=self.per_task)
         images = drawer.draw(
             trained.backbone_at(self.num_steps, averaged=True), recipe, self.setting
         )
-        scores = Examiner(world, drawer.prompts).examine(images)
+        scores = Examiner(
+            world, drawer.prompts, reference_per_task=self.reference_per_task
+        ).examine(images)
         rows: list[Row] = [
             {"kind": "size"} | size_row(recipe.backbone),
             *(
@@ -111,9 +114,7 @@ class Backbones(Study):
         reference = BACKBONES[REFERENCE](self.depth)
         size = size_row(reference)
         target = {"flops": "forward_flops", "parameters": "parameters"}[match]
-        found = matched(
-            reference, SAMPLE, num_clip_tokens=NUM_CLIP_TOKENS, **{match: size[target]}
-        )
+        found = matched(reference, SAMPLE, num_clip_tokens=NUM_CLIP_TOKENS, **{match: size[target]})
         return {name: found[name].config for name in found} | {REFERENCE: reference}
 
 
@@ -125,11 +126,12 @@ def backbones(scale: Scale) -> Backbones:
                 seeds=(0, 1),
                 parameter_seeds=(0,),
                 setting=SamplerSetting(num_steps=2, guidance_scale=3.0),
-                depth=1,
+                depth=2,
                 num_steps=4,
                 num_looks=2,
                 num_pictures=160,
                 per_task=1,
+                reference_per_task=3,
             )
         case "cpu":
             return Backbones(depth=2, num_steps=500, num_pictures=12_000, per_task=14)

@@ -117,9 +117,7 @@ def report_backbones(study: Backbones, rows: Sequence[Row]) -> Report:
 
 
 def _size_table(rows: Sequence[Row]) -> Table:
-    sizes = {
-        (row["matched"], row["backbone"]): row for row in rows if row.get("kind") == "size"
-    }
+    sizes = {(row["matched"], row["backbone"]): row for row in rows if row.get("kind") == "size"}
     reference = next((row for (_, name), row in sizes.items() if name == REFERENCE), None)
 
     def beside(row: Row, column: str) -> str:
@@ -248,9 +246,7 @@ def _verdict(rows: Sequence[Row]) -> str:
         for sentence in _verdict_of(of_match(rows, matched), matched)
     ]
     diverged = sorted({TITLES[row["backbone"]] for row in rows if row["diverged"]})
-    parts.append(
-        f"Runs of {', '.join(diverged)} diverged." if diverged else "No run diverged."
-    )
+    parts.append(f"Runs of {', '.join(diverged)} diverged." if diverged else "No run diverged.")
     return " ".join(parts)
 
 

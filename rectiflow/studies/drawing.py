@@ -52,6 +52,8 @@ PAPER_SETTINGS = (
     *(SamplerSetting(num_steps=50, guidance_scale=scale) for scale in (1.0, 2.5, 5.0)),
     *(SamplerSetting(num_steps=steps, guidance_scale=5.0) for steps in (5, 10, 25)),
 )
+#: What the small recipes sample with.
+RECIPE_SETTING = SamplerSetting(num_steps=28, guidance_scale=3.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Does QK-normalisation keep training stable? Learning rates far above the recipe's, with and without.
+"""Does QK-normalisation keep training stable? Rates far above the recipe's, with and without.
 
 The paper met the instability at high resolution in mixed precision, as attention logits that grow
 until the loss is lost. Small pictures in float32 do not show it by themselves; large rates do.
@@ -68,9 +68,7 @@ class QKNorm(Study):
     def run(self, cell: Cell, bench: Bench, folder: Path) -> list[Row]:
         recipe = cell.recipe
         assert recipe is not None
-        feed = open_feed(
-            bench.store(PictureSet(world=self.world, count=self.num_pictures)), recipe
-        )
+        feed = open_feed(bench.store(PictureSet(world=self.world, count=self.num_pictures)), recipe)
         trained = TrainedRun(folder=folder / "run", recipe=recipe, feed=feed)
         try:
             bench.train(recipe, feed, folder)
@@ -117,21 +115,20 @@ class QKNorm(Study):
             log_every=max(1, min(recipe.log_every, recipe.validate_every)),
         )
 
+
 def _attention(trained: TrainedRun) -> Iterator[Row]:
     """What attention does at each checkpoint that was kept, and before the first step."""
-        # Noise, times and captions as in training, nothing dropped; a function of the keys alone.
-        example = draw(
-            trained.feed.validation[0], replace(trained.recipe, encoder_dropout=0.0)
-        )
-        for step, backbone in _kept(trained):
-            with torch.no_grad():
-                seen = observe_attention(backbone, example)
-            yield {
-                "kind": "attention",
-                "step": step,
-                "largest_logits": seen.largest_logits,
-                "entropies": seen.entropies,
-            }
+    # Noise, times and captions as in training, nothing dropped; a function of the keys alone.
+    example = draw(trained.feed.validation[0], replace(trained.recipe, encoder_dropout=0.0))
+    for step, backbone in _kept(trained):
+        with torch.no_grad():
+            seen = observe_attention(backbone, example)
+        yield {
+            "kind": "attention",
+            "step": step,
+            "largest_logits": seen.largest_logits,
+            "entropies": seen.entropies,
+        }
 
 
 def _kept(trained: TrainedRun) -> Iterator[tuple[int, nn.Module]]:

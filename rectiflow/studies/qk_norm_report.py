@@ -197,8 +197,8 @@ def _setting(study: QKNorm) -> str:
         f"MM-DiT of depth {study.depth} with and without RMSNorm of queries and keys; peak rates "
         f"{rates} of the small recipe's, precision {' and '.join(study.precisions)}, seeds "
         f"{', '.join(map(str, study.seeds))}; {study.num_steps} steps of 16 pictures on world "
-        f"`{study.world}` ({study.num_pictures:,} pictures), gradients clipped as always. Attention "
-        f"of raw weights on held-out pictures before the first step and at {study.num_looks} "
+        f"`{study.world}` ({study.num_pictures:,} pictures), gradients clipped as always. "
+        f"Attention of raw weights on held-out pictures before the first step and at {study.num_looks} "
         "checkpoints. AdamW's eps is the recipe's in all runs; the paper lowers it along with the "
         "norm."
     )
@@ -268,7 +268,9 @@ def _where(plain: Sequence[Outcome]) -> str:
     if not seen:
         return ""
     late = sum(2 * outcome.largest_block > len(outcome.largest_logits) + 1 for outcome in seen)
-    agreement = "as in the paper" if 2 * late > len(seen) else "where the paper sees the last blocks"
+    agreement = (
+        "as in the paper" if 2 * late > len(seen) else "where the paper sees the last blocks"
+    )
     return (
         f"In {late} of {len(seen)} runs without the norm the largest logit lies in the later half "
         f"of the blocks, {agreement}."

@@ -14,10 +14,10 @@ from rectiflow.recipes.small import small_run
 from rectiflow.shapeworld.world import world_by_name
 from rectiflow.studies.bench import Bench, PictureSet, TrainedRun
 from rectiflow.studies.costs import size_row
-from rectiflow.studies.drawing import Drawer, SamplerSetting
+from rectiflow.studies.drawing import RECIPE_SETTING, SamplerSetting, shipped_drawer
 from rectiflow.studies.path_length import PathLength
 from rectiflow.studies.scaling_report import report_scaling
-from rectiflow.studies.scoring import Examiner
+from rectiflow.studies.scoring import REFERENCE_PER_TASK, Examiner
 from rectiflow.studies.study import Cell, Report, Row, Scale, Study
 
 #: A backward pass costs two forward ones (arXiv 2001.08361, section 2.1).
@@ -38,7 +38,7 @@ class Scaling(Study):
 
     depths: tuple[int, ...]
     seeds: tuple[int, ...] = (0, 1)
-    setting: SamplerSetting = SamplerSetting(num_steps=28, guidance_scale=3.0)
+    setting: SamplerSetting = RECIPE_SETTING
     sweep_steps: tuple[int, ...] = (5, 10, 20, 50)
     world: str = "small"
     num_steps: int
@@ -46,6 +46,7 @@ class Scaling(Study):
     num_pictures: int
     per_task_of_looks: int
     per_task: int
+    reference_per_task: int = REFERENCE_PER_TASK
 
     def cells(self) -> tuple[Cell, ...]:
         return tuple(self._cells())
@@ -79,10 +80,10 @@ class Scaling(Study):
 
     def _looks(self, trained: TrainedRun, size: Row) -> Iterator[Row]:
         """Loss and scores of the EMA weights at each checkpoint, with the compute until then."""
-        drawer = Drawer.with_shipped_parts(
-            world_by_name(self.world), per_task=self.per_task_of_looks
+        drawer = shipped_drawer(world_by_name(self.world), per_task=self.per_task_of_looks)
+        examiner = Examiner(
+            drawer.world, drawer.prompts, reference_per_task=self.reference_per_task
         )
-        examiner = Examiner(drawer.world, drawer.prompts)
         for validation in trained.validations():
             backbone = trained.backbone_at(validation.step, averaged=True)
             num_images = validation.step * trained.recipe.batch_size
@@ -103,8 +104,10 @@ class Scaling(Study):
 
     def _sweep(self, trained: TrainedRun, size: Row) -> Iterator[Row]:
         """Scores of the last EMA weights by steps, and the paths' lengths in the most steps."""
-        drawer = Drawer.with_shipped_parts(world_by_name(self.world), per_task=self.per_task)
-        examiner = Examiner(drawer.world, drawer.prompts)
+        drawer = shipped_drawer(world_by_name(self.world), per_task=self.per_task)
+        examiner = Examiner(
+            drawer.world, drawer.prompts, reference_per_task=self.reference_per_task
+        )
         backbone = trained.backbone_at(self.num_steps, averaged=True)
         starts = drawer.starts(backbone, trained.recipe)
         dim = starts[0].numel()
@@ -149,6 +152,7 @@ def scaling(scale: Scale) -> Scaling:
                 num_pictures=160,
                 per_task_of_looks=1,
                 per_task=1,
+                reference_per_task=3,
             )
         case "cpu":
             return Scaling(

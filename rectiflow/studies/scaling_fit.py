@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from rectiflow.studies.scaling_law import (
     Quantiles,
@@ -57,9 +57,7 @@ def try_laws(looks: Sequence[Row]) -> tuple[LawTrial, ...]:
     last = max(row["step"] for row in looks)
     unseen = [row for row in looks if row["depth"] == largest and row["step"] == last]
     found = (
-        _tested(
-            "E + A·N^−α + B·D^−β", ("parameters", "num_images"), seen, unseen, _all_of
-        ),
+        _tested("E + A·N^−α + B·D^−β", ("parameters", "num_images"), seen, unseen, _all_of),
         _tested("E + A·C^−α", ("train_flops",), seen, unseen, _frontier_of),
     )
     return tuple(law for law in found if law is not None)

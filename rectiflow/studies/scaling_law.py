@@ -136,8 +136,10 @@ def _starts(losses: Float[np.ndarray, " n"], k: int) -> list[Float[np.ndarray, "
     starts: list[Float[np.ndarray, " p"]] = []
     for share in _STARTS_OF_FLOOR:
         factor = np.log(max(middle - share * least, 1e-3 * middle) / k)
-        for exponents in itertools.product(_STARTS_OF_EXPONENTS, repeat=k):
-            starts.append(np.array([np.log(share * least), *[factor] * k, *exponents]))
+        starts += [
+            np.array([np.log(share * least), *[factor] * k, *exponents])
+            for exponents in itertools.product(_STARTS_OF_EXPONENTS, repeat=k)
+        ]
     return starts
 
 

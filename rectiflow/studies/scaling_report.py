@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -323,7 +324,7 @@ def _setting(study: Scaling) -> str:
 
 def _size_verdict(looks: Sequence[Row]) -> str:
     losses = [spread_of([row["ema_loss"] for row in found]).mean for found in _last(looks).values()]
-    falling = sum(later < earlier for earlier, later in zip(losses, losses[1:]))
+    falling = sum(later < earlier for earlier, later in pairwise(losses))
     return (
         f"After the last step the held-out loss falls with size in {falling} of "
         f"{len(losses) - 1} increments of depth ({losses[0]:.4f} to {losses[-1]:.4f})."

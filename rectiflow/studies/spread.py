@@ -81,9 +81,7 @@ def paired_difference(
     if spread.num == 1:
         return Difference(mean=spread.mean, half_width=math.inf)
     quantile = float(student.ppf(0.5 + confidence / 2.0, spread.num - 1))
-    return Difference(
-        mean=spread.mean, half_width=quantile * spread.std / math.sqrt(spread.num)
-    )
+    return Difference(mean=spread.mean, half_width=quantile * spread.std / math.sqrt(spread.num))
 
 
 def curve_over(rows: Sequence[Row], *, x: str, y: str) -> Curve:

@@ -138,9 +138,7 @@ def test_a_whole_small_run_leaves_a_report(tmp_path: Path) -> None:
     assert "loss_at_equal_flops.svg" in page
     rows = read_rows(path / "metrics.parquet")
     assert len({row["cell"] for row in rows}) == len(study.cells())
-    sizes = {
-        (row["matched"], row["backbone"]): row for row in rows if row.get("kind") == "size"
-    }
+    sizes = {(row["matched"], row["backbone"]): row for row in rows if row.get("kind") == "size"}
     reference = sizes["both", "mmdit"]
     for (matched, _), size in sizes.items():
         column = "parameters" if matched == "parameters" else "forward_flops"

@@ -63,16 +63,16 @@ def made_up(
                 identity
                 | {"kind": "sweep", "num_steps": steps, "graded": value, "clip_score": value}
             )
-        for scale in (3.0, 1.0):
-            rows.append(
-                identity
-                | {
-                    "kind": "path",
-                    "guidance_scale": scale,
-                    "path_length": length(depth) + 1e-3 * seed,
-                    "latent_dim": 1024,
-                }
-            )
+        rows += [
+            identity
+            | {
+                "kind": "path",
+                "guidance_scale": scale,
+                "path_length": length(depth) + 1e-3 * seed,
+                "latent_dim": 1024,
+            }
+            for scale in (3.0, 1.0)
+        ]
     return rows
 
 
@@ -149,9 +149,7 @@ def test_diverged_runs_are_named_and_break_nothing() -> None:
     rows = [row for row in made_up() if row["cell"] != "d4-s1"]
     rows.append({"cell": "d4-s1", "depth": 4, "seed": 1, "diverged": True})
     assert "Diverged: d4-s1." in STUDY.report(rows).verdict
-    all_diverged = [
-        {"cell": cell.name, **cell.factors, "diverged": True} for cell in STUDY.cells()
-    ]
+    all_diverged = [{"cell": cell.name, **cell.factors, "diverged": True} for cell in STUDY.cells()]
     assert "Nothing was measured. Diverged: d1-s0" in STUDY.report(all_diverged).verdict
 
 

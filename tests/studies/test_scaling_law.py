@@ -44,9 +44,7 @@ def test_noise_widens_the_interval_over_runs_which_holds_the_planted_exponents()
     runs = [f"{copy}-{n}" for copy in range(2) for n in SIZES for _ in DATA]
     losses = PLANTED.loss(scales) * np.exp(2e-3 * generator.normal(size=len(scales)))
     law = fit_law(scales, losses)
-    others = [
-        fit_law(scales[rows], losses[rows], near=law) for rows in redraws(runs, num=40)
-    ]
+    others = [fit_law(scales[rows], losses[rows], near=law) for rows in redraws(runs, num=40)]
     for j, planted in enumerate(PLANTED.exponents):
         interval = quantiles(law.exponents[j], [other.exponents[j] for other in others])
         assert interval.low < planted < interval.high
