@@ -30,7 +30,7 @@ WIDTH_PER_DEPTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneSize:
+class BackboneSize(ABC):
     """Size of a backbone; `depth` blocks decide the rest unless `width` is given too.
 
     Without `width` it is 64·depth, as released. Attention has width / head_dim heads.
@@ -68,9 +68,9 @@ class BackboneSize:
             )
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """The architecture's name in tables and reports."""
-        raise NotImplementedError
 
     @property
     def hidden_dim(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rectiflow.cli.main import main
+from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.recipes import previews as previews_module
 from rectiflow.training import loop
 from rectiflow.training.loop import TrainResult
@@ -59,6 +60,25 @@ def test_fields_and_steps_are_options(calls: list[dict[str, Any]]) -> None:
     assert call["max_steps"] == 7
     assert call["recipe"].batch_size == 8
     assert call["recipe"].ema.decay == 0.5
+
+
+def test_every_backbone_has_a_recipe_and_its_fields_are_options(
+    calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--data", "store", "--out", "run"]
+    sizes = ["--backbone.depth", "2", "--backbone.width", "96", "--backbone.head-dim", "48"]
+    chosen = [*sizes, "--backbone.num-residual-blocks", "1", "--backbone.use-qk-norm"]
+    assert main(["train", "uvit-d3", *places, *chosen]) == 0
+    backbone = calls[0]["recipe"].backbone
+    assert isinstance(backbone, UViTConfig)
+    assert (backbone.depth, backbone.hidden_dim, backbone.num_residual_blocks) == (2, 96, 1)
+    assert backbone.use_qk_norm
+    assert main(["train", "mmdit-d2", *places, "--backbone.num-clip-tokens", "16"]) == 0
+    assert calls[1]["recipe"].backbone.num_clip_tokens == 16
+    assert main(["train", "dit-d2", *places, "--backbone.num-clip-tokens", "16"]) == 2
+    assert "--backbone.num-clip-tokens" in capsys.readouterr().err
+    assert main(["train", "dit-d2", *places, "--backbone.width", "100"]) == 2
+    assert "cannot be cut into heads of head_dim=64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

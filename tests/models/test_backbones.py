@@ -11,7 +11,6 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.conditioning import Conditioning
-from rectiflow.models.frame import BackboneSize
 from rectiflow.models.layers.attention import StreamAttention
 from rectiflow.models.mmdit import MMDiTConfig
 
@@ -130,11 +129,6 @@ def test_width_follows_depth_unless_it_is_given(config):
     assert replace(config, depth=5, width=None, head_dim=64).hidden_dim == 320
     assert replace(config, depth=5, width=128, head_dim=32).hidden_dim == 128
     assert config.title
-
-
-def test_a_size_without_architecture_has_no_title():
-    with pytest.raises(NotImplementedError):
-        assert BackboneSize(depth=1).title
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ from rectiflow.models.layers.embeddings import unpatchify
 from rectiflow.models.layers.modulation import FinalLayer, Modulation
 
 NORM_EPSILON = 1e-6
-CHANNELS_PER_GROUP = 8
+CHANNELS_PER_GROUP = 4
+#: Side of the convolutions' kernels.
+KERNEL = 3
 #: A change of level halves or doubles the sides.
 STRIDE = 2
 
@@ -82,8 +84,8 @@ class ModulatedResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, vector_dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, KERNEL, padding=KERNEL // 2)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, KERNEL, padding=KERNEL // 2)
         self.adaLN_modulation = Modulation(out_channels, num_chunks=3, vector_dim=vector_dim)
         self.shortcut = nn.Identity()
         if in_channels != out_channels:
@@ -149,7 +151,8 @@ class UViT(Backbone):
 
     def __init__(self, config: UViTConfig) -> None:
         channels = config.level_channels
-        super().__init__(config, nn.Conv2d(config.in_channels, channels[0], 3, padding=1))
+        entry = nn.Conv2d(config.in_channels, channels[0], KERNEL, padding=KERNEL // 2)
+        super().__init__(config, entry)
         below = (*channels[1:], config.hidden_dim)
         self.down = nn.ModuleList(DownLevel(config, c, b) for c, b in zip(channels, below))
         self.transformer_blocks = nn.ModuleList(
