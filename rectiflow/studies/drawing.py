@@ -11,9 +11,11 @@ from functools import cache, cached_property
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from rectiflow.evaluation.shapeworld import picture_seeds
+from rectiflow.generation.model import Model
 from rectiflow.generation.text_to_image import (
     decode_latents,
     draw_latents,
@@ -51,6 +53,8 @@ PAPER_SETTINGS = (
     *(SamplerSetting(num_steps=50, guidance_scale=scale) for scale in (1.0, 2.5, 5.0)),
     *(SamplerSetting(num_steps=steps, guidance_scale=5.0) for steps in (5, 10, 25)),
 )
+#: What the small recipes sample with.
+RECIPE_SETTING = SamplerSetting(num_steps=28, guidance_scale=3.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +85,7 @@ class Drawer:
         on_step: OnStep | None = None,
     ) -> UInt8[np.ndarray, "n h w 3"]:
         """One picture a prompt, with the recipe's formulation and shift."""
-        model = model_in_training(
-            recipe,
-            backbone,
-            autoencoder=self.autoencoder,
-            conditioner=self.conditioner,
-            num_steps=setting.num_steps,
-            guidance_scale=setting.guidance_scale,
-            world=self.world.name,
-            resolution_px=self.resolution_px,
-        )
+        model = self._model(backbone, recipe, setting)
         conditioning, null = self._encoded
         noise = initial_noise(model, self.seeds, model.settings)
         images = [
@@ -109,10 +104,27 @@ class Drawer:
         ]
         return to_pixels(torch.cat(images))
 
+    def starts(self, backbone: Backbone, recipe: TrainRecipe) -> Float[Tensor, "n c h w"]:
+        """What the pictures are integrated from, in the prompts' order, whatever the setting."""
+        model = self._model(backbone, recipe, SamplerSetting(num_steps=1, guidance_scale=1.0))
+        return recipe.formulation.start(initial_noise(model, self.seeds, model.settings))
+
     @cached_property
     def _encoded(self) -> tuple[Conditioning, Conditioning]:
         text = self.conditioner.encode([prompt.prompt for prompt in self.prompts])
         return assemble(text), assemble(self.conditioner.null())
+
+    def _model(self, backbone: Backbone, recipe: TrainRecipe, setting: SamplerSetting) -> Model:
+        return model_in_training(
+            recipe,
+            backbone,
+            autoencoder=self.autoencoder,
+            conditioner=self.conditioner,
+            num_steps=setting.num_steps,
+            guidance_scale=setting.guidance_scale,
+            world=self.world.name,
+            resolution_px=self.resolution_px,
+        )
 
 
 @cache

@@ -3,11 +3,17 @@
 from collections.abc import Callable
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.studies.backbones import backbones
 from rectiflow.studies.formulations import formulations
+from rectiflow.studies.qk_norm import qk_norm
+from rectiflow.studies.scaling import scaling
 from rectiflow.studies.study import Scale, Study
 
 STUDIES: dict[str, Callable[[Scale], Study]] = {
     "formulations": formulations,
+    "backbones": backbones,
+    "qk-norm": qk_norm,
+    "scaling": scaling,
 }
 
 
