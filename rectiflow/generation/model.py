@@ -20,7 +20,8 @@ from rectiflow.base.files import sha256_file
 from rectiflow.flow import Formulation
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.autoencoder import Autoencoder
-from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.models.backbones import BackboneConfig, build_backbone
+from rectiflow.models.frame import Backbone
 from rectiflow.models.shipped import load_autoencoder, load_conditioner, shipped_path
 from rectiflow.models.text.conditioner import TextConditioner
 
@@ -48,7 +49,7 @@ class ModelCard:
 
     format: int
     sha256: dict[str, str]
-    backbone: MMDiTConfig
+    backbone: BackboneConfig
     formulation: Formulation
     autoencoder: dict[str, Any]
     text: dict[str, str]
@@ -67,7 +68,7 @@ class Model:
 
     name: str
     digest: str
-    backbone: MMDiT
+    backbone: Backbone
     formulation: Formulation
     autoencoder: Autoencoder
     conditioner: TextConditioner
@@ -171,7 +172,7 @@ def read_model_card(folder: Path) -> ModelCard:
     return card
 
 
-def _load_backbone(folder: Path, card: ModelCard) -> MMDiT:
+def _load_backbone(folder: Path, card: ModelCard) -> Backbone:
     path = folder / WEIGHTS_FILE
     expected, found = card.sha256.get(WEIGHTS_FILE), sha256_file(path)
     if found != expected:
@@ -185,13 +186,13 @@ def _load_backbone(folder: Path, card: ModelCard) -> MMDiT:
         raise CheckpointError(
             f"{path} is no whole safetensors file ({error}); copy or make the model again"
         ) from error
-    backbone = MMDiT(card.backbone)
+    backbone = build_backbone(card.backbone)
     _refuse_other_shapes(path, backbone, tensors)
     backbone.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return backbone.eval()
 
 
-def _refuse_other_shapes(path: Path, backbone: MMDiT, tensors: dict[str, torch.Tensor]) -> None:
+def _refuse_other_shapes(path: Path, backbone: Backbone, tensors: dict[str, torch.Tensor]) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     differing = [name for name in wanted | found if wanted.get(name) != found.get(name)]

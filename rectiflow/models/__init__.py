@@ -1,4 +1,4 @@
-"""Networks: MM-DiT and its layers, the autoencoder, the text encoders, the frozen image tower.
+"""Networks: MM-DiT and its baselines, the autoencoder, the text encoders, the frozen image tower.
 
 Nothing here knows about training, data files or devices. Letters: `docs/notation.md`.
 """

@@ -9,203 +9,133 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectiflow.base.errors import ConfigError
-from rectiflow.models.conditioning import Conditioning
-from rectiflow.models.layers.attention import HEAD_DIM, StreamAttention, joint_attention
-from rectiflow.models.layers.embeddings import (
-    TIME_EMBEDDING_DIM,
-    PatchEmbedder,
-    VectorEmbedder,
-    position_grid,
-    sinusoidal_time_embedding,
-    unpatchify,
-)
-from rectiflow.models.layers.feed_forward import FeedForward
-from rectiflow.models.layers.modulation import Modulation, modulated_norm
+from rectiflow.models.frame import BackboneSize, PatchTransformer
+from rectiflow.models.layers.attention import joint_attention
+from rectiflow.models.layers.blocks import StreamBlock
+from rectiflow.models.layers.modulation import FinalLayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMDiTConfig:
-    """Size of an MM-DiT; everything else follows from `depth`.
+class MMDiTConfig(BackboneSize):
+    """Size of an MM-DiT with two sets of weights, or three.
 
-    `position_side` is the side of the position grid in tokens, the largest picture that fits;
-    `base_side` the side that the model is first trained at (both as in `position_grid`).
+    Two, as released: one for text tokens, one for image tokens. With `num_clip_tokens`, three: the
+    first so many text tokens are CLIP's (77 in SD3) and the rest T5's, each with weights of their
+    own in every block; all text still enters by one linear map. With one set it is
+    `rectiflow.models.baselines.dit.DiT`.
+    Source: arXiv 2403.03206, section 5.2.3 (two and three sets).
     """
 
-    depth: int
-    context_dim: int = 4096
-    pooled_dim: int = 2048
-    in_channels: int = 16
-    patch_size: int = 2
-    position_side: int = 192
-    base_side: int = 64
-    use_qk_norm: bool = False
+    num_clip_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.depth < 1:
-            raise ConfigError(f"depth={self.depth} must be at least 1")
-        if self.base_side > self.position_side:
+        super().__post_init__()
+        if self.num_clip_tokens is not None and self.num_clip_tokens < 1:
             raise ConfigError(
-                f"base_side={self.base_side} does not fit into position_side={self.position_side}"
+                f"num_clip_tokens={self.num_clip_tokens} must be at least 1; leave it out for one "
+                "set of weights for all text"
             )
 
     @property
-    def hidden_dim(self) -> int:
-        return HEAD_DIM * self.depth
+    def title(self) -> str:
+        return "MM-DiT" if self.num_clip_tokens is None else "MM-DiT with three sets of weights"
 
-
-class StreamBlock(nn.Module):
-    """One stream's half of a block; `is_last` drops all that follows the attention."""
-
-    def __init__(self, dim: int, *, use_qk_norm: bool, is_last: bool = False) -> None:
-        super().__init__()
-        self.adaLN_modulation = Modulation(dim, num_chunks=2 if is_last else 6)
-        self.attn = StreamAttention(dim, use_qk_norm=use_qk_norm, has_output=not is_last)
-        if not is_last:
-            self.mlp = FeedForward(dim)
-
-    def finish(
-        self, x: Float[Tensor, "b n d"], attended: Tensor, modulation: Sequence[Tensor]
-    ) -> Float[Tensor, "b n d"]:
-        """Add the attention's result and the feed-forward network's, each through its gate."""
-        gate_attn, shift, scale, gate_mlp = modulation
-        x = torch.addcmul(x, gate_attn, self.attn.proj(attended))
-        return torch.addcmul(x, gate_mlp, self.mlp(modulated_norm(x, shift, scale)))
+    @property
+    def text_streams(self) -> tuple[str, ...]:
+        """Names of the kinds of text token that have weights of their own."""
+        return ("context",) if self.num_clip_tokens is None else ("clip", "t5")
 
 
 class JointBlock(nn.Module):
-    """Both streams' blocks around one joint attention.
+    """A block of weights for each stream around one joint attention; the image is the last stream.
 
-    With `is_last`, the text only serves the attention and its tokens come back as None.
+    With `is_last`, the text only serves the attention, and the image alone comes back.
     """
 
-    def __init__(self, dim: int, *, use_qk_norm: bool, is_last: bool) -> None:
+    def __init__(self, config: MMDiTConfig, *, is_last: bool) -> None:
         super().__init__()
         self.is_last = is_last
-        self.context_block = StreamBlock(dim, use_qk_norm=use_qk_norm, is_last=is_last)
-        self.x_block = StreamBlock(dim, use_qk_norm=use_qk_norm)
+
+        def block(*, ends_here: bool) -> StreamBlock:
+            return StreamBlock(
+                config.hidden_dim,
+                head_dim=config.head_dim,
+                use_qk_norm=config.use_qk_norm,
+                is_last=ends_here,
+            )
+
+        self._text_names = [f"{name}_block" for name in config.text_streams]
+        for name in self._text_names:
+            self.add_module(name, block(ends_here=is_last))
+        self.x_block = block(ends_here=False)
+
+    @property
+    def stream_blocks(self) -> list[StreamBlock]:
+        """The blocks in the order of the streams."""
+        return [*(getattr(self, name) for name in self._text_names), self.x_block]
 
     def forward(
-        self,
-        context: Float[Tensor, "b l d"],
-        x: Float[Tensor, "b n d"],
-        vector: Float[Tensor, "b d"],
-    ) -> tuple[Float[Tensor, "b l d"] | None, Float[Tensor, "b n d"]]:
-        c_block, x_block = self.context_block, self.x_block
-        c_shift, c_scale, *c_rest = c_block.adaLN_modulation.chunks(vector)
-        x_shift, x_scale, *x_rest = x_block.adaLN_modulation.chunks(vector)
-        attended_context, attended_x = joint_attention(
+        self, streams: Sequence[Float[Tensor, "b _ d"]], vector: Float[Tensor, "b d"]
+    ) -> tuple[Float[Tensor, "b _ d"], ...]:
+        blocks = self.stream_blocks
+        modulations = [block.adaLN_modulation.chunks(vector) for block in blocks]
+        attended = joint_attention(
             [
-                c_block.attn.project(modulated_norm(context, c_shift, c_scale)),
-                x_block.attn.project(modulated_norm(x, x_shift, x_scale)),
+                block.project(x, shift, scale)
+                for block, x, (shift, scale, *_) in zip(blocks, streams, modulations, strict=True)
             ]
         )
-        x = x_block.finish(x, attended_x, x_rest)
-        if self.is_last:
-            return None, x
-        return c_block.finish(context, attended_context, c_rest), x
+        first = len(blocks) - 1 if self.is_last else 0
+        return tuple(
+            block.add_mlp(block.add_attended(x, a, gate), *mlp_modulation)
+            for block, x, a, (_, _, gate, *mlp_modulation) in zip(
+                blocks[first:], streams[first:], attended[first:], modulations[first:], strict=True
+            )
+        )
 
 
-class FinalLayer(nn.Module):
-    """Modulated norm, then a linear map to the features of one patch; starts at zero."""
-
-    def __init__(self, dim: int, out_features: int) -> None:
-        super().__init__()
-        self.adaLN_modulation = Modulation(dim, num_chunks=2)
-        self.linear = nn.Linear(dim, out_features)
-
-    def forward(
-        self, x: Float[Tensor, "b n d"], vector: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b n o"]:
-        shift, scale = self.adaLN_modulation.chunks(vector)
-        return self.linear(modulated_norm(x, shift, scale))
-
-
-class MMDiT(nn.Module):
+class MMDiT(PatchTransformer):
     """(z_t [b c h w], t [b], conditioning) → the network's output, shaped as z_t.
 
     Raises:
         ValueError: the latents' sides are not multiples of the patch size, or larger than the
-            position grid.
+            position grid; or no text tokens are left beside CLIP's.
     """
 
     def __init__(self, config: MMDiTConfig) -> None:
-        super().__init__()
-        self.config = config
-        dim = config.hidden_dim
-        self.x_embedder = PatchEmbedder(config.in_channels, config.patch_size, dim)
-        self.t_embedder = VectorEmbedder(TIME_EMBEDDING_DIM, dim)
-        self.y_embedder = VectorEmbedder(config.pooled_dim, dim)
-        self.context_embedder = nn.Linear(config.context_dim, dim)
+        super().__init__(config)
+        self._num_clip_tokens = config.num_clip_tokens
         self.joint_blocks = nn.ModuleList(
-            JointBlock(dim, use_qk_norm=config.use_qk_norm, is_last=i == config.depth - 1)
-            for i in range(config.depth)
+            JointBlock(config, is_last=i == config.depth - 1) for i in range(config.depth)
         )
-        self.final_layer = FinalLayer(dim, config.patch_size**2 * config.in_channels)
-        grid = position_grid(config.position_side, dim, base_side=config.base_side)
-        # Closed form, so neither trained nor stored.
-        self.pos_embed: Tensor
-        self.register_buffer("pos_embed", grid, persistent=False)
-
-        self._initialize_zero_parts()
-
-    def _initialize_zero_parts(self) -> None:
-        """Every block starts as the identity and the output as zero (adaLN-Zero)."""
-        modulations = [m for m in self.modules() if isinstance(m, Modulation)]
-        for module in (*modulations, self.final_layer.linear):
-            for parameter in module.parameters():
-                nn.init.zeros_(parameter)
-
-    def initialize(self, generator: torch.Generator) -> None:
-        """Draw all weights anew from `generator` (arXiv 2212.09748, released initialisation).
-
-        Matrices Xavier-uniform, biases zero, the embedders of time and pooled text normal with
-        std 0.02, modulation and output layer zero.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for embedder in (self.t_embedder, self.y_embedder):
-            for linear in embedder.linears:
-                nn.init.normal_(linear.weight, std=0.02, generator=generator)
-        self._initialize_zero_parts()
+        self.final_layer = FinalLayer(config.hidden_dim, config.patch_features)
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The repeated part, for sharding, recompute and compilation."""
         return self.joint_blocks
 
-    def cropped_positions(self, rows: int, columns: int) -> Float[Tensor, "n d"]:
-        """The middle rows×columns of the position grid, flattened row by row."""
-        side = self.config.position_side
-        if rows > side or columns > side:
-            raise ValueError(
-                f"latents of {rows}×{columns} tokens are larger than the position grid "
-                f"({side}×{side}); raise position_side"
-            )
-        top, left = (side - rows) // 2, (side - columns) // 2
-        return self.pos_embed[top : top + rows, left : left + columns].flatten(0, 1)
-
-    def forward(
-        self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
-        p = self.config.patch_size
-        height, width = z_t.shape[-2:]
-        if height % p or width % p:
-            raise ValueError(
-                f"latents are {height}×{width}; both sides must be multiples of the patch size {p}"
-            )
-        rows, columns = height // p, width // p
-        x = self.x_embedder(z_t) + self.cropped_positions(rows, columns)
-        context: Tensor | None = self.context_embedder(conditioning.context)
-        time_vector = self.t_embedder(sinusoidal_time_embedding(t))
-        vector = time_vector + self.y_embedder(conditioning.pooled)
+    def transform(
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Float[Tensor, "b l d"],
+        vector: Float[Tensor, "b d"],
+    ) -> Float[Tensor, "b n d"]:
+        streams: tuple[Tensor, ...] = (*self._text_streams(context), x)
         for block in self.joint_blocks:
-            context, x = block(context, x, vector)
-        return unpatchify(self.final_layer(x, vector), rows=rows, columns=columns, patch_size=p)
+            streams = block(streams, vector)
+        return streams[-1]
+
+    def _text_streams(self, context: Tensor) -> Sequence[Tensor]:
+        num_clip, num_text = self._num_clip_tokens, context.shape[1]
+        if num_clip is None:
+            return [context]
+        if num_clip >= num_text:
+            raise ValueError(
+                f"the context has {num_text} tokens, num_clip_tokens={num_clip} leaves none for "
+                "T5; set it to the length of CLIP's part"
+            )
+        return context.split([num_clip, num_text - num_clip], dim=1)

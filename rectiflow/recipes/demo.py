@@ -24,7 +24,7 @@ from rectiflow.evaluation.results import format_table, read_evaluation, write_ev
 from rectiflow.evaluation.shapeworld import evaluate
 from rectiflow.generation.model import load_model
 from rectiflow.generation.pictures import encode_png
-from rectiflow.models.mmdit import MMDiT
+from rectiflow.models.backbones import build_backbone
 from rectiflow.recipes.demo_page import assemble_report, moment_folder
 from rectiflow.recipes.encoding import encode_with_shipped_parts
 from rectiflow.recipes.previews import previews
@@ -181,7 +181,7 @@ class _Walk:
         draw = previews(recipe, self.store)
         started = time.perf_counter()
         if draw is not None:
-            draw(MMDiT(recipe.backbone), recipe.sample_prompts)
+            draw(build_backbone(recipe.backbone), recipe.sample_prompts)
         return time.perf_counter() - started
 
     def recipe(self) -> TrainRecipe:
@@ -248,7 +248,7 @@ class _Costs:
 
     def num_steps(self, budget_s: float, recipe: TrainRecipe) -> int:
         """How many steps fit into a budget, with all looks and checkpoints on the way."""
-        backbone = MMDiT(recipe.backbone)
+        backbone = build_backbone(recipe.backbone)
         num_bytes = BYTES_PER_PARAMETER * sum(p.numel() for p in backbone.parameters())
         step_s = self.step_s
         if recipe.checkpoint_every:

@@ -150,7 +150,7 @@ def _facts(recipe: TrainRecipe, session: Mapping[str, Any]) -> tuple[tuple[str, 
     return (
         ("recipe", recipe.name),
         ("seed", str(recipe.seed)),
-        ("backbone", f"MM-DiT, depth {backbone.depth}, width {backbone.hidden_dim}"),
+        ("backbone", f"{backbone.title}, depth {backbone.depth}, width {backbone.hidden_dim}"),
         ("patch", f"{backbone.patch_size}×{backbone.patch_size} latents"),
         ("formulation", str(formulation)),
         ("optimizer", f"{type(optimizer).__name__}, {optimizer.learning_rate:g}"),

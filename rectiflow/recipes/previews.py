@@ -16,7 +16,8 @@ from rectiflow.data.store_format import read_header
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import generate
-from rectiflow.models.mmdit import MMDiT
+from rectiflow.models.backbones import build_backbone
+from rectiflow.models.frame import Backbone
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.training.hooks import DrawSamples
 from rectiflow.training.recipe import TrainRecipe
@@ -37,7 +38,7 @@ def previews(recipe: TrainRecipe, store: Path) -> DrawSamples | None:
     frame = Model(
         name=recipe.name,
         digest="in training",
-        backbone=MMDiT(replace(recipe.backbone, depth=1)),
+        backbone=build_backbone(replace(recipe.backbone, depth=1)),
         formulation=recipe.formulation,
         autoencoder=autoencoder,
         conditioner=conditioner,
@@ -54,7 +55,7 @@ def previews(recipe: TrainRecipe, store: Path) -> DrawSamples | None:
     )
 
     def draw(backbone: nn.Module, prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w 3"]:
-        assert isinstance(backbone, MMDiT)
+        assert isinstance(backbone, Backbone)
         return generate(replace(frame, backbone=backbone), prompts, range(len(prompts)))
 
     return draw

@@ -4,27 +4,28 @@ import re
 from collections.abc import Callable
 
 from rectiflow.base.errors import ConfigError
-from rectiflow.recipes.small import demo, mmdit, tiny
+from rectiflow.recipes.small import BACKBONES, demo, small, tiny
 from rectiflow.training.recipe import TrainRecipe
 
 RECIPES: dict[str, Callable[[], TrainRecipe]] = {"demo": demo, "tiny": tiny}
-_MMDIT = re.compile(r"mmdit-d([1-9]\d{0,2})")
+_SIZED = re.compile(r"(\w+)-d([1-9]\d{0,2})")
 
 
 def recipe(name: str) -> TrainRecipe:
-    """The recipe of that name; `mmdit-dN` is an MM-DiT of depth N.
+    """The recipe of that name; `mmdit-dN` is an MM-DiT of depth N, and so for each backbone.
 
     Raises:
         ConfigError: there is none; the text lists the names.
     """
     if name in RECIPES:
         return RECIPES[name]()
-    sized = _MMDIT.fullmatch(name)
-    if sized:
-        return mmdit(int(sized[1]))
+    sized = _SIZED.fullmatch(name)
+    if sized and sized[1] in BACKBONES:
+        return small(name, BACKBONES[sized[1]](int(sized[2])))
     raise ConfigError(f"unknown recipe {name!r}; choose one of {', '.join(names())}")
 
 
 def names() -> list[str]:
-    """All recipe names, with `mmdit-dN` for the sized ones."""
-    return [*RECIPES, "mmdit-dN (N = depth, such as mmdit-d4)"]
+    """All recipe names, with `mmdit-dN` and its like for the sized ones."""
+    sized = [f"{backbone}-dN" for backbone in BACKBONES]
+    return [*RECIPES, *sized[:-1], f"{sized[-1]} (N = depth, such as mmdit-d4)"]

@@ -14,9 +14,15 @@ minutes learns is limited by the number of its updates. Measured in
 `experiments/2026-11-24_what_a_short_run_learns_from`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from rectiflow.flow import ResolutionShift
+from rectiflow.models.backbones import BackboneConfig
+from rectiflow.models.baselines.crossdit import CrossDiTConfig
+from rectiflow.models.baselines.dit import DiTConfig
+from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW
@@ -39,16 +45,34 @@ SHIFT = ResolutionShift(alpha=6.0)
 RATE_TIMES_WIDTH = 0.4
 
 
-def small_backbone(depth: int) -> MMDiTConfig:
-    """An MM-DiT for 64-pixel pictures (4×4 tokens, room for 256 px) and the shipped encoders."""
-    return MMDiTConfig(depth=depth, context_dim=192, pooled_dim=160, position_side=16, base_side=4)
+#: 64-pixel pictures (4×4 tokens, room for 256 px) and the widths of the shipped encoders.
+_SIZES: dict[str, Any] = {
+    "context_dim": 192,
+    "pooled_dim": 160,
+    "position_side": 16,
+    "base_side": 4,
+}
+NUM_CLIP_TOKENS = 16
+
+#: Backbones for the embedded world by name, as functions of their depth.
+BACKBONES: dict[str, Callable[[int], BackboneConfig]] = {
+    "mmdit": lambda depth: MMDiTConfig(depth=depth, **_SIZES),
+    "mmdit3": lambda depth: MMDiTConfig(depth=depth, num_clip_tokens=NUM_CLIP_TOKENS, **_SIZES),
+    "dit": lambda depth: DiTConfig(depth=depth, **_SIZES),
+    "crossdit": lambda depth: CrossDiTConfig(depth=depth, **_SIZES),
+    "uvit": lambda depth: UViTConfig(depth=depth, **_SIZES),
+}
 
 
 def mmdit(depth: int) -> TrainRecipe:
     """An MM-DiT of any depth (width 64·depth) on the embedded world, with AdamW."""
-    backbone = small_backbone(depth)
+    return small(f"mmdit-d{depth}", BACKBONES["mmdit"](depth))
+
+
+def small(name: str, backbone: BackboneConfig) -> TrainRecipe:
+    """Any backbone on the embedded world, all trained alike: with AdamW, the rate by the width."""
     return TrainRecipe(
-        name=f"mmdit-d{depth}",
+        name=name,
         backbone=backbone,
         shift=SHIFT,
         max_steps=20_000,

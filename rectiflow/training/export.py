@@ -48,7 +48,8 @@ def _describe(
     return {
         "format": FORMAT,
         "sha256": {"weights.safetensors": digest},
-        "backbone": to_json(recipe.backbone),
+        # Out of the recipe, whose field is a union: alone the config would not say its kind.
+        "backbone": to_json(recipe)["backbone"],
         "formulation": to_json(recipe.formulation),
         "autoencoder": facts.autoencoder,
         "text": facts.text,

@@ -16,6 +16,7 @@ from rectiflow.data.latent_store import LatentStore
 from rectiflow.data.loader import Loader
 from rectiflow.data.records import Batch
 from rectiflow.data.split import split_store
+from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.recipe import TrainRecipe
 
 HELD_OUT_SEED = 0
@@ -27,8 +28,8 @@ class StoreFacts:
     """What a store knows about itself and a model trained on it must remember.
 
     `fingerprint` identifies the store's whole content; `autoencoder` and `text` are the parts'
-    fingerprints as the model's `model.json` carries them. `latent_shape` is (channels, height,
-    width).
+    fingerprints as the model's `model.json` carries them. `num_clip_tokens` is the length
+    of the context's first part; `latent_shape` is (channels, height, width).
     """
 
     fingerprint: str
@@ -38,6 +39,7 @@ class StoreFacts:
     resolution_px: int
     context_dim: int
     pooled_dim: int
+    num_clip_tokens: int
     latent_shape: tuple[int, int, int]
 
 
@@ -111,6 +113,7 @@ def facts_of(store: LatentStore) -> StoreFacts:
         resolution_px=header.resolution_px,
         context_dim=widths["t5.context"],
         pooled_dim=widths["clip_l.pooled"] + widths["clip_g.pooled"],
+        num_clip_tokens=header.text_columns["clip_l.context"].shape[-2],
         latent_shape=store.latent_shape,
     )
 
@@ -131,6 +134,13 @@ def refuse_unfit(facts: StoreFacts, recipe: TrainRecipe) -> None:
         if own != theirs:
             raise ConfigError(
                 f"backbone.{name} is {own}, the store's rows have {theirs}; set it to {theirs}"
+            )
+    if isinstance(backbone, MMDiTConfig):
+        own = backbone.num_clip_tokens
+        if own not in (None, facts.num_clip_tokens):
+            raise ConfigError(
+                f"backbone.num_clip_tokens is {own}, the store's rows have {facts.num_clip_tokens} "
+                f"tokens of CLIP; set it to {facts.num_clip_tokens}"
             )
     p, side = backbone.patch_size, backbone.position_side
     if height % p or width % p:

@@ -17,6 +17,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from rectiflow.models.layers.linear import StackedLinear
 from rectiflow.training.newton_schulz import orthogonalize
 
 NamedParameters = list[tuple[str, nn.Parameter]]
@@ -173,8 +174,8 @@ def hidden_matrices(
 ) -> Iterable[tuple[str, nn.Parameter, int]]:
     """The blocks' matrices as (name, weight, number of matrices stacked in it).
 
-    Fused projections are several maps that share an input: queries, keys and values, and the
-    modulation's shifts, scales and gates; each is orthogonalized by itself.
+    Fused projections are several maps that share an input (`StackedLinear`): queries, keys and
+    values, and the modulation's shifts, scales and gates; each is orthogonalized by itself.
     """
     blocks = cast(nn.Module, model.blocks)
     in_blocks = {id(parameter) for parameter in blocks.parameters()}
@@ -184,8 +185,8 @@ def hidden_matrices(
         is_modulation = "adaLN_modulation" in name
         if is_modulation and not with_modulation:
             continue
-        is_fused = is_modulation or "qkv" in name
-        yield name, parameter, parameter.shape[0] // parameter.shape[1] if is_fused else 1
+        owner = model.get_submodule(name.rpartition(".")[0])
+        yield name, parameter, owner.num_parts if isinstance(owner, StackedLinear) else 1
 
 
 class MuonOptimizer(Optimizer):

@@ -13,7 +13,7 @@ from typing import Any
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import ConfigError
 from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
-from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.precision import Precision
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW, Muon
@@ -55,7 +55,7 @@ class TrainRecipe:
 
     name: str
     seed: int = 0
-    backbone: MMDiTConfig
+    backbone: BackboneConfig
     formulation: Formulation = field(default_factory=rectified_flow)
     shift: ResolutionShift = field(default_factory=ResolutionShift)
     batch_size: int = 64

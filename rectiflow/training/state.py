@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
-from rectiflow.models.mmdit import MMDiT
+from rectiflow.models.backbones import build_backbone
+from rectiflow.models.frame import Backbone
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.ema import Ema
 from rectiflow.training.optimizers import Optimizer
@@ -30,7 +31,7 @@ class TrainState:
     line; `elapsed_s` is the training time of all sessions so far.
     """
 
-    backbone: MMDiT
+    backbone: Backbone
     ema: Ema
     optimizer: Optimizer
     step: int = 0
@@ -40,7 +41,7 @@ class TrainState:
     @classmethod
     def start(cls, recipe: TrainRecipe) -> TrainState:
         """The state before the first step: weights drawn from the recipe's seed."""
-        backbone = MMDiT(recipe.backbone)
+        backbone = build_backbone(recipe.backbone)
         seed = derive_seed(recipe.seed, "backbone")
         backbone.initialize(torch.Generator().manual_seed(seed))
         return cls(

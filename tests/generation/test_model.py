@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from models.small_backbones import CONFIGS, inputs, random_backbone
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_autoencoder, tiny_backbone, tiny_conditioner, tiny_model
 
@@ -18,7 +19,13 @@ from rectiflow.base.config import to_json
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
 from rectiflow.generation import model as model_module
-from rectiflow.generation.model import CardSampling, ModelCard, find_model_folder, load_model
+from rectiflow.generation.model import (
+    CardSampling,
+    ModelCard,
+    find_model_folder,
+    load_model,
+    read_model_card,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +73,18 @@ def test_a_run_and_its_model_folder_are_the_same_model(folder: Path) -> None:
     assert (model.world, model.provenance) == ("small", {"step": 7})
     for name, tensor in tiny_backbone().state_dict().items():
         assert torch.equal(model.backbone.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("kind", ["mmdit3", "dit", "crossdit", "uvit"])
+def test_every_backbone_loads_as_it_was(folder: Path, kind: str) -> None:
+    backbone, path = random_backbone(CONFIGS[kind]), folder / "weights.safetensors"
+    save_file(backbone.state_dict(), path)
+    card = replace(
+        read_model_card(folder), backbone=backbone.config, sha256={path.name: sha256_file(path)}
+    )
+    write_json(folder / "model.json", to_json(card))
+    with torch.no_grad():
+        assert torch.equal(load_model(folder).backbone(*inputs()), backbone(*inputs()))
 
 
 def test_weights_stored_in_bf16_compute_in_fp32(folder: Path) -> None:

@@ -3,22 +3,24 @@ import torch
 
 from rectiflow.base.config import from_json, to_json
 from rectiflow.base.errors import ConfigError
-from rectiflow.models.mmdit import MMDiT
+from rectiflow.models.backbones import build_backbone
 from rectiflow.recipes.registry import RECIPES, recipe
 from rectiflow.training.recipe import TrainRecipe
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "mmdit-d1", "mmdit-d8", "mmdit-d24"])
+@pytest.mark.parametrize(
+    "name", [*RECIPES, "mmdit-d1", "mmdit-d24", "mmdit3-d3", "dit-d3", "crossdit-d3", "uvit-d3"]
+)
 def test_every_recipe_builds_its_model_and_survives_json(name: str) -> None:
     found = recipe(name)
     assert found.name == name
     assert from_json(TrainRecipe, to_json(found)) == found
     with torch.device("meta"):
-        backbone = MMDiT(found.backbone)
+        backbone = build_backbone(found.backbone)
     assert len(backbone.blocks) == found.backbone.depth
 
 
-@pytest.mark.parametrize("name", ["", "Demo", "mmdit", "mmdit-d0", "mmdit-d2x"])
+@pytest.mark.parametrize("name", ["", "Demo", "mmdit", "mmdit-d0", "mmdit-d2x", "vit-d3"])
 def test_an_unknown_recipe_lists_the_names(name: str) -> None:
     with pytest.raises(ConfigError, match=r"unknown recipe .*; choose one of demo, tiny, mmdit-dN"):
         recipe(name)

@@ -45,6 +45,7 @@ class FakeFeed(Feed):
             resolution_px=32,
             context_dim=32,
             pooled_dim=24,
+            num_clip_tokens=LENGTH,
             latent_shape=(16, 4, 4),
         )
 

@@ -78,6 +78,16 @@ def test_a_backbone_that_does_not_fit_the_store_is_refused(
         open_feed(store, recipe(backbone=dataclasses.replace(BACKBONE, **changes)))
 
 
+def test_clips_part_of_the_context_must_be_the_stores(store: Path) -> None:
+    length = open_feed(store, recipe()).facts.num_clip_tokens
+    open_feed(store, recipe(backbone=dataclasses.replace(BACKBONE, num_clip_tokens=length)))
+    other = dataclasses.replace(BACKBONE, num_clip_tokens=length + 1)
+    with pytest.raises(
+        ConfigError, match=f"num_clip_tokens is {length + 1}, .*; set it to {length}"
+    ):
+        open_feed(store, recipe(backbone=other))
+
+
 def test_a_refused_store_leaves_no_run_folder(store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         train(tiny_recipe(), store, tmp_path / "run", progress=False)

@@ -2,6 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rectiflow.models.backbones import build_backbone
+from rectiflow.models.baselines.crossdit import CrossDiTConfig
+from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
 from rectiflow.training.newton_schulz import orthogonalize
 from rectiflow.training.optimizers import AdamW, Muon, hidden_matrices, is_decayed, trainable
@@ -112,6 +115,24 @@ def test_muon_takes_the_blocks_matrices_and_only_them() -> None:
     assert parts["joint_blocks.0.x_block.adaLN_modulation.1.weight"] == 6
     assert parts["joint_blocks.1.context_block.adaLN_modulation.1.weight"] == 2
     assert parts["joint_blocks.0.x_block.mlp.fc1.weight"] == 1
+
+
+def test_muon_knows_the_stacked_matrices_of_every_backbone() -> None:
+    sizes = {"depth": 1, "context_dim": 32, "pooled_dim": 24, "position_side": 8, "base_side": 4}
+    for config in (CrossDiTConfig(**sizes), UViTConfig(**sizes)):
+        backbone = build_backbone(config)
+        parts = {name: n for name, _, n in hidden_matrices(backbone, with_modulation=True)}
+        block = "transformer_blocks.0."
+        assert {name.removeprefix(block): n for name, n in parts.items()} == {
+            "x_block.adaLN_modulation.1.weight": 6,
+            "x_block.attn.qkv.weight": 3,
+            "x_block.attn.proj.weight": 1,
+            "x_block.mlp.fc1.weight": 1,
+            "x_block.mlp.fc2.weight": 1,
+            "cross_attn.q.weight": 1,
+            "cross_attn.kv.weight": 2,
+            "cross_attn.proj.weight": 1,
+        }
 
 
 def test_every_parameter_is_moved_by_muon_or_its_rest() -> None:

@@ -1,4 +1,4 @@
-"""Projections and joint attention over the tokens of several streams.
+"""Attention over the tokens of several streams, and from one stream to another.
 
 Source: arXiv 2403.03206, section 4 (joint attention) and 5.3.2 (QK-normalisation).
 """
@@ -12,8 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HEAD_DIM = 64
+from rectiflow.models.layers.linear import StackedLinear, ZeroLinear
+
 NORM_EPSILON = 1e-6
+
+
+def qk_norm(head_dim: int, *, use_qk_norm: bool) -> nn.Module:
+    """The norm of each head's queries or keys, [.. head_dim]; without it, nothing."""
+    return nn.RMSNorm(head_dim, eps=NORM_EPSILON) if use_qk_norm else nn.Identity()
 
 
 class StreamAttention(nn.Module):
@@ -22,23 +28,49 @@ class StreamAttention(nn.Module):
     `has_output` is False for a stream that only serves as keys and values of its last block.
     """
 
-    def __init__(self, dim: int, *, use_qk_norm: bool, has_output: bool) -> None:
+    def __init__(self, dim: int, *, head_dim: int, use_qk_norm: bool, has_output: bool) -> None:
         super().__init__()
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.ln_q = nn.RMSNorm(HEAD_DIM, eps=NORM_EPSILON) if use_qk_norm else nn.Identity()
-        self.ln_k = nn.RMSNorm(HEAD_DIM, eps=NORM_EPSILON) if use_qk_norm else nn.Identity()
+        self.head_dim = head_dim
+        self.qkv = StackedLinear(dim, dim, num_parts=3)
+        self.ln_q = qk_norm(head_dim, use_qk_norm=use_qk_norm)
+        self.ln_k = qk_norm(head_dim, use_qk_norm=use_qk_norm)
         if has_output:
             self.proj = nn.Linear(dim, dim)
 
     def project(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [b n heads 64]."""
+        """Queries, keys and values, each [b n heads head_dim]."""
         b, n, _ = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, -1, HEAD_DIM).unbind(2)
+        q, k, v = self.qkv(x).reshape(b, n, 3, -1, self.head_dim).unbind(2)
         return self.ln_q(q), self.ln_k(k), v
 
 
+class CrossAttention(nn.Module):
+    """Tokens look at other tokens: queries from `x`, keys and values from `context`.
+
+    Starts at zero, so that a block begins without it.
+    """
+
+    def __init__(self, dim: int, *, head_dim: int, use_qk_norm: bool) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.q = nn.Linear(dim, dim)
+        self.kv = StackedLinear(dim, dim, num_parts=2)
+        self.ln_q = qk_norm(head_dim, use_qk_norm=use_qk_norm)
+        self.ln_k = qk_norm(head_dim, use_qk_norm=use_qk_norm)
+        self.proj = ZeroLinear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b l d"]
+    ) -> Float[Tensor, "b n d"]:
+        b, n, _ = x.shape
+        q = self.q(x).reshape(b, n, -1, self.head_dim)
+        k, v = self.kv(context).reshape(b, context.shape[1], 2, -1, self.head_dim).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in (self.ln_q(q), self.ln_k(k), v))
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 def attention(
-    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]
+    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m d"]
 ) -> Float[Tensor, "b h n d"]:
     """softmax(q·kᵀ/√d)·v without a mask, by the fastest kernel for the device and dtype.
 
@@ -56,7 +88,8 @@ def joint_attention(
 ) -> tuple[Float[Tensor, "b n d"], ...]:
     """Attend over all streams' tokens at once, without a mask, and split the result again.
 
-    Takes (q, k, v) of each stream, [b n_i heads 64]; returns one [b n_i heads·64] per stream.
+    Takes (q, k, v) of each stream, [b n_i heads head_dim]; returns one [b n_i heads·head_dim] per
+    stream.
     """
     # Heads go before tokens while the streams are joined, and back once they are split, so that
     # either way costs a single copy.

@@ -9,18 +9,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rectiflow.models.layers.linear import ZeroLinear
+
 NORM_EPSILON = 1e-6
 
 
 class Modulation(nn.Sequential):
-    """SiLU, then a linear map from the conditioning vector to shifts, scales and gates."""
+    """SiLU, then a linear map from the conditioning vector to shifts, scales and gates.
 
-    def __init__(self, dim: int, num_chunks: int) -> None:
-        super().__init__(nn.SiLU(), nn.Linear(dim, num_chunks * dim))
+    They modulate features of width `dim`; the vector has width `vector_dim`, without it `dim` too.
+    """
+
+    def __init__(self, dim: int, num_chunks: int, *, vector_dim: int | None = None) -> None:
+        super().__init__(nn.SiLU(), ZeroLinear(vector_dim or dim, dim, num_parts=num_chunks))
         self.num_chunks = num_chunks
 
-    def chunks(self, vector: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b 1 d"], ...]:
-        """[b d] → num_chunks tensors [b 1 d]."""
+    def chunks(self, vector: Float[Tensor, "b v"]) -> tuple[Float[Tensor, "b 1 d"], ...]:
+        """[b v] → num_chunks tensors [b 1 d]."""
         return self(vector)[:, None, :].chunk(self.num_chunks, dim=-1)
 
 
@@ -30,3 +35,18 @@ def modulated_norm(
     """LayerNorm(x)·(1 + scale) + shift, without learned affine parameters."""
     normed = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPSILON)
     return normed * (1.0 + scale) + shift
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm, then a linear map to the features of one patch; starts at zero."""
+
+    def __init__(self, dim: int, out_features: int, *, vector_dim: int | None = None) -> None:
+        super().__init__()
+        self.adaLN_modulation = Modulation(dim, num_chunks=2, vector_dim=vector_dim)
+        self.linear = ZeroLinear(dim, out_features)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], vector: Float[Tensor, "b v"]
+    ) -> Float[Tensor, "b n o"]:
+        shift, scale = self.adaLN_modulation.chunks(vector)
+        return self.linear(modulated_norm(x, shift, scale))

@@ -1,0 +1,191 @@
+"""What every backbone has around its blocks: sizes, embeddings, initialisation.
+
+On both walks inside the backbone. `BackboneSize` is the part of a config that data, training and
+generation read, `Backbone` the part of a network that they call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rectiflow.base.errors import ConfigError
+from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.layers.embeddings import (
+    TIME_EMBEDDING_DIM,
+    PatchEmbedder,
+    VectorEmbedder,
+    position_grid,
+    sinusoidal_time_embedding,
+    unpatchify,
+)
+from rectiflow.models.layers.linear import ZeroLinear
+from rectiflow.models.layers.modulation import FinalLayer
+
+WIDTH_PER_DEPTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSize:
+    """Size of a backbone; `depth` blocks decide the rest unless `width` is given too.
+
+    Without `width` it is 64·depth, as released. Attention has width / head_dim heads.
+    `position_side` is the side of the position grid in tokens, the largest picture that fits;
+    `base_side` the side that the model is first trained at (both as in `position_grid`).
+    Source: arXiv 2403.03206, section 4 (depth decides the width).
+    """
+
+    depth: int
+    width: int | None = None
+    head_dim: int = 64
+    context_dim: int = 4096
+    pooled_dim: int = 2048
+    in_channels: int = 16
+    patch_size: int = 2
+    position_side: int = 192
+    base_side: int = 64
+    use_qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ConfigError(f"depth={self.depth} must be at least 1")
+        if self.head_dim < 1 or self.hidden_dim < 1 or self.hidden_dim % self.head_dim:
+            raise ConfigError(
+                f"a width of {self.hidden_dim} cannot be cut into heads of head_dim="
+                f"{self.head_dim}; give a multiple of it as width"
+            )
+        if self.hidden_dim % 4:
+            raise ConfigError(
+                f"width={self.hidden_dim} must be a multiple of 4: sine and cosine of two axes"
+            )
+        if self.base_side > self.position_side:
+            raise ConfigError(
+                f"base_side={self.base_side} does not fit into position_side={self.position_side}"
+            )
+
+    @property
+    def title(self) -> str:
+        """The architecture's name in tables and reports."""
+        raise NotImplementedError
+
+    @property
+    def hidden_dim(self) -> int:
+        """Features of a token."""
+        return WIDTH_PER_DEPTH * self.depth if self.width is None else self.width
+
+    @property
+    def patch_features(self) -> int:
+        """Numbers in one patch of latents."""
+        return self.in_channels * self.patch_size**2
+
+
+class Backbone(nn.Module, ABC):
+    """(z_t [b c h w], t [b], conditioning) → the network's output, shaped as z_t.
+
+    Raises:
+        ValueError: the latents' sides are not multiples of the patch size, or larger than the
+            position grid.
+    """
+
+    def __init__(self, config: BackboneSize, x_embedder: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.hidden_dim
+        self.x_embedder = x_embedder
+        self.t_embedder = VectorEmbedder(TIME_EMBEDDING_DIM, dim)
+        self.y_embedder = VectorEmbedder(config.pooled_dim, dim)
+        self.context_embedder = nn.Linear(config.context_dim, dim)
+        grid = position_grid(config.position_side, dim, base_side=config.base_side)
+        # Closed form, so neither trained nor stored.
+        self.pos_embed: Tensor
+        self.register_buffer("pos_embed", grid, persistent=False)
+
+    @property
+    @abstractmethod
+    def blocks(self) -> nn.ModuleList:
+        """The repeated part, for sharding, recompute and compilation."""
+
+    @abstractmethod
+    def forward(
+        self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
+    ) -> Float[Tensor, "b c h w"]: ...
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw all weights anew from `generator` (arXiv 2212.09748, released initialisation).
+
+        Matrices Xavier-uniform, biases zero, the embedders of time and pooled text normal with
+        std 0.02; modulation and output layer zero, so that every block starts as the identity and
+        the output as zero (adaLN-Zero).
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embedder in (self.t_embedder, self.y_embedder):
+            for linear in embedder.linears:
+                nn.init.normal_(linear.weight, std=0.02, generator=generator)
+        for module in self.modules():
+            if isinstance(module, ZeroLinear):
+                module.reset_parameters()
+
+    def token_grid(self, z_t: Float[Tensor, "b c h w"]) -> tuple[int, int]:
+        """Rows and columns of tokens that the latents are cut into."""
+        p, (height, width) = self.config.patch_size, z_t.shape[-2:]
+        if height % p or width % p:
+            raise ValueError(
+                f"latents are {height}×{width}; both sides must be multiples of the patch size {p}"
+            )
+        return height // p, width // p
+
+    def cropped_positions(self, rows: int, columns: int) -> Float[Tensor, "n d"]:
+        """The middle rows×columns of the position grid, flattened row by row."""
+        side = self.config.position_side
+        if rows > side or columns > side:
+            raise ValueError(
+                f"latents of {rows}×{columns} tokens are larger than the position grid "
+                f"({side}×{side}); raise position_side"
+            )
+        top, left = (side - rows) // 2, (side - columns) // 2
+        return self.pos_embed[top : top + rows, left : left + columns].flatten(0, 1)
+
+    def embed_vector(
+        self, t: Float[Tensor, " b"], conditioning: Conditioning
+    ) -> Float[Tensor, "b d"]:
+        """What modulates every layer: time and pooled text."""
+        time_vector = self.t_embedder(sinusoidal_time_embedding(t))
+        return time_vector + self.y_embedder(conditioning.pooled)
+
+
+class PatchTransformer(Backbone):
+    """A backbone whose latents become tokens patch by patch and whose blocks see tokens only."""
+
+    final_layer: FinalLayer
+
+    def __init__(self, config: BackboneSize) -> None:
+        super().__init__(
+            config, PatchEmbedder(config.in_channels, config.patch_size, config.hidden_dim)
+        )
+
+    @abstractmethod
+    def transform(
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Float[Tensor, "b l d"],
+        vector: Float[Tensor, "b d"],
+    ) -> Float[Tensor, "b n d"]:
+        """Image tokens through all blocks."""
+
+    def forward(
+        self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
+        rows, columns = self.token_grid(z_t)
+        x = self.x_embedder(z_t) + self.cropped_positions(rows, columns)
+        context = self.context_embedder(conditioning.context)
+        vector = self.embed_vector(t, conditioning)
+        x = self.final_layer(self.transform(x, context, vector), vector)
+        return unpatchify(x, rows=rows, columns=columns, patch_size=self.config.patch_size)

@@ -1,0 +1,85 @@
+"""Transformer blocks with adaLN-Zero: over tokens of one kind, and with a look at the text.
+
+Source: arXiv 2212.09748 (DiT), figure 3; arXiv 2310.00426 (PixArt-α), section 2.3, whose
+cross-attention stands between self-attention and feed-forward network, without norm or gate, and
+starts at zero; arXiv 2403.03206, figure 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rectiflow.models.layers.attention import CrossAttention, StreamAttention, joint_attention
+from rectiflow.models.layers.feed_forward import FeedForward
+from rectiflow.models.layers.modulation import Modulation, modulated_norm
+
+
+class StreamBlock(nn.Module):
+    """The weights of one kind of token: modulation, attention's projections, feed-forward network.
+
+    Alone it is DiT's block. Several share one attention in `rectiflow.models.mmdit.JointBlock`;
+    `is_last` drops all that follows the attention.
+    """
+
+    def __init__(
+        self, dim: int, *, head_dim: int, use_qk_norm: bool, is_last: bool = False
+    ) -> None:
+        super().__init__()
+        self.adaLN_modulation = Modulation(dim, num_chunks=2 if is_last else 6)
+        self.attn = StreamAttention(
+            dim, head_dim=head_dim, use_qk_norm=use_qk_norm, has_output=not is_last
+        )
+        if not is_last:
+            self.mlp = FeedForward(dim)
+
+    def project(
+        self, x: Float[Tensor, "b n d"], shift: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the modulated tokens, each [b n heads head_dim]."""
+        return self.attn.project(modulated_norm(x, shift, scale))
+
+    def add_attended(
+        self, x: Float[Tensor, "b n d"], attended: Tensor, gate: Tensor
+    ) -> Float[Tensor, "b n d"]:
+        """Add the attention's result through its gate."""
+        return torch.addcmul(x, gate, self.attn.proj(attended))
+
+    def add_mlp(
+        self, x: Float[Tensor, "b n d"], shift: Tensor, scale: Tensor, gate: Tensor
+    ) -> Float[Tensor, "b n d"]:
+        """Add the feed-forward network's result through its gate."""
+        return torch.addcmul(x, gate, self.mlp(modulated_norm(x, shift, scale)))
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], vector: Float[Tensor, "b d"], *, num_out: int | None = None
+    ) -> Float[Tensor, "b m d"]:
+        """All tokens attend to each other; only the last `num_out` go on, if it is given."""
+        shift, scale, gate, *mlp_modulation = self.adaLN_modulation.chunks(vector)
+        (attended,) = joint_attention([self.project(x, shift, scale)])
+        if num_out is not None:
+            x, attended = x[:, -num_out:], attended[:, -num_out:]
+        return self.add_mlp(self.add_attended(x, attended, gate), *mlp_modulation)
+
+
+class CrossBlock(nn.Module):
+    """Image tokens attend to each other, then to the text, then pass the feed-forward network."""
+
+    def __init__(self, dim: int, *, head_dim: int, use_qk_norm: bool) -> None:
+        super().__init__()
+        self.x_block = StreamBlock(dim, head_dim=head_dim, use_qk_norm=use_qk_norm)
+        self.cross_attn = CrossAttention(dim, head_dim=head_dim, use_qk_norm=use_qk_norm)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Float[Tensor, "b l d"],
+        vector: Float[Tensor, "b d"],
+    ) -> Float[Tensor, "b n d"]:
+        block = self.x_block
+        shift, scale, gate, *mlp_modulation = block.adaLN_modulation.chunks(vector)
+        (attended,) = joint_attention([block.project(x, shift, scale)])
+        x = block.add_attended(x, attended, gate)
+        x = x + self.cross_attn(x, context)
+        return block.add_mlp(x, *mlp_modulation)
