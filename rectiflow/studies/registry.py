@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.studies.captions import captions
+from rectiflow.studies.encoders import encoders
 from rectiflow.studies.formulations import formulations
 from rectiflow.studies.study import Scale, Study
 
 STUDIES: dict[str, Callable[[Scale], Study]] = {
     "captions": captions,
+    "encoders": encoders,
     "formulations": formulations,
 }
 
