@@ -39,8 +39,8 @@ def report_captions(study: Captions, rows: Sequence[Row]) -> Report:
         setting=(
             f"MM-DiT of depth {study.depth}, {study.num_steps} steps of 16 pictures of the world "
             f"`{study.world}` ({study.num_pictures:,} pictures); only the captions differ. "
-            f"Averaged weights, {study.setting}, the benchmark's terse prompts of seen combinations, "
-            f"{study.per_task} a task. Seeds {study.seeds}."
+            f"Averaged weights, {study.setting}, {study.per_task} terse prompts of each of the "
+            f"benchmark's tasks. Seeds {study.seeds}."
         ),
         verdict=_verdict(scores, diverged),
         tables=(_table(scores),),

@@ -46,8 +46,8 @@ def report_encoders(study: Encoders, rows: Sequence[Row]) -> Report:
         setting=(
             f"The model `{study.model}` (weights {any_row['digest'][:12]}…), trained on the world "
             f"`{any_row['world']}`; nothing is trained here. {study.num_steps} steps, CFG "
-            f"{any_row['guidance_scale']:g}, {study.per_task} pictures a task, the same prompts and "
-            "noise for every set of encoders. An encoder that is left out gives zeros, in the "
+            f"{any_row['guidance_scale']:g}, {study.per_task} pictures a task, the same prompts "
+            "and noise for every set of encoders. An encoder that is left out gives zeros, in the "
             "prompt and in what guidance contrasts with."
         ),
         verdict=_verdict(wins),
