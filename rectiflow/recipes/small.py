@@ -128,7 +128,7 @@ def small_run(*, depth: int, num_steps: int, num_looks: int, seed: int = 0) -> T
         max_steps=num_steps,
         schedule=Trapezoid(warmup_steps=min(100, num_steps // 4), decay_fraction=0.4),
         ema=EmaConfig(decay=0.995),
-        num_validation=min(128, 8 * num_steps),
+        num_validation=min(64, 8 * num_steps),
         validate_every=every,
         checkpoint_every=every,
         keep_last=num_looks + 1,

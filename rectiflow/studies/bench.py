@@ -6,7 +6,6 @@ pictures are the shipped ones unless a study brings its own.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,10 +107,15 @@ class Bench:
             KeyboardInterrupt: it was asked to stop, and has saved its state.
         """
         feed = store if isinstance(store, Feed) else open_feed(store, recipe)
-        result = train(recipe, feed, folder / "run", progress=False)
+        result = train(recipe, feed, run_folder(folder), progress=False)
         if result.interrupted is not None:
             raise KeyboardInterrupt
-        return TrainedRun(folder=folder / "run", recipe=recipe, feed=feed)
+        return TrainedRun(folder=run_folder(folder), recipe=recipe, feed=feed)
+
+
+def run_folder(cell_folder: Path) -> Path:
+    """Where a cell trains."""
+    return cell_folder / "run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +149,6 @@ class TrainedRun:
         backbone = build_backbone(self.recipe.backbone)
         backbone.load_state_dict(tensors)
         return backbone.eval().requires_grad_(False)
-
-    def forget_checkpoints(self) -> None:
-        """Free the disk of what only going on would need; the exported model stays."""
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)

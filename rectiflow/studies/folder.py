@@ -7,6 +7,7 @@ leaves none behind, and any number of processes may share a grid.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from typing import Any
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import explain_os_error, file_lock, read_json, write_json
+from rectiflow.studies.bench import run_folder
 from rectiflow.studies.study import Cell, Row, Study
+from rectiflow.training.checkpoint import checkpoints_of
 from rectiflow.training.recipe import differing_settings
 
 FORMAT = 1
@@ -66,10 +69,10 @@ def finished_rows(folder: Path, cell: Cell) -> list[Row] | None:
 
 
 def finish_cell(folder: Path, cell: Cell, rows: list[Row], environment: dict[str, Any]) -> None:
-    """Keep a cell's rows; from here on it is never run again."""
-    write_json(
-        cell_folder(folder, cell) / ROWS_FILE, {"rows": rows, "environment": environment}
-    )
+    """Keep a cell's rows; from here on it is never run again, so its checkpoints may go."""
+    place = cell_folder(folder, cell)
+    write_json(place / ROWS_FILE, {"rows": rows, "environment": environment})
+    shutil.rmtree(checkpoints_of(run_folder(place)), ignore_errors=True)
 
 
 @contextmanager

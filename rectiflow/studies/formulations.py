@@ -126,7 +126,7 @@ def formulations(scale: Scale) -> Formulations:
                 reference_per_task=5,
             )
         case "cpu":
-            return Formulations(depth=2, num_steps=800, num_pictures=12_000, per_task=14)
+            return Formulations(depth=2, num_steps=600, num_pictures=12_000, per_task=8)
         case "gpu":
             return Formulations(
                 worlds=("small", "full"),

@@ -25,7 +25,7 @@ from rectiflow.models.layers.embeddings import unpatchify
 from rectiflow.models.layers.modulation import FinalLayer, Modulation
 
 NORM_EPSILON = 1e-6
-CHANNELS_PER_GROUP = 8
+CHANNELS_PER_GROUP = 4
 #: A change of level halves or doubles the sides.
 STRIDE = 2
 

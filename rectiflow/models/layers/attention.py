@@ -5,7 +5,8 @@ Source: arXiv 2403.03206, section 4 (joint attention) and 5.3.2 (QK-normalisatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,9 @@ from torch.nn import functional as F
 from rectiflow.models.layers.linear import StackedLinear, ZeroLinear
 
 NORM_EPSILON = 1e-6
+
+#: Called with every attention's queries and keys; empty but within `watch_attention`.
+_watchers: list[Callable[[Tensor, Tensor], None]] = []
 
 
 def qk_norm(head_dim: int, *, use_qk_norm: bool) -> nn.Module:
@@ -69,6 +73,16 @@ class CrossAttention(nn.Module):
         return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+@contextmanager
+def watch_attention(look: Callable[[Tensor, Tensor], None]) -> Generator[None]:
+    """Call `look(q, k)` at every attention within, after the norm: [b h n d] and [b h m d]."""
+    _watchers.append(look)
+    try:
+        yield
+    finally:
+        _watchers.remove(look)
+
+
 def attention(
     q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m d"]
 ) -> Float[Tensor, "b h n d"]:
@@ -77,6 +91,8 @@ def attention(
     On a CPU the library's fused kernel has no fast bfloat16 path, least of all backwards; two
     matrix products and a softmax are several times faster (`benchmarks/attention.py`).
     """
+    for look in _watchers:
+        look(q, k)
     if q.device.type == "cpu" and v.dtype == torch.bfloat16:
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
         return torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)

@@ -6,14 +6,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+MLP_RATIO = 4
+
 
 class FeedForward(nn.Module):
-    """[b n d] → [b n d] through a hidden width of ratio·d."""
+    """[b n d] → [b n d] through a hidden width of MLP_RATIO·d."""
 
-    def __init__(self, dim: int, *, ratio: int = 4) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, ratio * dim)
-        self.fc2 = nn.Linear(ratio * dim, dim)
+        self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
+        self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

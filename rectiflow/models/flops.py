@@ -1,0 +1,120 @@
+"""What one forward pass of a backbone costs, from its config alone.
+
+Counts as PyTorch's counter does: two operations for each multiply-add of matrix products,
+convolutions and attention's two products; nothing for biases, norms and activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rectiflow.base.errors import ConfigError
+from rectiflow.models.backbones import BackboneConfig, build_backbone
+from rectiflow.models.baselines.crossdit import CrossDiTConfig
+from rectiflow.models.baselines.dit import DiTConfig
+from rectiflow.models.baselines.uvit import STRIDE, UViTConfig
+from rectiflow.models.layers.embeddings import TIME_EMBEDDING_DIM
+from rectiflow.models.layers.feed_forward import MLP_RATIO
+from rectiflow.models.mmdit import MMDiTConfig
+
+#: Sides of the kernels in a UViT's residual blocks and at its entry.
+KERNEL = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSize:
+    """One sample as a backbone sees it: latents of height×width and `num_text` text tokens."""
+
+    height: int
+    width: int
+    num_text: int
+
+
+def num_parameters(config: BackboneConfig) -> int:
+    """Trainable numbers of a backbone, without allocating them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_backbone(config).parameters())
+
+
+def forward_flops(config: BackboneConfig, size: InputSize) -> int:
+    """Floating-point operations of the forward pass for one sample.
+
+    Raises:
+        ConfigError: the latents do not divide into patches.
+    """
+    p, d, m = config.patch_size, config.hidden_dim, size.num_text
+    if size.height % p or size.width % p:
+        raise ConfigError(
+            f"latents of {size.height}×{size.width} do not divide into patches of {p}"
+        )
+    # n image tokens, m text tokens, width d.
+    n = (size.height // p) * (size.width // p)
+    vectors = linear(1, TIME_EMBEDDING_DIM + config.pooled_dim, d) + 2 * linear(1, d, d)
+    around = vectors + linear(m, config.context_dim, d)
+    # Patches in, final modulation, patches out; a UViT has its levels instead.
+    patches = 2 * linear(n, config.patch_features, d) + linear(1, d, 2 * d)
+    match config:
+        case MMDiTConfig():
+            num_text_sets = len(config.text_streams)
+            attended = config.depth * attention(n + m, n + m, d)
+            front = stream(m, d) + num_text_sets * linear(1, d, 6 * d)
+            last = linear(m, d, 3 * d) + num_text_sets * linear(1, d, 2 * d)
+            image = stream(n, d) + linear(1, d, 6 * d)
+            return (
+                around
+                + patches
+                + attended
+                + (config.depth - 1) * front
+                + last
+                + (config.depth * image)
+            )
+        case DiTConfig():
+            block = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n + m, d)
+            unread = stream(m, d) - linear(m, d, 3 * d)
+            return around + patches + config.depth * block - unread
+        case CrossDiTConfig():
+            return around + patches + config.depth * cross_block(n, m, d)
+        case UViTConfig():
+            return around + config.depth * cross_block(n, m, d) + levels(config, size)
+
+
+def linear(num: int, in_dim: int, out_dim: int) -> int:
+    """A matrix product for each of `num` tokens."""
+    return 2 * num * in_dim * out_dim
+
+
+def attention(num_queries: int, num_keys: int, dim: int) -> int:
+    """Queries with keys, and weights with values, over all heads."""
+    return 2 * linear(num_queries, num_keys, dim)
+
+
+def stream(num: int, dim: int) -> int:
+    """A `StreamBlock`'s matrices: attention's four projections and the feed-forward network."""
+    return linear(num, dim, (4 + 2 * MLP_RATIO) * dim)
+
+
+def cross_block(num: int, num_text: int, dim: int) -> int:
+    """A `CrossBlock`: modulation, self-attention, cross-attention, feed-forward network."""
+    own = linear(1, dim, 6 * dim) + stream(num, dim) + attention(num, num, dim)
+    cross = linear(num, dim, 2 * dim) + linear(num_text, dim, 2 * dim)
+    return own + cross + attention(num, num_text, dim)
+
+
+def levels(config: UViTConfig, size: InputSize) -> int:
+    """A UViT's convolutions, their modulation, its entry and its final layer."""
+    channels, d = config.level_channels, config.hidden_dim
+    places = size.height * size.width
+    total = linear(places, config.in_channels * KERNEL**2, channels[0])
+    total += linear(1, d, 2 * channels[0]) + linear(places, channels[0], config.in_channels)
+    for c, below in zip(channels, (*channels[1:], d)):
+        modulation = linear(1, d, 3 * c)
+        down = 2 * linear(places, KERNEL**2 * c, c) + modulation
+        # Twice the channels come in, and through the shortcut.
+        up = 3 * linear(places, KERNEL**2 * c, c) + linear(places, 2 * c, c) + modulation
+        total += config.num_residual_blocks * (down + up)
+        # Shrinking and growing see STRIDE² places as one token of as many times the channels.
+        total += 2 * linear(places // STRIDE**2, STRIDE**2 * c, below)
+        places //= STRIDE**2
+    return total
