@@ -108,12 +108,12 @@ def test_a_damaged_or_missing_model_is_told_and_binds_no_folder(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"depth": 2, "width": 64}, r"is missing, the recipe's backbone needs \[.*model.json"),
+        ({"use_qk_norm": True}, r"is missing, the recipe's backbone needs \[.*model.json"),
         ({"patch_size": 1}, r"is \[64, 16, 2, 2\], the recipe's backbone needs \[64, 16, 1, 1\]"),
     ],
 )
 def test_another_shape_is_told(
-    earlier: Path, tmp_path: Path, changes: dict[str, int], text: str
+    earlier: Path, tmp_path: Path, changes: dict[str, object], text: str
 ) -> None:
     recipe = from_run(earlier)
     other = dataclasses.replace(recipe, backbone=dataclasses.replace(recipe.backbone, **changes))
