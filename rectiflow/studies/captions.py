@@ -71,7 +71,6 @@ class Captions(Study):
         drawer = shipped_drawer(world_by_name(self.world), per_task=self.per_task)
         backbone = trained.backbone_at(recipe.max_steps, averaged=True)
         images = drawer.draw(backbone, recipe, self.setting)
-        trained.forget_checkpoints()
         examiner = Examiner(
             drawer.world, drawer.prompts, reference_per_task=self.reference_per_task
         )
