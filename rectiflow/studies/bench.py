@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rectiflow.base.errors import ConfigError
 from rectiflow.base.files import file_lock
 from rectiflow.base.log import read_events
 from rectiflow.data.encode import encode_folder
@@ -28,11 +29,28 @@ from rectiflow.training.recipe import TrainRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSet:
-    """The first `count` training pictures of an embedded world, at one size."""
+    """The first `count` training pictures of an embedded world, at one multiple of its size.
+
+    Raises:
+        ConfigError: `resolution_px` is no multiple of the world's canvas.
+    """
 
     world: str = "small"
     count: int
     resolution_px: int = 64
+
+    def __post_init__(self) -> None:
+        canvas_px = world_by_name(self.world).canvas_px
+        if self.scale < 1 or self.resolution_px % canvas_px:
+            raise ConfigError(
+                f"resolution_px={self.resolution_px} is no multiple of the {canvas_px} px of the "
+                f"world {self.world}; choose one"
+            )
+
+    @property
+    def scale(self) -> int:
+        """Pixels for each of the world's own."""
+        return self.resolution_px // world_by_name(self.world).canvas_px
 
     @property
     def name(self) -> str:
@@ -50,7 +68,13 @@ class Bench:
         path = self.folder / "data" / f"pictures-{wanted.name}"
         with file_lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
-                write_folder(world_by_name(wanted.world), path, count=wanted.count, split="train")
+                write_folder(
+                    world_by_name(wanted.world),
+                    path,
+                    count=wanted.count,
+                    split="train",
+                    scale=wanted.scale,
+                )
         return path
 
     def store(

@@ -51,11 +51,14 @@ class TrainRecipe:
     each caption variant of the store; without it all weigh the same. `empty_prompt` is the
     probability that a sample shows the empty prompt instead, so that guidance, which contrasts
     with it, meets something the model has learned. `num_validation` samples are held out.
+    `start_from` names the model whose averaged weights are the first ones, instead of random ones:
+    a shipped model, or the folder of a run or model; its shapes are `backbone`'s.
     """
 
     name: str
     seed: int = 0
     backbone: BackboneConfig
+    start_from: str | None = None
     formulation: Formulation = field(default_factory=rectified_flow)
     shift: ResolutionShift = field(default_factory=ResolutionShift)
     batch_size: int = 64
