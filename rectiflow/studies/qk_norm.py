@@ -76,8 +76,7 @@ class QKNorm(Study):
         except DivergedError:
             # What led there is the answer, so it is kept beside the mark.
             ending = [{"kind": "ending", "diverged": True}]
-        rows = [*_attention(trained), *_losses(trained), *ending]
-        return rows
+        return [*_attention(trained), *_losses(trained), *ending]
 
     def report(self, rows: Sequence[Row]) -> Report:
         return report_qk_norm(self, rows)

@@ -57,11 +57,10 @@ class Scaling(Study):
         store = bench.store(PictureSet(world=self.world, count=self.num_pictures))
         trained = bench.train(recipe, store, folder)
         size = size_row(recipe.backbone)
-        rows = [
+        return [
             *self._looks(trained, size),
             *self._sweep(trained, size),
         ]
-        return rows
 
     def report(self, rows: Sequence[Row]) -> Report:
         return report_scaling(self, rows)
