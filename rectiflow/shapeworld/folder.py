@@ -73,8 +73,8 @@ def write_folder(
         progress: called with (pictures done, pictures in all) now and then.
 
     Raises:
-        UserError: for a count, scale or number of workers below 1, an unknown split, or a folder that
-            cannot be made.
+        UserError: for a count, scale or number of workers below 1, an unknown split, or a folder
+            that cannot be made.
     """
     for name, number in (("count", count), ("scale", scale), ("num_workers", num_workers)):
         if number < 1:

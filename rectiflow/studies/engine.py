@@ -26,6 +26,7 @@ from rectiflow.studies.folder import (
     finish_cell,
     finished_rows,
     open_study_folder,
+    refuse_equal_names,
 )
 from rectiflow.studies.results import collect, write_results
 from rectiflow.studies.study import Cell, Study
@@ -58,7 +59,9 @@ def run_study(study: Study, out: Path | str, *, command: str, num_workers: int =
 def all_cells(study: Study, folder: Path) -> tuple[Cell, ...]:
     """Both rounds of a study whose first round is finished."""
     first = study.cells()
-    return (*first, *study.second_round(collect(folder, first)))
+    cells = (*first, *study.second_round(collect(folder, first)))
+    refuse_equal_names(cells)
+    return cells
 
 
 def _work_in_processes(study: Study, folder: Path, num_workers: int) -> None:

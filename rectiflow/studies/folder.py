@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import rectiflow
 from rectiflow.base.config import to_json
-from rectiflow.base.errors import UserError
+from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.base.files import explain_os_error, file_lock, read_json, write_json
 from rectiflow.studies.bench import run_folder
 from rectiflow.studies.study import Cell, Row, Study
@@ -56,6 +57,20 @@ def open_study_folder(folder: Path, study: Study) -> dict[str, Any]:
             "version and scale that began it"
         )
     return found
+
+
+def refuse_equal_names(cells: Sequence[Cell]) -> None:
+    """Pass if each cell has a name, and so a folder, of its own.
+
+    Raises:
+        ConfigError: two share one.
+    """
+    counts = Counter(cell.name for cell in cells)
+    shared = [name for name, count in counts.items() if count > 1]
+    if shared:
+        raise ConfigError(
+            f"{counts[shared[0]]} cells of the grid are named {shared[0]!r}; give each its own name"
+        )
 
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
@@ -98,6 +113,8 @@ def _refuse_foreign_folder(folder: Path) -> None:
 
 
 def _describe(study: Study) -> dict[str, Any]:
+    cells = study.cells()
+    refuse_equal_names(cells)
     return {
         "format": FORMAT,
         "version": rectiflow.__version__,
@@ -108,6 +125,6 @@ def _describe(study: Study) -> dict[str, Any]:
                 "factors": dict(cell.factors),
                 "recipe": to_json(cell.recipe) if cell.recipe is not None else None,
             }
-            for cell in study.cells()
+            for cell in cells
         },
     }

@@ -94,7 +94,7 @@ class Formulations(Study):
             for seed in seeds:
                 for name in names:
                     yield Cell(
-                        name=re.sub(r"[^A-Za-z0-9.]+", "_", f"{world}-s{seed}-{name}").strip("_"),
+                        name=re.sub(r"[^A-Za-z0-9.-]+", "_", f"{world}-s{seed}-{name}").strip("_"),
                         factors={"formulation": name, "world": world, "seed": seed},
                         recipe=self._recipe(name, seed),
                     )

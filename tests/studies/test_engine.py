@@ -147,6 +147,24 @@ def test_cells_of_a_killed_process_are_taken_over_and_others_left_alone(tmp_path
         assert is_ours
 
 
+def test_cells_have_names_of_their_own(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Repeating(Counting):
+        def cells(self) -> tuple[Cell, ...]:
+            return super().cells() * 2
+
+    with pytest.raises(ConfigError, match="2 cells of the grid are named 'c0'"):
+        run_study(Repeating(), tmp_path, command=COMMAND)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Returning(Counting):
+        def second_round(self, rows: Sequence[Row]) -> tuple[Cell, ...]:
+            return self.cells()
+
+    with pytest.raises(ConfigError, match="2 cells of the grid are named 'c0'"):
+        run_study(Returning(), tmp_path / "other", command=COMMAND)
+
+
 def test_a_cell_is_named_as_a_folder() -> None:
     with pytest.raises(ConfigError, match="cell name '../x' is no folder's name"):
         Cell(name="../x", factors={})
