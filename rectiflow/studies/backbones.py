@@ -2,7 +2,7 @@
 
 The paper gives neither sizes nor what was held equal, so they are compared twice: at the forward
 FLOPs of the reference, and at its parameters. The reference is the MM-DiT with two sets.
-Source: arXiv 2403.03206, section 5.2.2 and figure 4.
+Source: arXiv 2403.03206, section 5.2.3 and figure 4.
 """
 
 from __future__ import annotations
