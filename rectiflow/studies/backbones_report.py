@@ -2,7 +2,7 @@
 
 The paper claims an order. Each pair of it is tested by its difference seed by seed, so that the
 verdict says what is decided, which way, and what the seeds leave open.
-Source: arXiv 2403.03206, section 5.2.2 and figure 4.
+Source: arXiv 2403.03206, section 5.2.3 and figure 4.
 """
 
 from __future__ import annotations

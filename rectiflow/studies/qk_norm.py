@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from rectiflow.base.errors import ConfigError, DivergedError
 from rectiflow.base.log import read_events
-from rectiflow.models.attention_watch import observe_attention
+from rectiflow.models.attention_probe import observe_attention
+from rectiflow.models.frame import Backbone
 from rectiflow.models.precision import Precision
 from rectiflow.recipes.small import RATE_TIMES_WIDTH, small_run
-from rectiflow.studies.bench import Bench, PictureSet, TrainedRun
+from rectiflow.studies.bench import Bench, PictureSet, TrainedRun, run_folder
 from rectiflow.studies.qk_norm_report import report_qk_norm
 from rectiflow.studies.study import Cell, Report, Row, Scale, Study
 from rectiflow.training.checkpoint import checkpoint_of
@@ -28,7 +28,7 @@ from rectiflow.training.feed import open_feed
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
-from rectiflow.training.step import draw
+from rectiflow.training.step import draw, forward
 
 #: So that the last blocks, where the paper sees the instability, can be told from the first.
 LEAST_DEPTH = 3
@@ -69,7 +69,7 @@ class QKNorm(Study):
         recipe = cell.recipe
         assert recipe is not None
         feed = open_feed(bench.store(PictureSet(world=self.world, count=self.num_pictures)), recipe)
-        trained = TrainedRun(folder=folder / "run", recipe=recipe, feed=feed)
+        trained = TrainedRun(folder=run_folder(folder), recipe=recipe, feed=feed)
         try:
             bench.train(recipe, feed, folder)
             ending: list[Row] = []
@@ -119,23 +119,25 @@ def _attention(trained: TrainedRun) -> Iterator[Row]:
     # Noise, times and captions as in training, nothing dropped; a function of the keys alone.
     example = draw(trained.feed.validation[0], replace(trained.recipe, encoder_dropout=0.0))
     for step, backbone in _kept(trained):
-        with torch.no_grad():
-            seen = observe_attention(backbone, example)
+        with torch.no_grad(), observe_attention(backbone) as blocks:
+            forward(backbone, example, trained.recipe)
         yield {
             "kind": "attention",
             "step": step,
-            "largest_logits": seen.largest_logits,
-            "entropies": seen.entropies,
+            "largest_logits": [block.max_logit for block in blocks],
+            "entropies": [block.entropy for block in blocks],
         }
 
 
-def _kept(trained: TrainedRun) -> Iterator[tuple[int, nn.Module]]:
+def _kept(trained: TrainedRun) -> Iterator[tuple[int, Backbone]]:
     """Raw weights at step 0 and at every kept checkpoint, in order."""
     recipe = trained.recipe
     yield 0, TrainState.start(recipe).backbone.eval()
     for step in range(recipe.checkpoint_every, recipe.max_steps + 1, recipe.checkpoint_every):
         if checkpoint_of(trained.folder, step).exists():
-            yield step, trained.backbone_at(step, averaged=False)
+            backbone = trained.backbone_at(step, averaged=False)
+            assert isinstance(backbone, Backbone)
+            yield step, backbone
 
 
 def _losses(trained: TrainedRun) -> Iterator[Row]:
@@ -168,7 +170,7 @@ def qk_norm(scale: Scale) -> QKNorm:
     """The study's sizes at a scale."""
     match scale:
         case "smoke":
-            return QKNorm(rates=(1.0, 16.0), depth=3, num_steps=4, num_looks=2, num_pictures=160)
+            return QKNorm(rates=(16.0,), depth=3, num_steps=2, num_looks=2, num_pictures=160)
         case "cpu":
             return QKNorm(depth=3, num_steps=400, num_pictures=12_000)
         case "gpu":

@@ -198,7 +198,7 @@ def _setting(study: QKNorm) -> str:
         f"{rates} of the small recipe's, precision {' and '.join(study.precisions)}, seeds "
         f"{', '.join(map(str, study.seeds))}; {study.num_steps} steps of 16 pictures on world "
         f"`{study.world}` ({study.num_pictures:,} pictures), gradients clipped as always. "
-        f"Attention of raw weights on held-out pictures before the first step and at "
+        "Attention of raw weights on held-out pictures before the first step and at "
         f"{study.num_looks} checkpoints. AdamW's eps is the recipe's in all runs; the paper lowers "
         "it along with the norm."
     )

@@ -57,10 +57,7 @@ class Scaling(Study):
         store = bench.store(PictureSet(world=self.world, count=self.num_pictures))
         trained = bench.train(recipe, store, folder)
         size = size_row(recipe.backbone)
-        return [
-            *self._looks(trained, size),
-            *self._sweep(trained, size),
-        ]
+        return [*self._looks(trained, size), *self._sweep(trained, size)]
 
     def report(self, rows: Sequence[Row]) -> Report:
         return report_scaling(self, rows)
@@ -145,7 +142,7 @@ def scaling(scale: Scale) -> Scaling:
                 seeds=(0,),
                 setting=SamplerSetting(num_steps=2, guidance_scale=3.0),
                 sweep_steps=(1, 2, 3),
-                num_steps=4,
+                num_steps=2,
                 num_looks=2,
                 num_pictures=160,
                 per_task_of_looks=1,

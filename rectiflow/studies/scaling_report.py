@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -111,7 +111,8 @@ def _agreement(looks: Sequence[Row], score: str) -> float:
     losses, values = [row["ema_loss"] for row in looks], [row[score] for row in looks]
     if len(set(losses)) < 2 or len(set(values)) < 2:
         return float("nan")
-    return -SCORES[score][1] * float(spearmanr(losses, values).statistic)
+    found: Any = spearmanr(losses, values)
+    return -SCORES[score][1] * float(found.statistic)
 
 
 def _by_depth(rows: Sequence[Row], kind: str) -> dict[int, list[Row]]:
