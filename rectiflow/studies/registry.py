@@ -6,12 +6,14 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.studies.captions import captions
 from rectiflow.studies.encoders import encoders
 from rectiflow.studies.formulations import formulations
+from rectiflow.studies.shift import shift
 from rectiflow.studies.study import Scale, Study
 
 STUDIES: dict[str, Callable[[Scale], Study]] = {
     "captions": captions,
     "encoders": encoders,
     "formulations": formulations,
+    "shift": shift,
 }
 
 
