@@ -9,6 +9,7 @@ from rectiflow.studies.encoders import encoders
 from rectiflow.studies.formulations import formulations
 from rectiflow.studies.qk_norm import qk_norm
 from rectiflow.studies.scaling import scaling
+from rectiflow.studies.shift import shift
 from rectiflow.studies.study import Scale, Study
 
 STUDIES: dict[str, Callable[[Scale], Study]] = {
@@ -18,6 +19,7 @@ STUDIES: dict[str, Callable[[Scale], Study]] = {
     "captions": captions,
     "encoders": encoders,
     "scaling": scaling,
+    "shift": shift,
 }
 
 
