@@ -39,6 +39,18 @@ def uniform(keys: Int[Tensor, " b"], num: int, *, stream: int) -> Float32[Tensor
     return ((_words(keys, num, stream) >> 9).float() + 0.5) * 2.0**-23
 
 
+def even_uniform(positions: Int[Tensor, " b"], key: int) -> Float32[Tensor, " b"]:
+    """A value in (0, 1) for each position, such that any run of positions is evenly spread.
+
+    A Weyl sequence: position · (golden ratio) modulo 1, begun at a place that `key` names. Among n
+    neighbouring positions no gap is wider than 2 / n (the three-gap theorem), whatever their
+    start; independent values leave gaps of about log(n) / n. On the grid of `uniform`.
+    """
+    # int64 products wrap modulo 2^64, which the mask does not see.
+    word = (positions.to(torch.int64) * _WEYL[0] + key) & _MASK
+    return ((word >> 9).float() + 0.5) * 2.0**-23
+
+
 def normal(
     keys: Int[Tensor, " b"], shape: Sequence[int], *, stream: int
 ) -> Float32[Tensor, "b ..."]:

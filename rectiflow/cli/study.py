@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rectiflow.cli.options import Verbs, add_verb, whole_number
 
-_SCALES = ("smoke", "cpu", "gpu")
+SCALES = ("smoke", "cpu", "gpu")
 _DETAILS = """\
 Studies: formulations, backbones, qk-norm, autoencoder-channels, captions, encoders, scaling, shift.
 
@@ -28,7 +28,7 @@ def add_parser(verbs: Verbs) -> None:
     )
     parser.add_argument("study", metavar="NAME", help="which experiment, see above")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the study's folder")
-    parser.add_argument("--scale", choices=_SCALES, default="cpu", help="(default: cpu)")
+    parser.add_argument("--scale", choices=SCALES, default="cpu", help="(default: cpu)")
     parser.add_argument(
         "--workers",
         type=whole_number(1),

@@ -131,17 +131,20 @@ class Loader:
                 for epoch, places in pieces
             ]
         )
-        return self._read(indices, keys)
+        return self._read(indices, keys, torch.arange(start, start + size))
 
     def in_order(self) -> Iterator[Batch]:
         """The samples once, in the order of `rows`, with keys that are the same each time.
 
         For validation; the last batch may be smaller.
         """
-        for indices in self.rows.split(self.batch_size):
-            yield self._read(indices, keys_for(self.seed, "in order", indices=indices))
+        for positions in torch.arange(len(self.rows)).split(self.batch_size):
+            indices = self.rows[positions]
+            yield self._read(indices, keys_for(self.seed, "in order", indices=indices), positions)
 
-    def _read(self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> Batch:
+    def _read(
+        self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"], positions: Int[Tensor, " b"]
+    ) -> Batch:
         variants = choose_captions(keys, self._weights, self.store.text_rows[indices])
         is_empty = philox.uniform(keys, 1, stream=EMPTY_PROMPT_STREAM)[:, 0] < self._empty_prompt
         variants = torch.where(is_empty, EMPTY_PROMPT, variants)
@@ -152,6 +155,7 @@ class Loader:
             encoded_text=rows.encoded_text,
             indices=indices,
             keys=keys,
+            positions=positions,
         )
 
 

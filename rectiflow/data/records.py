@@ -90,6 +90,10 @@ class EncodedBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(EncodedBatch):
-    """What one training step reads: encoded rows and a Philox key for each sample's choices."""
+    """What one training step reads: encoded rows and a Philox key for each sample's choices.
+
+    `positions` are the samples' places in the endless stream of epochs.
+    """
 
     keys: Int[Tensor, " b"]
+    positions: Int[Tensor, " b"]

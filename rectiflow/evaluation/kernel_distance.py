@@ -32,6 +32,9 @@ class KernelDistance:
     nearly SCALE·|mean x − mean y|² / σ²: it sees shifts of the mean, and hardly any change of
     spread. A σ of the order of the vectors' own distances (0.5 to 1) sees both.
 
+    The estimate is unbiased for sets drawn independently. Where each sample has its twin in the
+    reference, as a reconstruction has its original, it comes out too low.
+
     Raises:
         ValueError: sigma is not positive, a side has fewer than 2 vectors, or the features are of
             another backbone.

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from rectiflow.base.config import load_config
 from rectiflow.base.errors import CheckpointError, UserError
-from rectiflow.base.files import sha256_file
 from rectiflow.flow import Formulation
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.frame import Backbone
-from rectiflow.models.shipped import load_autoencoder, load_conditioner, shipped_path
+from rectiflow.models.model_folder import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    find_model_folder,
+    read_model_weights,
+)
+from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.models.text.conditioner import TextConditioner
 
-SHIPPED_MODELS = ("tiny",)
-CARD_FILE = "model.json"
-WEIGHTS_FILE = "weights.safetensors"
 FORMAT = 1
 
 
@@ -125,37 +125,6 @@ def load_model(name_or_path: str | Path) -> Model:
     )
 
 
-def find_model_folder(name_or_path: str | Path) -> Path:
-    """The folder with `model.json` and weights that a name or path means.
-
-    Raises:
-        UserError: there is none; the text says what was looked for.
-        CheckpointError: a shipped model's files are damaged.
-    """
-    if str(name_or_path) in SHIPPED_MODELS:
-        return shipped_path(str(name_or_path))
-    path = Path(name_or_path)
-    if (path / CARD_FILE).is_file():
-        return path
-    if (path / "model" / CARD_FILE).is_file():
-        return path / "model"
-    if not path.exists():
-        names = ", ".join(f'"{name}"' for name in SHIPPED_MODELS)
-        raise UserError(
-            f"there is no model {str(name_or_path)!r}: give {names}, or the folder of a run "
-            "that `rectiflow train` or `rectiflow demo` wrote"
-        )
-    if (path / "recipe.json").is_file():
-        raise UserError(
-            f"the run {path} has no model yet: it has not reached its first checkpoint; continue "
-            "it with `rectiflow train`"
-        )
-    raise UserError(
-        f"{path} is no model: it holds neither {CARD_FILE} nor model/{CARD_FILE}; give the folder "
-        "of a run or of an exported model"
-    )
-
-
 def read_model_card(folder: Path) -> ModelCard:
     """A model folder's `model.json`.
 
@@ -173,21 +142,9 @@ def read_model_card(folder: Path) -> ModelCard:
 
 
 def _load_backbone(folder: Path, card: ModelCard) -> Backbone:
-    path = folder / WEIGHTS_FILE
-    expected, found = card.sha256.get(WEIGHTS_FILE), sha256_file(path)
-    if found != expected:
-        raise CheckpointError(
-            f"{path} is cut or damaged: its SHA-256 is {found[:12]}…, {CARD_FILE} says "
-            f"{(expected or 'nothing')[:12]}…; copy or make the model again"
-        )
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is no whole safetensors file ({error}); copy or make the model again"
-        ) from error
+    tensors = read_model_weights(folder, card.sha256)
     backbone = build_backbone(card.backbone)
-    _refuse_other_shapes(path, backbone, tensors)
+    _refuse_other_shapes(folder / WEIGHTS_FILE, backbone, tensors)
     backbone.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return backbone.eval()
 

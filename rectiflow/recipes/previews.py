@@ -5,7 +5,6 @@ Training only knows a function from (backbone, prompts) to pictures; this makes 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,10 @@ from rectiflow.data.store_format import read_header
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import generate
-from rectiflow.models.backbones import build_backbone
+from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.frame import Backbone
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
+from rectiflow.models.text.conditioner import TextConditioner
 from rectiflow.training.hooks import DrawSamples
 from rectiflow.training.recipe import TrainRecipe
 
@@ -35,27 +35,52 @@ def previews(recipe: TrainRecipe, store: Path) -> DrawSamples | None:
     header = read_header(store)
     autoencoder, conditioner = load_autoencoder(), load_conditioner()
     header.check_made_by(autoencoder=autoencoder.fingerprint(), text=conditioner.fingerprints())
-    frame = Model(
+    size_px, world = header.resolution_px, header.world
+
+    def draw(backbone: nn.Module, prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w 3"]:
+        assert isinstance(backbone, Backbone)
+        model = model_in_training(
+            recipe,
+            backbone,
+            autoencoder=autoencoder,
+            conditioner=conditioner,
+            num_steps=recipe.sampling.num_steps,
+            guidance_scale=recipe.sampling.guidance_scale,
+            world=world,
+            resolution_px=size_px,
+        )
+        return generate(model, prompts, range(len(prompts)))
+
+    return draw
+
+
+def model_in_training(
+    recipe: TrainRecipe,
+    backbone: Backbone,
+    *,
+    autoencoder: Autoencoder,
+    conditioner: TextConditioner,
+    num_steps: int,
+    guidance_scale: float,
+    world: str | None,
+    resolution_px: int,
+) -> Model:
+    """A backbone with the parts around it that its recipe's data were made by."""
+    return Model(
         name=recipe.name,
         digest="in training",
-        backbone=build_backbone(replace(recipe.backbone, depth=1)),
+        backbone=backbone,
         formulation=recipe.formulation,
         autoencoder=autoencoder,
         conditioner=conditioner,
         settings=SamplingSettings(
-            num_steps=recipe.sampling.num_steps,
-            guidance_scale=recipe.sampling.guidance_scale,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
             shift=recipe.shift.alpha,
-            height_px=header.resolution_px,
-            width_px=header.resolution_px,
+            height_px=resolution_px,
+            width_px=resolution_px,
         ),
-        world=header.world,
-        resolution_px=header.resolution_px,
+        world=world,
+        resolution_px=resolution_px,
         provenance={},
     )
-
-    def draw(backbone: nn.Module, prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w 3"]:
-        assert isinstance(backbone, Backbone)
-        return generate(replace(frame, backbone=backbone), prompts, range(len(prompts)))
-
-    return draw

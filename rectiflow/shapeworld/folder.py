@@ -23,13 +23,15 @@ from rectiflow.shapeworld.world import World
 _CHUNK = 64
 
 
-def _write_chunk(world: World, folder: Path, split: str, seed: int, indices: range) -> list[str]:
+def _write_chunk(
+    world: World, folder: Path, split: str, seed: int, scale: int, indices: range
+) -> list[str]:
     """Write the pictures of some indices; return their caption lines."""
     lines: list[str] = []
     for index in indices:
         scene = sample_scene(world, split=split, seed=seed, index=index)
         name = f"images/{index:06d}.png"
-        Image.fromarray(render(world, scene)).save(folder / name)
+        Image.fromarray(render(world, scene, scale=scale)).save(folder / name)
         texts = captions(world, scene, seed=seed, index=index)
         lines.append(json.dumps({"file": name, "caption": texts["terse"], "captions": texts}))
     return lines
@@ -52,6 +54,7 @@ def write_folder(
     count: int,
     split: str = "train",
     seed: int = 0,
+    scale: int = 1,
     num_workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -65,20 +68,21 @@ def write_folder(
         count: number of pictures, at least 1.
         split: "train" or "val".
         seed: names the stream of scenes.
+        scale: pixels for each of the world's own, at least 1; the scenes are the same.
         num_workers: processes that draw, at least 1.
         progress: called with (pictures done, pictures in all) now and then.
 
     Raises:
-        UserError: for a count or a number of workers below 1, an unknown split, or a folder that
+        UserError: for a count, scale or number of workers below 1, an unknown split, or a folder that
             cannot be made.
     """
-    for name, number in (("count", count), ("num_workers", num_workers)):
+    for name, number in (("count", count), ("scale", scale), ("num_workers", num_workers)):
         if number < 1:
             raise UserError(f"{name} is {number}; it must be at least 1")
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     with atomic_directory(out) as folder:
         (folder / "images").mkdir()
-        write = partial(_write_chunk, world, folder, split, seed)
+        write = partial(_write_chunk, world, folder, split, seed, scale)
         done = 0
         with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
             for lines in _caption_lines(write, chunks, num_workers):
@@ -92,6 +96,7 @@ def write_folder(
                 "name": world.name,
                 "split": split,
                 "seed": seed,
+                "scale": scale,
                 "count": count,
                 "world": to_json(world),
             },

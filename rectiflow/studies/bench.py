@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
+from rectiflow.base.errors import ConfigError
 from rectiflow.base.files import file_lock
 from rectiflow.base.log import read_events
 from rectiflow.data.encode import encode_folder
 from rectiflow.data.store_format import HEADER_FILE
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.backbones import build_backbone
+from rectiflow.models.frame import Backbone
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import world_by_name
@@ -29,11 +29,28 @@ from rectiflow.training.recipe import TrainRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSet:
-    """The first `count` training pictures of an embedded world, at one size."""
+    """The first `count` training pictures of an embedded world, at one multiple of its size.
+
+    Raises:
+        ConfigError: `resolution_px` is no multiple of the world's canvas.
+    """
 
     world: str = "small"
     count: int
     resolution_px: int = 64
+
+    def __post_init__(self) -> None:
+        canvas_px = world_by_name(self.world).canvas_px
+        if self.scale < 1 or self.resolution_px % canvas_px:
+            raise ConfigError(
+                f"resolution_px={self.resolution_px} is no multiple of the {canvas_px} px of the "
+                f"world {self.world}; choose one"
+            )
+
+    @property
+    def scale(self) -> int:
+        """Pixels for each of the world's own."""
+        return self.resolution_px // world_by_name(self.world).canvas_px
 
     @property
     def name(self) -> str:
@@ -51,7 +68,13 @@ class Bench:
         path = self.folder / "data" / f"pictures-{wanted.name}"
         with file_lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
-                write_folder(world_by_name(wanted.world), path, count=wanted.count, split="train")
+                write_folder(
+                    world_by_name(wanted.world),
+                    path,
+                    count=wanted.count,
+                    split="train",
+                    scale=wanted.scale,
+                )
         return path
 
     def store(
@@ -114,7 +137,7 @@ class TrainedRun:
             for event in read_events(self.folder / "metrics.jsonl", "validation")
         ]
 
-    def backbone_at(self, step: int, *, averaged: bool) -> nn.Module:
+    def backbone_at(self, step: int, *, averaged: bool) -> Backbone:
         """The network of a kept checkpoint: its EMA weights, or the raw ones.
 
         Raises:
@@ -140,4 +163,3 @@ class Validation:
 def best_step(validations: list[Validation]) -> int:
     """The step of the least held-out loss of averaged weights (arXiv 2403.03206, section 5.1)."""
     return min(validations, key=lambda validation: validation.ema).step
-

@@ -12,11 +12,10 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from rectiflow.evaluation.shapeworld import picture_seeds
 from rectiflow.generation.model import Model
-from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     decode_latents,
     draw_latents,
@@ -24,10 +23,12 @@ from rectiflow.generation.text_to_image import (
     to_pixels,
 )
 from rectiflow.models.autoencoder import Autoencoder
-from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.frame import Backbone
+from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.models.text import assemble
 from rectiflow.models.text.conditioner import TextConditioner
+from rectiflow.recipes.previews import model_in_training
 from rectiflow.sampling import OnStep
 from rectiflow.shapeworld.benchmark import BenchmarkPrompt, benchmark_prompts
 from rectiflow.shapeworld.world import World
@@ -77,7 +78,7 @@ class Drawer:
     @torch.inference_mode()
     def draw(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         recipe: TrainRecipe,
         setting: SamplerSetting,
         *,
@@ -103,7 +104,7 @@ class Drawer:
         ]
         return to_pixels(torch.cat(images))
 
-    def starts(self, backbone: nn.Module, recipe: TrainRecipe) -> Float[Tensor, "n c h w"]:
+    def starts(self, backbone: Backbone, recipe: TrainRecipe) -> Float[Tensor, "n c h w"]:
         """What the pictures are integrated from, in the prompts' order, whatever the setting."""
         model = self._model(backbone, recipe, SamplerSetting(num_steps=1, guidance_scale=1.0))
         return recipe.formulation.start(initial_noise(model, self.seeds, model.settings))
@@ -113,24 +114,16 @@ class Drawer:
         text = self.conditioner.encode([prompt.prompt for prompt in self.prompts])
         return assemble(text), assemble(self.conditioner.null())
 
-    def _model(self, backbone: nn.Module, recipe: TrainRecipe, setting: SamplerSetting) -> Model:
-        return Model(
-            name=recipe.name,
-            digest="in a study",
-            backbone=backbone,
-            formulation=recipe.formulation,
+    def _model(self, backbone: Backbone, recipe: TrainRecipe, setting: SamplerSetting) -> Model:
+        return model_in_training(
+            recipe,
+            backbone,
             autoencoder=self.autoencoder,
             conditioner=self.conditioner,
-            settings=SamplingSettings(
-                num_steps=setting.num_steps,
-                guidance_scale=setting.guidance_scale,
-                shift=recipe.shift.alpha,
-                height_px=self.resolution_px,
-                width_px=self.resolution_px,
-            ),
+            num_steps=setting.num_steps,
+            guidance_scale=setting.guidance_scale,
             world=self.world.name,
             resolution_px=self.resolution_px,
-            provenance={},
         )
 
 

@@ -52,9 +52,7 @@ def run_study(study: Study, out: Path | str, *, command: str, num_workers: int =
     else:
         _work_in_processes(study, folder, num_workers)
     with file_lock(folder / ".lock"):
-        return write_results(
-            folder, study, all_cells(study, folder), started, command=command
-        )
+        return write_results(folder, study, all_cells(study, folder), started, command=command)
 
 
 def all_cells(study: Study, folder: Path) -> tuple[Cell, ...]:

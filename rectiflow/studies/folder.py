@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import rectiflow
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import explain_os_error, file_lock, read_json, write_json
@@ -99,6 +100,7 @@ def _refuse_foreign_folder(folder: Path) -> None:
 def _describe(study: Study) -> dict[str, Any]:
     return {
         "format": FORMAT,
+        "version": rectiflow.__version__,
         "study": study.name,
         "sizes": to_json(study),
         "cells": {

@@ -73,17 +73,17 @@ class Formulations(Study):
         ]
         for averaged in (True, False):
             backbone = trained.backbone_at(step, averaged=averaged)
-            for setting in self.settings:
-                rows.append(
-                    {
-                        "kind": "samples",
-                        "step": step,
-                        "weights": "ema" if averaged else "raw",
-                        "num_steps": setting.num_steps,
-                        "guidance_scale": setting.guidance_scale,
-                    }
-                    | examiner.examine(drawer.draw(backbone, recipe, setting))
-                )
+            rows += [
+                {
+                    "kind": "samples",
+                    "step": step,
+                    "weights": "ema" if averaged else "raw",
+                    "num_steps": setting.num_steps,
+                    "guidance_scale": setting.guidance_scale,
+                }
+                | examiner.examine(drawer.draw(backbone, recipe, setting))
+                for setting in self.settings
+            ]
         return rows
 
     def report(self, rows: Sequence[Row]) -> Report:

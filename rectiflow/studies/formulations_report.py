@@ -155,8 +155,8 @@ def _rank_table(ranks: _Ranks, order: Sequence[str]) -> Table:
         ),
         note=(
             "The front of non-dominated sorting by CLIP score and Fréchet distance, averaged over "
-            f"{len(ranks.settings)} settings; 95 % intervals over redrawn prompts, which say nothing "
-            "about another seed. The paper's ranks come from 24 settings on its own data."
+            f"{len(ranks.settings)} settings; 95 % intervals over redrawn prompts, which say "
+            "nothing about another seed. The paper's ranks come from 24 settings on its own data."
         ),
     )
 
@@ -285,9 +285,7 @@ def _figure(pictures: Sequence[Row]) -> tuple[Plot, ...]:
     plots: list[Plot] = []
     for metric, label in (("clip_score", "CLIP score"), ("frechet", "Fréchet distance")):
         curves = {
-            name: Curve(
-                xs=[row["num_steps"] for row in points], ys=[row[metric] for row in points]
-            )
+            name: Curve(xs=[row["num_steps"] for row in points], ys=[row[metric] for row in points])
             for name in SHOWN
             for points in [
                 sorted(

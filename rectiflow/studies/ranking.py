@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class MeanRank:
     """A competitor's mean rank over settings, with the ends of its bootstrap interval."""

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.studies.backbones import backbones
+from rectiflow.studies.captions import captions
+from rectiflow.studies.encoders import encoders
 from rectiflow.studies.formulations import formulations
 from rectiflow.studies.qk_norm import qk_norm
 from rectiflow.studies.scaling import scaling
@@ -13,6 +15,8 @@ STUDIES: dict[str, Callable[[Scale], Study]] = {
     "formulations": formulations,
     "backbones": backbones,
     "qk-norm": qk_norm,
+    "captions": captions,
+    "encoders": encoders,
     "scaling": scaling,
 }
 

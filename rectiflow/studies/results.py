@@ -24,9 +24,7 @@ METRICS_FILE = "metrics.parquet"
 def collect(folder: Path, cells: Iterable[Cell]) -> list[Row]:
     """The rows of finished cells, in the grid's order."""
     return [
-        row
-        for cell in cells
-        for row in read_json(cell_folder(folder, cell) / ROWS_FILE)["rows"]
+        row for cell in cells for row in read_json(cell_folder(folder, cell) / ROWS_FILE)["rows"]
     ]
 
 

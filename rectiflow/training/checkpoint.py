@@ -1,7 +1,8 @@
 """Checkpoints: one folder a step, whole or absent, checked by hash, never pickle.
 
 `checkpoints/step_00001234/` holds `weights`, `ema` and `optimizer` as safetensors, and
-`state.json` with the counters, the recipe and the SHA-256 of each file.
+`state.json` with the counters, the recipe, the model that the run started from, and the SHA-256 of
+each file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rectiflow.training.recipe import CHANGEABLE, TrainRecipe, differences
 from rectiflow.training.state import TrainState
 
 FORMAT = 1
-_KEYS = ("format", "step", "elapsed_s", "loss_window", "sha256", "store", "recipe")
+_KEYS = ("format", "step", "elapsed_s", "loss_window", "origin", "sha256", "store", "recipe")
 _NAME = re.compile(r"step_\d{8,}")
 
 
@@ -70,6 +71,7 @@ def write_state(folder: Path, state: TrainState, recipe: TrainRecipe, store: str
         "step": state.step,
         "elapsed_s": state.elapsed_s,
         "loss_window": state.loss_window,
+        "origin": state.origin,
         "sha256": hashes,
         "store": store,
         "recipe": to_json(recipe),
@@ -160,6 +162,7 @@ def load_state(
     state.step = header["step"]
     state.elapsed_s = header["elapsed_s"]
     state.loss_window = list(header["loss_window"])
+    state.origin = header["origin"]
     return state
 
 

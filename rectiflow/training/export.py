@@ -58,6 +58,7 @@ def _describe(
         "sampling": to_json(recipe.sampling) | {"shift": recipe.shift.alpha},
         "provenance": {
             "recipe": recipe.name,
+            "start_from": state.origin,
             "seed": recipe.seed,
             "step": state.step,
             "max_steps": recipe.max_steps,

@@ -43,6 +43,7 @@ def save_failure(
         "x0_logvar": batch.x0_logvar,
         "keys": batch.keys,
         "indices": batch.indices,
+        "positions": batch.positions,
     }
     with atomic_directory(path) as folder:
         write_state(folder, state, recipe, store)

@@ -44,6 +44,7 @@ from rectiflow.training.hooks import (
 )
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
+from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
 from rectiflow.training.validation import validate
@@ -82,9 +83,11 @@ def train(
     recipe's prompts into pictures; `progress` shows a progress line on stderr.
 
     Raises:
-        UserError: `out` is not a run or is in use; the disk is full.
+        UserError: `out` is not a run or is in use; the disk is full; the model of `start_from`
+            does not exist.
         DivergedError: the loss or the gradient is not finite.
-        CheckpointError: the run follows another recipe or store, or its checkpoints are damaged.
+        CheckpointError: the run follows another recipe or store, or its checkpoints are damaged;
+            the model of `start_from` is damaged or of other shapes.
         StoreError: the store is damaged.
     """
     run = Path(out)
@@ -94,12 +97,14 @@ def train(
         stack.enter_context(locked(run))
         recipe = settle_recipe(run, recipe, max_steps)
         clear_unfinished(run)
-        state = load_latest(run, recipe, feed.facts.fingerprint) or TrainState.start(recipe)
+        state = load_latest(run, recipe, feed.facts.fingerprint) or _first_state(recipe)
         if state.step > recipe.max_steps:
             raise UserError(
                 f"{run} has already made {state.step} steps, more than max_steps "
                 f"{recipe.max_steps}; give a larger number or choose another run folder"
             )
+        # Only now: what cannot start should not bind the folder to its recipe.
+        save_config(run / "recipe.json", recipe)
         # The last session may have been killed before it could do so.
         remove_old(run, state.step, recipe.keep_last)
         _append_session(run, state.step)
@@ -122,6 +127,11 @@ def train(
             on_sample=on_sample,
             stop=stop,
         ).run_to_end()
+
+
+def _first_state(recipe: TrainRecipe) -> TrainState:
+    first = None if recipe.start_from is None else read_first_weights(recipe.start_from)
+    return TrainState.start(recipe, first)
 
 
 @dataclass(kw_only=True)

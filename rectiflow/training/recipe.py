@@ -45,19 +45,25 @@ class SamplingDefaults:
 class TrainRecipe:
     """All settings of a training run. Every `*_every` counts optimizer steps; 0 means never.
 
-    `shift` moves the formulation's times in training, validation and sampling alike.
+    `shift` moves the formulation's times in training, validation and sampling alike. With
+    `stratified_times` the times of any neighbouring samples are spread evenly over the sampler's
+    quantiles instead of drawn independently: same density, less scatter of the loss.
     `encoder_dropout` is the probability in [0, 1] with which each text encoder is left out of
     each sample, independently (arXiv 2403.03206, section 5.1). `caption_mix` gives the weight of
     each caption variant of the store; without it all weigh the same. `empty_prompt` is the
     probability that a sample shows the empty prompt instead, so that guidance, which contrasts
     with it, meets something the model has learned. `num_validation` samples are held out.
+    `start_from` names the model whose averaged weights are the first ones, instead of random ones:
+    a shipped model, or the folder of a run or model; its shapes are `backbone`'s.
     """
 
     name: str
     seed: int = 0
     backbone: BackboneConfig
+    start_from: str | None = None
     formulation: Formulation = field(default_factory=rectified_flow)
     shift: ResolutionShift = field(default_factory=ResolutionShift)
+    stratified_times: bool = False
     batch_size: int = 64
     max_steps: int
     optimizer: AdamW | Muon = field(default_factory=AdamW)
@@ -119,9 +125,7 @@ def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:
     ]
 
 
-def differing_settings(
-    before: Any, after: Any, path: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
+def differing_settings(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The dotted path and both values of each place where two JSON values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         if before.get("kind") != after.get("kind"):

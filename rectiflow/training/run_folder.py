@@ -13,7 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rectiflow.base.config import load_config, save_config
+from rectiflow.base.config import load_config
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import explain_os_error
 from rectiflow.training.checkpoint import refuse_other_recipe
@@ -73,7 +73,7 @@ def locked(run: Path) -> Generator[None]:
 
 
 def settle_recipe(run: Path, recipe: TrainRecipe, max_steps: int | None) -> TrainRecipe:
-    """The recipe that the run follows from here on, written to `recipe.json`.
+    """The recipe that the run follows from here on, to be kept as `recipe.json`.
 
     A new run takes the recipe's number of steps and a continued one its own, unless `max_steps`
     is given.
@@ -87,6 +87,4 @@ def settle_recipe(run: Path, recipe: TrainRecipe, max_steps: int | None) -> Trai
         saved = load_config(path, TrainRecipe)
         refuse_other_recipe(saved, recipe, where=run)
         length = saved.max_steps
-    settled = dataclasses.replace(recipe, max_steps=max_steps or length)
-    save_config(path, settled)
-    return settled
+    return dataclasses.replace(recipe, max_steps=max_steps or length)

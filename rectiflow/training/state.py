@@ -21,6 +21,7 @@ from rectiflow.models.precision import compute_dtype
 from rectiflow.training.ema import Ema
 from rectiflow.training.optimizers import Optimizer
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.start_from import FirstWeights
 
 
 @dataclass(kw_only=True)
@@ -28,7 +29,8 @@ class TrainState:
     """Weights, their average, the optimizer and the counters; changed in place by each step.
 
     `step` counts finished optimizer steps; `loss_window` holds the losses since the last log
-    line; `elapsed_s` is the training time of all sessions so far.
+    line; `elapsed_s` is the training time of all sessions so far; `origin` says which model the
+    first weights came from, None where they were random.
     """
 
     backbone: Backbone
@@ -37,17 +39,25 @@ class TrainState:
     step: int = 0
     elapsed_s: float = 0.0
     loss_window: list[float] = field(default_factory=list)
+    origin: dict[str, str] | None = None
 
     @classmethod
-    def start(cls, recipe: TrainRecipe) -> TrainState:
-        """The state before the first step: weights drawn from the recipe's seed."""
+    def start(cls, recipe: TrainRecipe, first: FirstWeights | None = None) -> TrainState:
+        """The state before the first step: weights drawn from the recipe's seed, or `first`.
+
+        Raises:
+            CheckpointError: `first` does not fit the recipe's backbone.
+        """
         backbone = build_backbone(recipe.backbone)
         seed = derive_seed(recipe.seed, "backbone")
         backbone.initialize(torch.Generator().manual_seed(seed))
+        if first is not None:
+            first.copy_into(backbone)
         return cls(
             backbone=backbone,
             ema=Ema(recipe.ema, backbone),
             optimizer=recipe.optimizer.build(backbone, compute_dtype(recipe.precision)),
+            origin=first.origin if first is not None else None,
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rectiflow.base import philox
+from rectiflow.base.seeds import derive_seed
 from rectiflow.data.records import Batch
 from rectiflow.flow import FlowLoss, flow_matching_loss
 from rectiflow.models.conditioning import Conditioning
@@ -53,8 +54,11 @@ class StepResult:
 def draw(batch: Batch, recipe: TrainRecipe) -> Draw:
     """Choose noise, time and dropped encoders of each sample from its key."""
     uniforms = philox.uniform(batch.keys, 1 + len(ENCODERS), stream=CHOICE_STREAM)
+    levels = uniforms[:, 0]
+    if recipe.stratified_times:
+        levels = philox.even_uniform(batch.positions, derive_seed(recipe.seed, "times"))
     x0, eps = posterior_and_noise(batch, batch.keys, stream=NOISE_STREAM)
-    t = recipe.formulation.timesteps.from_uniform(uniforms[:, 0])
+    t = recipe.formulation.timesteps.from_uniform(levels)
     return Draw(
         x0=x0,
         eps=eps,

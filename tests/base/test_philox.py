@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rectiflow.base.philox import keys_for, normal, philox_block, uniform
+from rectiflow.base.philox import even_uniform, keys_for, normal, philox_block, uniform
 
 # Random123, tests/kat_vectors, "philox4x32 10": counter, key, result
 KNOWN_ANSWERS = [
@@ -95,6 +95,20 @@ def test_uniform_fills_the_open_interval() -> None:
     assert 0 < values.min() < 1e-4
     assert 1 - 1e-4 < values.max() < 1
     assert stats.kstest(values.flatten().numpy(), "uniform").pvalue > 1e-4
+
+
+def test_even_uniforms_leave_no_wide_gap_wherever_they_start() -> None:
+    for start in (0, 12_345, 2**33 + 7):
+        for num in (2, 3, 16, 64, 377, 1000):
+            u = even_uniform(torch.arange(start, start + num), 99)
+            assert 0.0 < u.min()
+            assert u.max() < 1.0
+            rising = u.sort().values
+            around = torch.cat([rising[1:] - rising[:-1], rising[:1] + 1 - rising[-1:]])
+            assert num * around.max() < 2.0
+    # a place is a function of position and key alone
+    assert even_uniform(torch.tensor([7]), 99) == even_uniform(torch.arange(9), 99)[7]
+    assert even_uniform(torch.tensor([7]), 98) != even_uniform(torch.tensor([7]), 99)
 
 
 def test_normal_has_the_moments_and_tails_of_a_gaussian() -> None:

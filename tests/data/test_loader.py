@@ -27,6 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
 def assert_equal(one: Batch, other: Batch) -> None:
     assert torch.equal(one.indices, other.indices)
     assert torch.equal(one.keys, other.keys)
+    assert torch.equal(one.positions, other.positions)
     assert torch.equal(one.x0_mean, other.x0_mean)
     assert torch.equal(one.x0_logvar, other.x0_logvar)
     for name, column in one.encoded_text.items():
@@ -89,6 +90,7 @@ def test_any_world_size_sees_the_same_batch(store: LatentStore, world_size: int)
             },
             indices=torch.cat([b.indices for b in read]),
             keys=torch.cat([b.keys for b in read]),
+            positions=torch.cat([b.positions for b in read]),
         )
         assert_equal(joined, whole)
 

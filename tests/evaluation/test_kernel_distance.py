@@ -97,6 +97,12 @@ def test_a_reference_serves_many_times() -> None:
         assert reference(samples) == kernel_distance(samples, reference.reference, sigma=0.5)
 
 
+def test_twins_in_the_reference_lower_the_estimate() -> None:
+    """Why reconstructions are not compared with their own originals by it."""
+    x = _drawn(50, 0)
+    assert kernel_distance(x, x).value < 0.0
+
+
 def test_keeps_its_sample_counts_and_width() -> None:
     distance = kernel_distance(_drawn(7, 0), _drawn(9, 1))
     assert (distance.num_samples, distance.num_reference) == (7, 9)

@@ -22,10 +22,10 @@ from rectiflow.generation import model as model_module
 from rectiflow.generation.model import (
     CardSampling,
     ModelCard,
-    find_model_folder,
     load_model,
     read_model_card,
 )
+from rectiflow.models.model_folder import find_model_folder
 
 
 @pytest.fixture(autouse=True)

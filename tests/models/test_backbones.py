@@ -1,6 +1,9 @@
 """What holds for every backbone under the one trainer."""
 
+import os
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.layers.attention import StreamAttention
 from rectiflow.models.mmdit import MMDiTConfig
+
+TESTS = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +111,25 @@ def test_blocks_are_the_repeated_part(config):
     model = build_backbone(config)
     assert len(model.blocks) == config.depth
     assert model.config is config
+
+
+COMPILED = """
+from dataclasses import replace
+import torch
+from models.small_backbones import CONFIGS, inputs, random_backbone
+for kind, config in CONFIGS.items():
+    model = random_backbone(replace(config, depth=1))
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(*inputs())
+        print(kind, (compiled - model(*inputs())).abs().max().item() < 1e-4)
+"""
+
+
+@pytest.mark.compile
+def test_compiles_to_one_graph(run_python, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([TESTS, *filter(None, sys.path)]))
+    result = run_python(COMPILED, timeout_s=300.0)
+    assert result.stdout.splitlines() == [f"{kind} True" for kind in CONFIGS], result.stderr
 
 
 def test_sizes_that_do_not_fit_are_told(config):

@@ -49,6 +49,18 @@ def test_folder_holds_the_scenes(tmp_path: Path, world: World) -> None:
     assert seen == [(64, 70), (70, 70)]
 
 
+def test_a_scale_enlarges_the_same_scenes(tmp_path: Path) -> None:
+    write_folder(SMALL, tmp_path / "a", count=3, scale=2)
+    write_folder(SMALL, tmp_path / "b", count=3)
+    small, large = contents(tmp_path / "b"), contents(tmp_path / "a")
+    assert large["captions.jsonl"] == small["captions.jsonl"]
+    assert json.loads(large["world.json"])["scale"] == 2
+    for index in range(3):
+        picture = np.asarray(Image.open(tmp_path / "a" / f"images/{index:06d}.png"))
+        scene = sample_scene(SMALL, split="train", seed=0, index=index)
+        np.testing.assert_array_equal(picture, render(SMALL, scene, scale=2))
+
+
 def test_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
     for number in (1, 2):
         write_folder(SMALL, tmp_path / str(number), count=130, num_workers=number)
@@ -62,7 +74,9 @@ def test_a_used_folder_is_refused(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"mine.txt": b"mine"}
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 1, "num_workers": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"count": 0}, {"count": 1, "num_workers": 0}, {"count": 1, "scale": 0}]
+)
 def test_numbers_below_one_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match="is 0; it must be at least 1"):
         write_folder(SMALL, tmp_path / "out", **wrong)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 from rectiflow.base.errors import ConfigError, DivergedError, UserError
-from rectiflow.base.files import file_lock
+from rectiflow.base.files import file_lock, read_json, write_json
 from rectiflow.studies.bench import Bench
 from rectiflow.studies.engine import run_study
 from rectiflow.studies.plots import Curve, plot_curves
@@ -64,9 +64,7 @@ class Counting(Study):
 
 
 def num_runs(out: Path) -> dict[str, int]:
-    return {
-        path.parent.name: path.read_text().count("run") for path in out.glob("cells/*/runs")
-    }
+    return {path.parent.name: path.read_text().count("run") for path in out.glob("cells/*/runs")}
 
 
 def test_both_rounds_run_once_and_a_report_is_left(tmp_path: Path) -> None:
@@ -118,6 +116,10 @@ def test_another_grid_is_refused_with_what_differs(tmp_path: Path) -> None:
     run_study(Counting(num=1), tmp_path, command=COMMAND)
     with pytest.raises(UserError, match=r"sizes.num is 1 there and 2 here; cells.c1 is None there"):
         run_study(Counting(num=2), tmp_path, command=COMMAND)
+    begun = read_json(tmp_path / "study.json")
+    write_json(tmp_path / "study.json", begun | {"version": "0.0.1"})
+    with pytest.raises(UserError, match="another version of it: version is '0.0.1' there"):
+        run_study(Counting(num=1), tmp_path, command=COMMAND)
     foreign = tmp_path / "cells"
     with pytest.raises(UserError, match="is no study: it holds 'again-0' and no study.json"):
         run_study(Counting(), foreign, command=COMMAND)
@@ -128,7 +130,7 @@ def test_cells_of_a_killed_process_are_taken_over_and_others_left_alone(tmp_path
     claim = tmp_path / "cells" / "c1" / ".claim"
     source = f"""
         import time
-        from rectiflow.base.files import file_lock
+        from rectiflow.base.files import file_lock, read_json, write_json
         with file_lock({str(claim)!r}):
             print("held", flush=True)
             time.sleep(600)

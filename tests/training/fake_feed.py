@@ -50,17 +50,21 @@ class FakeFeed(Feed):
         )
 
     def rows(self, indices: Tensor, *, epoch: int) -> Batch:
+        return self._at(indices, torch.arange(len(indices)), epoch=epoch)
+
+    def _at(self, indices: Tensor, positions: Tensor, *, epoch: int) -> Batch:
         return Batch(
             x0_mean=self._mean[indices],
             x0_logvar=self._logvar[indices],
             encoded_text={name: column[indices] for name, column in self._text.items()},
             keys=philox.keys_for(0, "fake", epoch, indices=indices),
             indices=indices,
+            positions=positions,
         )
 
     def batch_at(self, step: int) -> Batch:
         position = step * self._batch_size + torch.arange(self._batch_size)
-        batch = self.rows(position % self.num, epoch=int(position[0]) // self.num)
+        batch = self._at(position % self.num, position, epoch=int(position[0]) // self.num)
         if step + 1 == self._poisoned_step:
             batch.x0_mean[0, 0, 0, 0] = float("nan")
         return batch

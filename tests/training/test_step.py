@@ -48,6 +48,24 @@ def test_draws_have_the_stated_distributions() -> None:
     assert abs(torch.logit(drawn.t).mean() - 1.0) < 0.15
 
 
+def test_stratified_times_have_the_density_with_less_scatter_and_no_batches_of_their_own() -> None:
+    formulation = rectified_flow(mean=1.0)
+    recipe = tiny_recipe(formulation=formulation, stratified_times=True)
+    feed = FakeFeed(batch_size=16)
+    batches = [draw(feed.batch_at(step), recipe).t for step in range(64)]
+    means = torch.stack([torch.logit(t).mean() for t in batches])
+    # independent draws of 16 scatter by 1/4; these leave each sixteenth about one sample
+    assert abs(means.mean() - 1.0) < 0.02
+    assert means.std() < 0.1
+    finer = FakeFeed(batch_size=4)
+    assert torch.equal(
+        torch.cat([draw(finer.batch_at(step), recipe).t for step in range(8)]),
+        torch.cat(batches[:2]),
+    )
+    other = draw(feed.batch_at(0), dataclasses.replace(recipe, seed=1)).t
+    assert not torch.equal(other, batches[0])
+
+
 def test_the_recipes_shift_moves_the_times_of_training_and_validation() -> None:
     feed = FakeFeed(num=16)
     plain = tiny_recipe()

@@ -174,7 +174,8 @@ class UViT(Backbone):
         context = self.context_embedder(conditioning.context)
         vector = self.embed_vector(t, conditioning)
 
-        x, made = self.x_embedder(z_t), list[list[Tensor]]()
+        x = self.x_embedder(z_t)
+        made: list[list[Tensor]] = []
         for level in self.down:
             x, results = level(x, vector)
             made.append(results)

@@ -18,13 +18,8 @@ from rectiflow.base.config import save_config, to_json
 from rectiflow.base.files import atomic_directory, read_json, sha256_file
 from rectiflow.evaluation.results import Evaluation
 from rectiflow.evaluation.shapeworld import evaluate
-from rectiflow.generation.model import (
-    CARD_FILE,
-    WEIGHTS_FILE,
-    find_model_folder,
-    load_model,
-    read_model_card,
-)
+from rectiflow.generation.model import load_model, read_model_card
+from rectiflow.models.model_folder import CARD_FILE, WEIGHTS_FILE, find_model_folder
 from rectiflow.models.shipped.card import write_card
 
 PER_TASK = 100

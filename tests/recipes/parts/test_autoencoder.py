@@ -71,5 +71,6 @@ def test_a_folder_round_trips_and_a_cut_file_is_refused(tmp_path: Path) -> None:
 def test_shipped_autoencoder_passes_its_gates(world: World) -> None:
     scores = score_reconstructions(load_autoencoder(), world, num_per_task=30)
     assert scores.pop("psnr_db") >= 30.0
+    assert scores.pop("ssim") >= 0.9
     assert scores.pop("typography") >= 0.97
     assert sum(scores.values()) / len(scores) >= 0.99

@@ -1,0 +1,77 @@
+"""A finished model as a folder: which one a name or path means, and its weights, checked.
+
+On both walks: generation loads a `Model` from it, and training may start from its weights.
+Format: `docs/formats.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.files import sha256_file
+from rectiflow.models.shipped import shipped_path
+
+SHIPPED_MODELS = ("tiny",)
+CARD_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def find_model_folder(name_or_path: str | Path) -> Path:
+    """The folder with `model.json` and weights that a name or path means.
+
+    Raises:
+        UserError: there is none; the text says what was looked for.
+        CheckpointError: a shipped model's files are damaged.
+    """
+    if str(name_or_path) in SHIPPED_MODELS:
+        return shipped_path(str(name_or_path))
+    path = Path(name_or_path)
+    if (path / CARD_FILE).is_file():
+        return path
+    if (path / "model" / CARD_FILE).is_file():
+        return path / "model"
+    if not path.exists():
+        names = ", ".join(f'"{name}"' for name in SHIPPED_MODELS)
+        raise UserError(
+            f"there is no model {str(name_or_path)!r}: give {names}, or the folder of a run "
+            "that `rectiflow train` or `rectiflow demo` wrote"
+        )
+    if (path / "recipe.json").is_file():
+        raise UserError(
+            f"the run {path} has no model yet: it has not reached its first checkpoint; continue "
+            "it with `rectiflow train`"
+        )
+    raise UserError(
+        f"{path} is no model: it holds neither {CARD_FILE} nor model/{CARD_FILE}; give the folder "
+        "of a run or of an exported model"
+    )
+
+
+def read_model_weights(folder: Path, sha256: Mapping[str, str]) -> dict[str, Tensor]:
+    """The averaged weights of a model's folder, as they are stored, after a check of their hash.
+
+    `sha256` maps files to the hashes that `model.json` states.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+        CheckpointError: it is cut or damaged.
+    """
+    path = folder / WEIGHTS_FILE
+    expected, found = sha256.get(WEIGHTS_FILE), sha256_file(path)
+    if found != expected:
+        raise CheckpointError(
+            f"{path} is cut or damaged: its SHA-256 is {found[:12]}…, {CARD_FILE} says "
+            f"{(expected or 'nothing')[:12]}…; copy or make the model again"
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}); copy or make the model again"
+        ) from error

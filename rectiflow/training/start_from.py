@@ -1,0 +1,75 @@
+"""The first weights of a run that goes on from a finished model, such as a fine-tuning run.
+
+On the walk of a sample: the loop reads them once, before the first step; from the first checkpoint
+on the run stands on its own. Source: arXiv 2403.03206, section 5.3.2 (a model trained at a low
+resolution is fine-tuned at a high one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from rectiflow.base.errors import CheckpointError
+from rectiflow.base.files import read_json
+from rectiflow.models.model_folder import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    find_model_folder,
+    read_model_weights,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstWeights:
+    """A model's averaged weights in float32, by the name that the recipe gives and their hash."""
+
+    name: str
+    sha256: str
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What checkpoints and the exported model's provenance keep of it."""
+        return {"model": self.name, "sha256": self.sha256}
+
+    def copy_into(self, backbone: nn.Module) -> None:
+        """Replace all of a backbone's weights.
+
+        Raises:
+            CheckpointError: the model's tensors are not the backbone's; the text gives the first
+                that differs.
+        """
+        own = backbone.state_dict()
+        for name in [*own, *self.tensors]:
+            ours, theirs = own.get(name), self.tensors.get(name)
+            if ours is None or theirs is None or ours.shape != theirs.shape:
+                raise CheckpointError(
+                    f"start_from={self.name}: its tensor {name!r} is {_shape(theirs)}, the "
+                    f"recipe's backbone needs {_shape(ours)}; give the recipe the backbone that "
+                    f"stands in the model's {CARD_FILE}, or start from another model"
+                )
+        backbone.load_state_dict(dict(self.tensors))
+
+
+def read_first_weights(name_or_path: str) -> FirstWeights:
+    """The weights of a shipped model by name, or of a run's or a model's folder.
+
+    Raises:
+        UserError: there is no such model.
+        CheckpointError: its files are missing, cut or damaged.
+    """
+    folder = find_model_folder(name_or_path)
+    hashes = read_json(folder / CARD_FILE)["sha256"]
+    tensors = read_model_weights(folder, hashes)
+    return FirstWeights(
+        name=name_or_path,
+        sha256=hashes[WEIGHTS_FILE],
+        tensors={name: tensor.float() for name, tensor in tensors.items()},
+    )
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else str(list(tensor.shape))
