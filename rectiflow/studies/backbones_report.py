@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from rectiflow.studies.bands import curve_over
+from rectiflow.studies.comparison import Difference, seedwise_difference, spread_of
 from rectiflow.studies.plots import plot_curves
-from rectiflow.studies.spread import (
-    Difference,
-    curve_over,
-    paired_difference,
-    spread_of,
-)
 from rectiflow.studies.study import Plot, Report, Row, Table
 
 if TYPE_CHECKING:
@@ -94,10 +90,10 @@ def order_by(values: Values, metric: _Metric) -> list[str]:
 
 def advantage(values: Values, better: str, worse: str, metric: _Metric) -> Difference | None:
     """How much better one is than another, seed by seed; None where they share no seed."""
-    difference = paired_difference(values.get(better, {}), values.get(worse, {}))
-    if difference is None or metric.is_more_better:
-        return difference
-    return Difference(mean=-difference.mean, half_width=difference.half_width)
+    first, second = values.get(better, {}), values.get(worse, {})
+    if not metric.is_more_better:
+        first, second = second, first
+    return seedwise_difference(first, second)
 
 
 def report_backbones(study: Backbones, rows: Sequence[Row]) -> Report:
@@ -196,7 +192,7 @@ def _pair_table(rows: Sequence[Row], matched: str) -> Table:
 
 def _marked(difference: Difference, digits: int) -> str:
     text = difference.text(digits)
-    return f"**{text}**" if difference.is_decided else text
+    return f"**{text}**" if difference.is_clear else text
 
 
 def _curves(rows: Sequence[Row], matched: str) -> Plot:
@@ -263,7 +259,7 @@ def _verdict_of(rows: Sequence[Row], matched: str) -> list[str]:
     three = advantage(values, THREE_SETS, REFERENCE, loss)
     if three is not None:
         size = f"by {three.text(loss.digits)} in loss"
-        if not three.is_decided:
+        if not three.is_clear:
             parts.append(f"Whether three sets beat two stays open ({size}).")
         else:
             parts.append(f"Three sets {'beat' if three.mean > 0 else 'lose to'} two {size}.")
@@ -278,9 +274,9 @@ def _tally(rows: Sequence[Row], metric: _Metric) -> str:
         for worse, better in combinations(PAPER_ORDER, 2)
         if (difference := advantage(values, better, worse, metric)) is not None
     ]
-    agreeing = sum(d.is_decided and d.mean > 0 for d in differences)
-    opposed = sum(d.is_decided and d.mean < 0 for d in differences)
-    leaning = sum(not d.is_decided and d.mean > 0 for d in differences)
+    agreeing = sum(d.is_clear and d.mean > 0 for d in differences)
+    opposed = sum(d.is_clear and d.mean < 0 for d in differences)
+    leaning = sum(not d.is_clear and d.mean > 0 for d in differences)
     num_open = len(differences) - agreeing - opposed
     return (
         f"By {metric.title}, {agreeing} of the order's {len(differences)} pairs are decided as in "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,11 @@ class Spread:
     num: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" ± {self.std:.3f}" if self.num > 1 else "")
+        return self.text()
+
+    def text(self, digits: int = 3) -> str:
+        """Mean ± standard deviation, the mean alone for a single seed."""
+        return f"{self.mean:.{digits}f}" + (f" ± {self.std:.{digits}f}" if self.num > 1 else "")
 
 
 def spread_of(values: Sequence[float]) -> Spread:
@@ -52,9 +56,13 @@ class Difference:
         return self.low > 0.0 or self.high < 0.0
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, digits: int = 3) -> str:
+        """The mean with its interval, or the word that there is one seed."""
         if self.num == 1:
-            return f"{self.mean:+.3f} (one seed)"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+            return f"{self.mean:+.{digits}f} (one seed)"
+        return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
     def describe(self, *, more: str, less: str) -> str:
         """The difference in words: `more`, `less`, or that the seeds leave it open."""
@@ -82,6 +90,16 @@ def paired_difference(
     quantile = float(student_t.ppf(0.5 + 0.5 * confidence, df=num - 1))
     half = quantile * float(np.std(differences, ddof=1)) / math.sqrt(num)
     return Difference(mean=mean, low=mean - half, high=mean + half, num=num)
+
+
+def seedwise_difference(
+    first: Mapping[int, float], second: Mapping[int, float]
+) -> Difference | None:
+    """first − second over the seeds that both have a value for; None without any."""
+    common = [seed for seed in first if seed in second]
+    if not common:
+        return None
+    return paired_difference([first[seed] for seed in common], [second[seed] for seed in common])
 
 
 @dataclass(frozen=True, kw_only=True)

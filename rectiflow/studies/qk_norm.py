@@ -135,9 +135,7 @@ def _kept(trained: TrainedRun) -> Iterator[tuple[int, Backbone]]:
     yield 0, TrainState.start(recipe).backbone.eval()
     for step in range(recipe.checkpoint_every, recipe.max_steps + 1, recipe.checkpoint_every):
         if checkpoint_of(trained.folder, step).exists():
-            backbone = trained.backbone_at(step, averaged=False)
-            assert isinstance(backbone, Backbone)
-            yield step, backbone
+            yield step, trained.backbone_at(step, averaged=False)
 
 
 def _losses(trained: TrainedRun) -> Iterator[Row]:

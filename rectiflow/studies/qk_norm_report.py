@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rectiflow.studies.bands import curve_over
+from rectiflow.studies.comparison import spread_of
 from rectiflow.studies.plots import plot_curves
-from rectiflow.studies.spread import curve_over, spread_of
 from rectiflow.studies.study import Plot, Report, Row, Table
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from rectiflow.studies.comparison import spread_of
 from rectiflow.studies.scaling_law import (
     Quantiles,
     ScalingLaw,
@@ -20,7 +21,6 @@ from rectiflow.studies.scaling_law import (
     quantiles,
     redraws,
 )
-from rectiflow.studies.spread import spread_of
 from rectiflow.studies.study import Row
 
 NUM_REDRAWS = 100

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from rectiflow.studies.bands import curve_over
+from rectiflow.studies.comparison import seedwise_difference, spread_of
 from rectiflow.studies.path_length import independent_length
 from rectiflow.studies.plots import Curve, plot_curves
 from rectiflow.studies.scaling_fit import LawTrial, try_laws
-from rectiflow.studies.spread import curve_over, paired_difference, spread_of
 from rectiflow.studies.study import Plot, Report, Row, Table
 
 if TYPE_CHECKING:
@@ -367,14 +368,14 @@ def _drop_verdict(sweep: dict[int, list[Row]]) -> str:
     fewest = min(row["num_steps"] for row in sweep[large])
     first = relative_drop(sweep[small], "clip_score", fewest)
     second = relative_drop(sweep[large], "clip_score", fewest)
-    difference = paired_difference(first, second)
+    difference = seedwise_difference(first, second)
     if difference is None or small == large:
         return "Whether larger models lose less at few steps cannot be told from these runs."
     return (
         f"At {fewest} steps the CLIP score loses {spread_of(list(first.values())).mean:.1f} % at "
         f"depth {small} and {spread_of(list(second.values())).mean:.1f} % at depth {large}: larger "
         f"models lose {'less, as in the paper' if difference.mean > 0 else 'no less'}"
-        f"{'' if difference.is_decided else ', within what the seeds leave open'}."
+        f"{'' if difference.is_clear else ', within what the seeds leave open'}."
     )
 
 
@@ -382,12 +383,12 @@ def _path_verdict(paths: dict[int, list[Row]]) -> str:
     small, large = min(paths), max(paths)
     guided = max(row["guidance_scale"] for row in paths[large])
     first, second = _lengths(paths[small], guided), _lengths(paths[large], guided)
-    difference = paired_difference(first, second)
+    difference = seedwise_difference(first, second)
     if difference is None or small == large:
         return "Whether larger models take shorter ways cannot be told from these runs."
     direction = "shorter, as in the paper" if difference.mean > 0 else "no shorter"
     return (
         f"At CFG {guided:g} ways are {spread_of(list(first.values())).mean:.2f} long at depth "
         f"{small} and {spread_of(list(second.values())).mean:.2f} at depth {large}, {direction}"
-        f"{'' if difference.is_decided else ', within what the seeds leave open'}."
+        f"{'' if difference.is_clear else ', within what the seeds leave open'}."
     )

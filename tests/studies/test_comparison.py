@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from rectiflow.studies.comparison import (
     ScoredPicture,
     paired_difference,
+    seedwise_difference,
     spread_of,
     win_rate,
 )
@@ -73,3 +75,24 @@ def test_values_must_be_there_and_in_pairs() -> None:
         paired_difference([0.1, 0.2], [0.1])
     with pytest.raises(ValueError, match="no values to take the spread of"):
         spread_of([])
+
+
+def test_the_interval_covers_the_planted_difference_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    num_covered = 0
+    for _ in range(1000):
+        difference = paired_difference((0.3 + generator.normal(size=3)).tolist(), [0.0] * 3)
+        num_covered += difference.low <= 0.3 <= difference.high
+    assert 930 <= num_covered <= 970
+
+
+def test_only_seeds_of_both_are_compared() -> None:
+    difference = seedwise_difference({0: 5.0, 1: 9.0, 3: 2.0}, {3: 1.0, 0: 3.0})
+    assert difference is not None
+    assert (difference.mean, difference.num) == (1.5, 2)
+    assert seedwise_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_numbers_print_with_as_many_digits_as_asked() -> None:
+    assert spread_of([1.0, 2.0]).text(1) == "1.5 ± 0.7"
+    assert paired_difference([1.0], [0.5]).text(2) == "+0.50 (one seed)"
