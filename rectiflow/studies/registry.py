@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.studies.autoencoder_channels import autoencoder_channels
 from rectiflow.studies.captions import captions
 from rectiflow.studies.encoders import encoders
 from rectiflow.studies.formulations import formulations
@@ -10,6 +11,7 @@ from rectiflow.studies.shift import shift
 from rectiflow.studies.study import Scale, Study
 
 STUDIES: dict[str, Callable[[Scale], Study]] = {
+    "autoencoder-channels": autoencoder_channels,
     "captions": captions,
     "encoders": encoders,
     "formulations": formulations,
