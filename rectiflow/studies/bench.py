@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from rectiflow.base.errors import ConfigError
-from rectiflow.base.files import file_lock
+from rectiflow.base.files import atomic_directory, file_lock
 from rectiflow.base.log import read_events
 from rectiflow.data.encode import encode_folder
 from rectiflow.data.store_format import HEADER_FILE
 from rectiflow.models.autoencoder import Autoencoder
+from rectiflow.models.autoencoder.files import load_autoencoder_folder, save_autoencoder
 from rectiflow.models.backbones import build_backbone
 from rectiflow.models.frame import Backbone
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
@@ -97,6 +100,15 @@ class Bench:
                     resolution_px=wanted.resolution_px,
                 )
         return path
+
+    def autoencoder(self, name: str, make: Callable[[], Autoencoder]) -> Autoencoder:
+        """The study's own autoencoder `name`, made when it is missing; frozen, in float32."""
+        path = self.folder / "data" / f"autoencoder-{name}"
+        with file_lock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                with atomic_directory(path) as unfinished:
+                    save_autoencoder(make(), unfinished, dtype=torch.float32)
+        return load_autoencoder_folder(path)
 
     def train(self, recipe: TrainRecipe, store: Path | Feed, folder: Path) -> TrainedRun:
         """Train a recipe in `folder/run`, or go on there.

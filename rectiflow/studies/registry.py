@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.studies.autoencoder_channels import autoencoder_channels
 from rectiflow.studies.backbones import backbones
 from rectiflow.studies.captions import captions
 from rectiflow.studies.encoders import encoders
@@ -16,6 +17,7 @@ STUDIES: dict[str, Callable[[Scale], Study]] = {
     "formulations": formulations,
     "backbones": backbones,
     "qk-norm": qk_norm,
+    "autoencoder-channels": autoencoder_channels,
     "captions": captions,
     "encoders": encoders,
     "scaling": scaling,

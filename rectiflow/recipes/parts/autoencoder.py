@@ -140,6 +140,39 @@ def score_reconstructions(
     return shares | {"psnr_db": score.psnr_db, "ssim": score.ssim}
 
 
+def trained_autoencoder(
+    config: AutoencoderConfig,
+    stages: tuple[Stage, ...],
+    on_log: Log,
+    *,
+    start: Path | None = None,
+    num_statistics: int = NUM_STATISTICS,
+) -> Autoencoder:
+    """An autoencoder after all stages, with the shift and scale of its latents measured.
+
+    With `start`, an autoencoder part that the first stage has made, only the later stages run.
+
+    Raises:
+        CheckpointError: `start` is not an autoencoder part, or is damaged.
+    """
+    torch.manual_seed(derive_seed(stages[0].training.seed, "autoencoder", "weights"))
+    autoencoder = Autoencoder(config)
+    if start is not None:
+        autoencoder.load_state_dict(load_autoencoder_folder(start).state_dict())
+
+    def log(step: int, loss: AutoencoderLoss) -> None:
+        if (step + 1) % 50 == 0:
+            psnr = psnr_db_of_error(loss.squared_error)
+            on_log({"step": step + 1, "psnr_db": float(psnr), "kl_per_value": float(loss.kl)})
+
+    for stage in stages[start is not None :]:
+        train_autoencoder(autoencoder, training_batches(stage), stage.training, log)
+    images = themed_images(
+        ANY_THEME, range(num_statistics), seed=stages[0].training.seed + 2, split="train"
+    )
+    return with_measured_normalisation(autoencoder, images)
+
+
 def make_autoencoder(
     out: Path,
     on_log: Log,
@@ -148,9 +181,7 @@ def make_autoencoder(
     config: AutoencoderConfig = CONFIG,
     start: Path | None = None,
 ) -> None:
-    """Train and write the part to `out`, which must not exist.
-
-    With `start`, an autoencoder part that the first stage has made, only the later stages run.
+    """Train and write the part to `out`, which must not exist; `start` as above.
 
     Raises:
         UserError: `out` is not empty or cannot be written.
@@ -158,24 +189,8 @@ def make_autoencoder(
     """
     commit = source_commit() or "unknown"  # of the code that trains, whatever happens meanwhile
     with atomic_directory(out) as folder:
-        torch.manual_seed(derive_seed(stages[0].training.seed, "autoencoder", "weights"))
-        autoencoder = Autoencoder(config)
-        if start is not None:
-            autoencoder.load_state_dict(load_autoencoder_folder(start).state_dict())
-
-        def log(step: int, loss: AutoencoderLoss) -> None:
-            if (step + 1) % 50 == 0:
-                psnr = psnr_db_of_error(loss.squared_error)
-                on_log({"step": step + 1, "psnr_db": float(psnr), "kl_per_value": float(loss.kl)})
-
-        for stage in stages[start is not None :]:
-            train_autoencoder(autoencoder, training_batches(stage), stage.training, log)
-        images = themed_images(
-            ANY_THEME, range(NUM_STATISTICS), seed=stages[0].training.seed + 2, split="train"
-        )
-        save_autoencoder(
-            with_measured_normalisation(autoencoder, images), folder, dtype=torch.bfloat16
-        )
+        autoencoder = trained_autoencoder(config, stages, on_log, start=start)
+        save_autoencoder(autoencoder, folder, dtype=torch.bfloat16)
         write_autoencoder_card(folder, stages, commit)
 
 
