@@ -241,8 +241,9 @@ def _setting(study: Formulations, pictures: Sequence[Row]) -> str:
     return (
         f"MM-DiT of depth {study.depth}, {study.num_steps} steps of 16 pictures on "
         f"{' and '.join(study.worlds)} ({study.num_pictures:,} pictures), the small recipe's shift "
-        "for all (a path that ends before pure noise, as `linear` does, keeps times that are shifted "
-        f"beyond its end there); of {study.num_looks} checkpoints that of the least held-out EMA loss. "
+        "for all; a path that ends before pure noise, as `linear` does, takes times that are "
+        f"shifted beyond its end there. Of {study.num_looks} checkpoints that of the least "
+        "held-out EMA loss. "
         f"{len(study.settings)} sampler settings × EMA and raw weights, "
         f"{any_row['num_pictures']} pictures each, CLIP features of the embedded image tower. "
         f"Seed {study.seeds[0]}; the leaders also with {study.seeds[1:]}."
