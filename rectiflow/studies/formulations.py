@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from rectiflow.flow import paper_grid, parse_formulation
+from rectiflow.flow import ResolutionShift, paper_grid, parse_formulation
 from rectiflow.recipes.small import small_run
 from rectiflow.shapeworld.world import world_by_name
 from rectiflow.studies.bench import Bench, PictureSet, best_step
@@ -48,6 +48,11 @@ class Formulations(Study):
     num_pictures: int
     per_task: int
     reference_per_task: int = REFERENCE_PER_TASK
+
+    @property
+    def shift(self) -> ResolutionShift:
+        """That of all its recipes."""
+        return self._recipe(self.formulations[0], self.seeds[0]).shift
 
     def cells(self) -> tuple[Cell, ...]:
         return tuple(self._cells(self.formulations, self.seeds[:1]))

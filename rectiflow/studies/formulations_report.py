@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
+from rectiflow.flow import ResolutionShift, parse_formulation
 from rectiflow.studies.plots import Curve, plot_curves
 from rectiflow.studies.ranking import MeanRank, ranks_with_intervals
 from rectiflow.studies.study import Plot, Report, Row, Table
@@ -242,12 +244,20 @@ def _setting(study: Formulations, pictures: Sequence[Row]) -> str:
         f"MM-DiT of depth {study.depth}, {study.num_steps} steps of 16 pictures on "
         f"{' and '.join(study.worlds)} ({study.num_pictures:,} pictures), the small recipe's shift "
         "for all; a path that ends before pure noise, as `linear` does, takes times that are "
-        f"shifted beyond its end there. Of {study.num_looks} checkpoints that of the least "
-        "held-out EMA loss. "
+        f"shifted beyond its end there: {_share_at_end('eps/linear', study.shift):.0%} of those of "
+        f"`eps/linear`. Of {study.num_looks} checkpoints that of the least held-out EMA loss. "
         f"{len(study.settings)} sampler settings × EMA and raw weights, "
         f"{any_row['num_pictures']} pictures each, CLIP features of the embedded image tower. "
         f"Seed {study.seeds[0]}; the leaders also with {study.seeds[1:]}."
     )
+
+
+def _share_at_end(name: str, shift: ResolutionShift) -> float:
+    """The share of a formulation's drawn times that the shift leaves at its path's very end."""
+    formulation = parse_formulation(name)
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    t = shift.along(formulation.path, formulation.timesteps.from_uniform(u))
+    return (t >= formulation.path.time_range[1]).double().mean().item()
 
 
 def _verdict(ranks: _Ranks, order: Sequence[str], rows: Sequence[Row]) -> str:
@@ -265,7 +275,7 @@ def _verdict(ranks: _Ranks, order: Sequence[str], rows: Sequence[Row]) -> str:
     common = [name for name in PAPER_RANKS if name in by_name]
     if len(common) > 2:
         ours = [by_name[name].mean for name in common]
-        rho = spearmanr(ours, [PAPER_RANKS[name] for name in common]).statistic
+        rho = spearmanr(ours, [PAPER_RANKS[name] for name in common])[0]
         parts.append(
             f"Over the {len(common)} formulations whose ranks the paper prints, its order and this "
             f"one have a Spearman correlation of {rho:.2f}."
