@@ -40,7 +40,7 @@ class Formulations(Study):
     formulations: tuple[str, ...] = tuple(map(str, paper_grid()))
     worlds: tuple[str, ...] = ("small",)
     seeds: tuple[int, ...] = (0, 1, 2)
-    num_leaders: int = 6
+    num_leaders: int = 4
     settings: tuple[SamplerSetting, ...] = PAPER_SETTINGS
     depth: int
     num_steps: int
