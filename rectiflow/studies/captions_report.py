@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rectiflow.studies.bars import Bars, plot_bars
 from rectiflow.studies.comparison import Difference, paired_difference, spread_of
+from rectiflow.studies.plots import Bars, plot_bars
 from rectiflow.studies.study import Plot, Report, Row, Table
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rectiflow.evaluation.bootstrap import Interval, bootstrap_mean
-from rectiflow.studies.bars import Bars, plot_bars
 from rectiflow.studies.comparison import ScoredPicture, win_rate
+from rectiflow.studies.plots import Bars, plot_bars
 from rectiflow.studies.study import Report, Row, Table
 
 if TYPE_CHECKING:
