@@ -63,8 +63,9 @@ class Scaling(Study):
         return report_scaling(self, rows)
 
     def _cells(self) -> Iterator[Cell]:
-        for seed in self.seeds:
-            for depth in self.depths:
+        # The longest runs first, so that processes which share the grid end together.
+        for depth in sorted(self.depths, reverse=True):
+            for seed in self.seeds:
                 yield Cell(
                     name=f"d{depth}-s{seed}",
                     factors={"depth": depth, "seed": seed},
@@ -154,8 +155,8 @@ def scaling(scale: Scale) -> Scaling:
                 depths=(1, 2, 3, 4),
                 num_steps=600,
                 num_pictures=12_000,
-                per_task_of_looks=7,
-                per_task=14,
+                per_task_of_looks=5,
+                per_task=10,
             )
         case "gpu":
             return Scaling(
