@@ -111,6 +111,6 @@ class Study(ABC):
     def report(self, rows: Sequence[Row]) -> Report:
         """Tables, plots and verdict of all cells' rows.
 
-        Rows carry "cell" and the cell's factors. A diverged cell has a single row, whose
-        "diverged" is True (False in all others) and which has no measurements.
+        Rows carry "cell" and the cell's factors. A diverged cell has a row without measurements
+        whose "diverged" is True (False in all others); mostly it is its only one.
         """
