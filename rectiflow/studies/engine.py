@@ -110,6 +110,7 @@ def _work_on(study: Study, cells: Sequence[Cell], folder: Path) -> None:
     while left := [cell for cell in cells if finished_rows(folder, cell) is None]:
         is_idle = True
         for cell in left:
+            _stop_if_orphaned()
             with claimed(folder, cell) as is_ours:
                 if is_ours and finished_rows(folder, cell) is None:
                     is_idle = False
@@ -118,6 +119,13 @@ def _work_on(study: Study, cells: Sequence[Cell], folder: Path) -> None:
                     print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
         if is_idle:
             time.sleep(_POLL_S)
+
+
+def _stop_if_orphaned() -> None:
+    """End a worker whose command was killed, before it begins another cell."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise KeyboardInterrupt
 
 
 def _run_cell(study: Study, cell: Cell, folder: Path) -> None:

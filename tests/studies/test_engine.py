@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -96,6 +98,18 @@ def test_an_interrupted_grid_goes_on_without_repeating(tmp_path: Path) -> None:
     (tmp_path / "mended").touch()
     run_study(study, tmp_path, command=COMMAND)
     assert set(num_runs(tmp_path).values()) == {1}
+
+
+def test_a_worker_whose_command_was_killed_begins_no_other_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    parent = SimpleNamespace(is_alive=lambda: gone.poll() is None)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(Counting(), tmp_path, command=COMMAND)
+    assert num_runs(tmp_path) == {}
 
 
 def test_a_diverged_cell_is_recorded_and_the_grid_goes_on(
