@@ -12,10 +12,20 @@ from collections.abc import Sequence
 
 from rectiflow import __version__
 from rectiflow.base.errors import UserError
-from rectiflow.cli import demo, encode, evaluate, sample, shapeworld, study, train
+from rectiflow.cli import (
+    convert,
+    demo,
+    encode,
+    evaluate,
+    inspect,
+    sample,
+    shapeworld,
+    study,
+    train,
+)
 from rectiflow.cli.options import Parser
 
-VERBS = (demo, shapeworld, encode, train, sample, evaluate, study)
+VERBS = (demo, shapeworld, encode, train, sample, evaluate, study, inspect, convert)
 
 _DESCRIPTION = """\
 Stable Diffusion 3 as one straight walk: captioned images become a model, captions become pictures.

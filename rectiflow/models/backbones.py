@@ -9,9 +9,9 @@ from rectiflow.models.baselines.crossdit import CrossDiT, CrossDiTConfig
 from rectiflow.models.baselines.dit import DiT, DiTConfig
 from rectiflow.models.baselines.uvit import UViT, UViTConfig
 from rectiflow.models.frame import Backbone
-from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.models.mmdit import MMDiT, MMDiTConfig, MMDiTXConfig
 
-BackboneConfig = MMDiTConfig | DiTConfig | CrossDiTConfig | UViTConfig
+BackboneConfig = MMDiTConfig | MMDiTXConfig | DiTConfig | CrossDiTConfig | UViTConfig
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:

@@ -59,7 +59,9 @@ def forward_flops(config: BackboneConfig, size: InputSize) -> int:
             text = num_text_sets * linear(1, d, 6 * d) + stream(m, d)
             last_text = num_text_sets * linear(1, d, 2 * d) + linear(m, d, 3 * d)
             blocks = config.depth * image + (config.depth - 1) * text + last_text
-            return around + patches + blocks
+            # The second attention: its modulation and its four projections.
+            second = attention(n, n, d) + linear(1, d, 3 * d) + linear(n, d, 4 * d)
+            return around + patches + blocks + config.num_second_attentions * second
         case DiTConfig():
             block = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n + m, d)
             unread = stream(m, d) - linear(m, d, 3 * d)

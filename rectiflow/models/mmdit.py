@@ -49,29 +49,63 @@ class MMDiTConfig(BackboneSize):
         """Names of the kinds of text token that have weights of their own."""
         return ("context",) if self.num_clip_tokens is None else ("clip", "t5")
 
+    @property
+    def num_second_attentions(self) -> int:
+        """How many blocks, from the first on, give the image an attention of its own as well."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMDiTXConfig(MMDiTConfig):
+    """Size of an MMDiT-X: an MM-DiT whose first `num_dual_blocks` blocks have a second attention.
+
+    There image tokens also attend to each other alone, beside the joint attention.
+    Source: the released SD3.5-medium, whose first 13 blocks of 24 are such.
+    """
+
+    num_dual_blocks: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.num_dual_blocks <= self.depth:
+            raise ConfigError(
+                f"num_dual_blocks={self.num_dual_blocks} must be from 1 to depth={self.depth}; "
+                "without such blocks it is an MMDiTConfig"
+            )
+
+    @property
+    def title(self) -> str:
+        return "MMDiT-X"
+
+    @property
+    def num_second_attentions(self) -> int:
+        return self.num_dual_blocks
+
 
 class JointBlock(nn.Module):
     """A block of weights for each stream around one joint attention; the image is the last stream.
 
-    With `is_last`, the text only serves the attention, and the image alone comes back.
+    With `is_last`, the text only serves the attention, and the image alone comes back. With
+    `is_dual`, the image has a second attention of its own.
     """
 
-    def __init__(self, config: MMDiTConfig, *, is_last: bool) -> None:
+    def __init__(self, config: MMDiTConfig, *, is_last: bool, is_dual: bool = False) -> None:
         super().__init__()
         self.is_last = is_last
 
-        def block(*, ends_here: bool) -> StreamBlock:
+        def block(*, ends_here: bool = False, is_dual: bool = False) -> StreamBlock:
             return StreamBlock(
                 config.hidden_dim,
                 head_dim=config.head_dim,
                 use_qk_norm=config.use_qk_norm,
                 is_last=ends_here,
+                is_dual=is_dual,
             )
 
         self._text_names = [f"{name}_block" for name in config.text_streams]
         for name in self._text_names:
             self.add_module(name, block(ends_here=is_last))
-        self.x_block = block(ends_here=False)
+        self.x_block = block(is_dual=is_dual)
 
     @property
     def stream_blocks(self) -> list[StreamBlock]:
@@ -91,8 +125,8 @@ class JointBlock(nn.Module):
         )
         first = len(blocks) - 1 if self.is_last else 0
         return tuple(
-            block.add_mlp(block.add_attended(x, a, gate), *mlp_modulation)
-            for block, x, a, (_, _, gate, *mlp_modulation) in zip(
+            block.finish(x, a, modulation)
+            for block, x, a, modulation in zip(
                 blocks[first:], streams[first:], attended[first:], modulations[first:], strict=True
             )
         )
@@ -110,7 +144,10 @@ class MMDiT(PatchTransformer):
         super().__init__(config)
         self._num_clip_tokens = config.num_clip_tokens
         self.joint_blocks = nn.ModuleList(
-            JointBlock(config, is_last=i == config.depth - 1) for i in range(config.depth)
+            JointBlock(
+                config, is_last=i == config.depth - 1, is_dual=i < config.num_second_attentions
+            )
+            for i in range(config.depth)
         )
         self.final_layer = FinalLayer(config.hidden_dim, config.patch_features)
 

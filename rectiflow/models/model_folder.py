@@ -62,6 +62,17 @@ def read_model_weights(folder: Path, sha256: Mapping[str, str]) -> dict[str, Ten
         UserError: the file is missing or cannot be read.
         CheckpointError: it is cut or damaged.
     """
+    path = check_model_weights(folder, sha256)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}); copy or make the model again"
+        ) from error
+
+
+def check_model_weights(folder: Path, sha256: Mapping[str, str]) -> Path:
+    """The file of a model's weights, after a check of its hash; raises as `read_model_weights`."""
     path = folder / WEIGHTS_FILE
     expected, found = sha256.get(WEIGHTS_FILE), sha256_file(path)
     if found != expected:
@@ -69,9 +80,4 @@ def read_model_weights(folder: Path, sha256: Mapping[str, str]) -> dict[str, Ten
             f"{path} is cut or damaged: its SHA-256 is {found[:12]}…, {CARD_FILE} says "
             f"{(expected or 'nothing')[:12]}…; copy or make the model again"
         )
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is no whole safetensors file ({error}); copy or make the model again"
-        ) from error
+    return path

@@ -56,6 +56,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
         ("sample tiny cat -n 0", "argument -n: expected a whole number of at least 1, got '0'"),
         ("sample tiny cat dog", "rectiflow sample does not know 'dog'; its options: --help, -n"),
         ("evaluate tiny --benchmark coco", "--benchmark: invalid choice: 'coco'"),
+        ("inspect", "the following arguments are required: PATH"),
+        ("inspect nowhere.safetensors", "cannot read nowhere.safetensors: it does not exist"),
+        ("convert tiny", "the following arguments are required: TARGET"),
         ("evaluate tiny --per-task many", "--per-task: expected a whole number of at least 1"),
     ],
 )
@@ -113,6 +116,8 @@ def test_usages_are_the_promised_spellings(capsys: pytest.CaptureFixture[str]) -
         "sample": "rectiflow sample MODEL PROMPT [-n N] [--seed S] [--out DIR]",
         "evaluate": "rectiflow evaluate MODEL [--benchmark shapeworld] [--per-task N] "
         "[--out FILE.json]",
+        "inspect": "rectiflow inspect PATH",
+        "convert": "rectiflow convert SOURCE TARGET",
     }
     for verb, usage in promised.items():
         with contextlib.suppress(SystemExit):

@@ -75,7 +75,7 @@ def test_a_run_and_its_model_folder_are_the_same_model(folder: Path) -> None:
         assert torch.equal(model.backbone.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize("kind", ["mmdit3", "dit", "crossdit", "uvit"])
+@pytest.mark.parametrize("kind", ["mmdit3", "mmdit-x", "dit", "crossdit", "uvit"])
 def test_every_backbone_loads_as_it_was(folder: Path, kind: str) -> None:
     backbone, path = random_backbone(CONFIGS[kind]), folder / "weights.safetensors"
     save_file(backbone.state_dict(), path)

@@ -8,7 +8,7 @@ from rectiflow.models.baselines.dit import DiTConfig
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone
-from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
 
 CONTEXT_DIM, POOLED_DIM, NUM_TEXT, NUM_CLIP = 48, 24, 10, 4
 SIZES = {
@@ -21,6 +21,7 @@ SIZES = {
 CONFIGS: dict[str, BackboneConfig] = {
     "mmdit": MMDiTConfig(**SIZES),
     "mmdit3": MMDiTConfig(**SIZES, num_clip_tokens=NUM_CLIP),
+    "mmdit-x": MMDiTXConfig(**SIZES, num_dual_blocks=1),
     "dit": DiTConfig(**SIZES),
     "crossdit": CrossDiTConfig(**SIZES),
     "uvit": UViTConfig(**SIZES),

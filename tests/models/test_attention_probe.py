@@ -9,6 +9,7 @@ from models.small_backbones import CONFIGS, NUM_TEXT, inputs, random_backbone
 
 from rectiflow.models.attention_probe import AttentionSeen, observe_attention
 from rectiflow.models.layers.attention import attention, watch_attention
+from rectiflow.models.mmdit import MMDiTConfig
 
 
 def test_one_attention_by_hand() -> None:
@@ -43,8 +44,10 @@ def test_every_block_is_seen_and_nothing_changes(kind: str) -> None:
     assert len(blocks) == config.depth
     has_cross = kind.startswith(("crossdit", "uvit"))
     num_image = (8 // config.patch_size) * (12 // config.patch_size)
-    num_keys = [num_image, NUM_TEXT] if has_cross else [num_image + NUM_TEXT]
-    for block, (max_logit, entropy) in zip(blocks, once, strict=True):
+    num_dual = config.num_second_attentions if isinstance(config, MMDiTConfig) else 0
+    for i, (block, (max_logit, entropy)) in enumerate(zip(blocks, once, strict=True)):
+        num_keys = [num_image, NUM_TEXT] if has_cross else [num_image + NUM_TEXT]
+        num_keys += [num_image] if i < num_dual else []
         assert len(block.attentions) == len(num_keys)
         for seen, keys in zip(block.attentions, num_keys, strict=True):
             assert 0 < seen.entropy < math.log(keys)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from models.small_backbones import CONTEXT_DIM, POOLED_DIM, SIZES, inputs, randomised
 
+from rectiflow.base.errors import ConfigError
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.layers.attention import attention
 from rectiflow.models.layers.embeddings import position_grid, sinusoidal_time_embedding
-from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.models.mmdit import MMDiT, MMDiTConfig, MMDiTXConfig
 
 
 def small(depth: int = 3, **overrides) -> MMDiT:
@@ -116,6 +117,19 @@ def test_width_and_size_follow_depth_as_released():
         model = MMDiT(MMDiTConfig(depth=24))
     assert model.config.hidden_dim == 1536
     assert sum(p.numel() for p in model.parameters()) == 2_028_328_000
+
+
+def test_the_released_mmdit_x_has_its_size():
+    with torch.device("meta"):
+        model = MMDiT(MMDiTXConfig(depth=24, use_qk_norm=True, num_dual_blocks=13))
+    assert sum(p.numel() for p in model.parameters()) == 2_243_171_520
+    assert [hasattr(block.x_block, "attn2") for block in model.blocks] == [True] * 13 + [False] * 11
+
+
+@pytest.mark.parametrize("num_dual_blocks", [0, 4])
+def test_a_wrong_number_of_second_attentions_teaches(num_dual_blocks):
+    with pytest.raises(ConfigError, match=f"={num_dual_blocks} must be from 1 to depth=3"):
+        MMDiTXConfig(depth=3, num_dual_blocks=num_dual_blocks)
 
 
 def test_crop_of_positions_is_centred_and_independent_of_grid_size():

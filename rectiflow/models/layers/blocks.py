@@ -2,10 +2,13 @@
 
 Source: arXiv 2212.09748 (DiT), figure 3; arXiv 2310.00426 (PixArt-α), section 2.3, whose
 cross-attention stands between self-attention and feed-forward network, without norm or gate, and
-starts at zero; arXiv 2403.03206, figure 2.
+starts at zero; arXiv 2403.03206, figure 2. The second attention of MMDiT-X is that of the released
+SD3.5-medium.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -20,17 +23,30 @@ class StreamBlock(nn.Module):
     """The weights of one kind of token: modulation, attention's projections, feed-forward network.
 
     Alone it is DiT's block. Several share one attention in `rectiflow.models.mmdit.JointBlock`;
-    `is_last` drops all that follows the attention.
+    `is_last` drops all that follows the attention, `is_dual` gives the tokens a second attention
+    among themselves, beside the shared one.
     """
 
     def __init__(
-        self, dim: int, *, head_dim: int, use_qk_norm: bool, is_last: bool = False
+        self,
+        dim: int,
+        *,
+        head_dim: int,
+        use_qk_norm: bool,
+        is_last: bool = False,
+        is_dual: bool = False,
     ) -> None:
         super().__init__()
-        self.adaLN_modulation = Modulation(dim, num_chunks=2 if is_last else 6)
+        # The second attention's shift, scale and gate stand behind the six of every block.
+        self.adaLN_modulation = Modulation(dim, num_chunks=2 if is_last else 9 if is_dual else 6)
         self.attn = StreamAttention(
             dim, head_dim=head_dim, use_qk_norm=use_qk_norm, has_output=not is_last
         )
+        self.is_dual = is_dual
+        if is_dual:
+            self.attn2 = StreamAttention(
+                dim, head_dim=head_dim, use_qk_norm=use_qk_norm, has_output=True
+            )
         if not is_last:
             self.mlp = FeedForward(dim)
 
@@ -45,6 +61,19 @@ class StreamBlock(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Add the attention's result through its gate."""
         return torch.addcmul(x, gate, self.attn.proj(attended))
+
+    def finish(
+        self, x: Float[Tensor, "b n d"], attended: Tensor, modulation: Sequence[Tensor]
+    ) -> Float[Tensor, "b n d"]:
+        """Tokens as the block got them, and the attention's result → tokens as it leaves them."""
+        _, _, gate, *mlp_modulation = modulation[:6]
+        after = self.add_attended(x, attended, gate)
+        if self.is_dual:
+            # Sees the tokens as they came in, not what the first attention made of them.
+            shift, scale, gate = modulation[6:]
+            (own,) = joint_attention([self.attn2.project(modulated_norm(x, shift, scale))])
+            after = torch.addcmul(after, gate, self.attn2.proj(own))
+        return self.add_mlp(after, *mlp_modulation)
 
     def add_mlp(
         self, x: Float[Tensor, "b n d"], shift: Tensor, scale: Tensor, gate: Tensor

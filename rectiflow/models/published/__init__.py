@@ -1,0 +1,33 @@
+"""Released SD3 checkpoints: recognised from their tensors, loaded, and saved in their layouts.
+
+`checkpoint` and `folder` say what a file or folder is, `loading` makes networks of it, `saving`
+writes either layout, `inspection` describes it. `names` is the map between our tensor names and the
+layouts', `configs` reads sizes off the tensors; `stored` and `header` are tensors as byte ranges of
+safetensors files.
+"""
+
+from rectiflow.models.published.checkpoint import Checkpoint, Part
+from rectiflow.models.published.configs import RELEASED
+from rectiflow.models.published.folder import open_checkpoint
+from rectiflow.models.published.inspection import describe_checkpoint
+from rectiflow.models.published.loading import load_autoencoder, load_mmdit
+from rectiflow.models.published.saving import (
+    convert,
+    part_of,
+    save_diffusers_folder,
+    save_single_file,
+)
+
+__all__ = [
+    "RELEASED",
+    "Checkpoint",
+    "Part",
+    "convert",
+    "describe_checkpoint",
+    "load_autoencoder",
+    "load_mmdit",
+    "open_checkpoint",
+    "part_of",
+    "save_diffusers_folder",
+    "save_single_file",
+]

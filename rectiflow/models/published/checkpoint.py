@@ -1,0 +1,271 @@
+"""What a file or folder of weights is: its parts, each with layout, configuration and tensors.
+
+Recognised from the tensors' names and shapes alone; nothing but headers is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rectiflow.base.config import from_json
+from rectiflow.base.errors import CheckpointError, ConfigError
+from rectiflow.models.autoencoder import AutoencoderConfig
+from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
+from rectiflow.models.published.configs import (
+    PartConfig,
+    entries_of,
+    infer_autoencoder_config,
+    infer_mmdit_config,
+    layout_shapes,
+)
+from rectiflow.models.published.header import read_safetensors
+from rectiflow.models.published.names import Layout
+from rectiflow.models.published.stored import HEADER_NAMES, StoredTensor
+
+#: Where a single file keeps a part.
+PREFIXES = {
+    "mmdit": "model.diffusion_model.",
+    "autoencoder": "first_stage_model.",
+    "clip_l": "text_encoders.clip_l.transformer.",
+    "clip_g": "text_encoders.clip_g.transformer.",
+    "t5": "text_encoders.t5xxl.transformer.",
+}
+PART_TITLES = {
+    "mmdit": "MM-DiT",
+    "autoencoder": "autoencoder",
+    "clip_l": "text encoder CLIP-L",
+    "clip_g": "text encoder CLIP-G",
+    "t5": "text encoder T5",
+}
+#: Tensors that only a part of this layout has, for files that hold one part without a prefix.
+_MARKS: tuple[tuple[str, str, Layout], ...] = (
+    ("joint_blocks.0.x_block.", "mmdit", "sai"),
+    ("transformer_blocks.0.attn.add_q_proj.", "mmdit", "diffusers"),
+    ("decoder.up.0.block.", "autoencoder", "sai"),
+    ("decoder.up_blocks.0.resnets.", "autoencoder", "diffusers"),
+)
+_CHANGES_A_MODEL = "which changes a model and is none by itself; give the model's own file"
+_OTHER_KIND = (
+    "which is another architecture; rectiflow loads SD3-medium, SD3.5-medium, SD3.5-large and "
+    "-large-turbo"
+)
+#: What else is found under the same suffix, by pieces of names; the first that fits is told.
+_OTHER_FAMILIES = (
+    (("lora_", ".lora.", "hada_w", "lokr_w"), "a LoRA", _CHANGES_A_MODEL),
+    (("controlnet_", "control_model."), "a ControlNet", _CHANGES_A_MODEL),
+    (("double_blocks.", "single_transformer_blocks."), "a FLUX model", _OTHER_KIND),
+    (("conditioner.embedders.", "label_emb.", "add_embedding."), "an SDXL model", _OTHER_KIND),
+    (("input_blocks.", "cond_stage_model."), "a Stable Diffusion 1 or 2 model", _OTHER_KIND),
+    (("quant_conv.",), "the autoencoder of Stable Diffusion 1, 2 or XL", _OTHER_KIND),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One network of a checkpoint; `tensors` go by the layout's names, without a prefix."""
+
+    kind: str
+    path: Path
+    layout: Layout
+    config: PartConfig
+    tensors: dict[str, StoredTensor]
+
+    def own_tensors(self) -> dict[str, StoredTensor]:
+        """The tensors by our names; an MM-DiT's "pos_embed" among them."""
+        return {
+            entry.ours: entry.to_ours(self.layout, self.tensors)
+            for entry in entries_of(self.config)
+        }
+
+    def in_layout(self, layout: Layout) -> dict[str, StoredTensor]:
+        """The tensors by a layout's names."""
+        if layout == self.layout:
+            return self.tensors
+        found: dict[str, StoredTensor] = {}
+        for entry in entries_of(self.config):
+            found |= entry.from_ours(layout, entry.to_ours(self.layout, self.tensors))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The parts of a file or folder; `unknown` are tensors that belong to none of them."""
+
+    path: Path
+    parts: dict[str, Part]
+    unknown: tuple[str, ...] = ()
+
+    def part(self, kind: str) -> Part:
+        """The part of that kind.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if kind not in self.parts:
+            have = ", ".join(PART_TITLES[found] for found in self.parts)
+            raise CheckpointError(
+                f"{self.path} holds no {PART_TITLES[kind]}, only: {have}; give the file or folder "
+                "that has one"
+            )
+        return self.parts[kind]
+
+
+def open_file(path: Path) -> Checkpoint:
+    """Recognise a safetensors file.
+
+    Raises:
+        UserError: it is missing or unreadable.
+        CheckpointError: it is cut, damaged, of another format or family, or lacks tensors.
+    """
+    file = read_safetensors(path)
+    groups, unknown = _split(path, file.tensors)
+    parts = {
+        kind: recognise_part(
+            kind, layout, path, tensors, config=_config_from_metadata(path, kind, file.metadata)
+        )
+        for kind, (layout, tensors) in groups.items()
+    }
+    return Checkpoint(path=path, parts=parts, unknown=unknown)
+
+
+def _split(
+    path: Path, tensors: Mapping[str, StoredTensor]
+) -> tuple[dict[str, tuple[Layout, dict[str, StoredTensor]]], tuple[str, ...]]:
+    """The tensors of each part, and the names of those that belong to none."""
+    _refuse_other_family(path, tensors)
+    groups: dict[str, tuple[Layout, dict[str, StoredTensor]]] = {}
+    unknown = set(tensors)
+    for kind in ("mmdit", "autoencoder"):
+        prefix = PREFIXES[kind]
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        if own:
+            groups[kind] = ("sai", own)
+            unknown -= {prefix + name for name in own}
+    if not groups:
+        for mark, kind, layout in _MARKS:
+            if any(name.startswith(mark) for name in tensors):
+                return {kind: (layout, dict(tensors))}, ()
+        some = ", ".join(sorted(tensors)[:3]) or "none"
+        raise CheckpointError(
+            f"{path} holds no part of an SD3 model: it has {len(tensors)} tensors, among them "
+            f"{some}; {_OTHER_KIND.partition('; ')[2]}"
+        )
+    return groups, tuple(sorted(unknown))
+
+
+def _refuse_other_family(path: Path, names: Mapping[str, Any]) -> None:
+    for pieces, family, reason in _OTHER_FAMILIES:
+        if any(piece in name for name in names for piece in pieces):
+            raise CheckpointError(f"{path} is {family}, {reason}")
+
+
+def recognise_part(
+    kind: str,
+    layout: Layout,
+    path: Path,
+    tensors: dict[str, StoredTensor],
+    *,
+    config: PartConfig | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Part:
+    """A part with its configuration, once every tensor is there in the right shape.
+
+    Args:
+        kind: "mmdit" or "autoencoder".
+        layout: whose names the tensors have.
+        path: where they come from, for errors.
+        tensors: by name, without a prefix.
+        config: where it is known already; it is inferred otherwise.
+        given: diffusers' config.json, for what tensors do not tell.
+
+    Raises:
+        CheckpointError: tensors are missing, too many, of another shape or no floating numbers.
+    """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    infer: Callable[..., PartConfig] = (
+        infer_mmdit_config if kind == "mmdit" else infer_autoencoder_config
+    )
+    try:
+        config = infer(shapes, layout, given or {}) if config is None else config
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path} lacks {error.args[0]}, which every {PART_TITLES[kind]} has; fetch it again"
+        ) from error
+    except (ValueError, TypeError, IndexError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} holds no {PART_TITLES[kind]} of a known size: {error}; give a released model "
+            "or one of ours"
+        ) from error
+    _check_tensors(path, _describe(kind, config), tensors, layout_shapes(config, layout))
+    part = Part(kind=kind, path=path, layout=layout, config=config, tensors=tensors)
+    try:
+        part.own_tensors()
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; fetch the model again") from error
+    return part
+
+
+def _describe(kind: str, config: PartConfig) -> str:
+    if isinstance(config, AutoencoderConfig):
+        return f"an {PART_TITLES[kind]} with {config.latent_channels} channels"
+    return f"an {config.title} of depth {config.depth}"
+
+
+def _check_tensors(
+    path: Path,
+    what: str,
+    tensors: Mapping[str, StoredTensor],
+    wanted: Mapping[str, tuple[int, ...]],
+) -> None:
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of the {len(wanted)} tensors of {what}, the first is "
+            f"{missing[0]}; fetch the file again"
+        )
+    extra = [name for name in tensors if name not in wanted]
+    if extra:
+        raise CheckpointError(
+            f"{path} has {len(extra)} tensors more than {what}, the first is {extra[0]}; it is a "
+            "model of another kind"
+        )
+    for name, shape in wanted.items():
+        found = tensors[name]
+        if found.shape != shape:
+            raise CheckpointError(
+                f"{path}: {name} has the shape {list(found.shape)}, {what} has {list(shape)}; it "
+                "is damaged or a model of another kind"
+            )
+        if not found.dtype.is_floating_point:
+            raise CheckpointError(
+                f"{path}: {name} is stored as {HEADER_NAMES[found.dtype]}, a quantised format; "
+                "give the model in F32, F16, BF16 or F8"
+            )
+
+
+# --- what tensors cannot tell ----------------------------------------------------------------
+
+
+def metadata_key(kind: str) -> str:
+    """Where a single file's metadata holds a part's config, if the tensors do not tell it."""
+    return f"rectiflow.{kind}"
+
+
+def _config_from_metadata(path: Path, kind: str, metadata: Mapping[str, str]) -> PartConfig | None:
+    text = metadata.get(metadata_key(kind))
+    if text is None:
+        return None
+    classes = (MMDiTConfig, MMDiTXConfig) if kind == "mmdit" else (AutoencoderConfig,)
+    try:
+        data: dict[str, Any] = dict(json.loads(text))
+        cls = {cls.__name__: cls for cls in classes}[data.pop("kind")]
+        return from_json(cls, data)
+    except (ValueError, TypeError, KeyError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} holds a config under {metadata_key(kind)} that cannot be read ({error}); "
+            "make the file again"
+        ) from error

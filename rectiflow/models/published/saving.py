@@ -1,0 +1,166 @@
+"""Networks into released layouts: one file as Stability AI's, or a folder as diffusers'.
+
+What a layout has no place for in its tensors stands beside them: in the folder's config.json, in
+the single file's metadata. Values are copied as bytes, whatever their type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rectiflow.base.config import to_json
+from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.files import atomic_directory, write_json
+from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
+from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.models.published.checkpoint import (
+    PREFIXES,
+    Checkpoint,
+    Part,
+    metadata_key,
+    recognise_part,
+)
+from rectiflow.models.published.configs import entries_of
+from rectiflow.models.published.folder import COMPONENTS, CONFIG_FILE, open_checkpoint
+from rectiflow.models.published.header import SUFFIX
+from rectiflow.models.published.stored import StoredTensor, write_safetensors
+
+#: The first version of diffusers that knows all released models.
+_DIFFUSERS_VERSION = "0.31.0"
+
+
+def part_of(model: MMDiT | Autoencoder) -> Part:
+    """A network in memory as a part of a checkpoint to save; nothing is copied.
+
+    Raises:
+        CheckpointError: it has no released layout.
+    """
+    tensors = {name: StoredTensor.of(value) for name, value in model.state_dict().items()}
+    kind = "autoencoder"
+    if isinstance(model, MMDiT):
+        kind = "mmdit"
+        tensors["pos_embed"] = StoredTensor.of(model.pos_embed.flatten(0, 1)[None])
+    released: dict[str, StoredTensor] = {}
+    for entry in entries_of(model.config):
+        released |= entry.from_ours("sai", tensors[entry.ours])
+    return recognise_part(kind, "sai", Path("memory"), released, config=model.config)
+
+
+def convert(source: Path | str, target: Path | str) -> Checkpoint:
+    """Copy a checkpoint into another layout; returns what was recognised of the source.
+
+    A target that ends in ".safetensors" becomes a single file, any other a diffusers folder.
+
+    Raises:
+        UserError: the source is missing, or the target exists or cannot be written.
+        CheckpointError: the source is damaged, incomplete or of another family.
+    """
+    checkpoint, target = open_checkpoint(source), Path(target)
+    save = save_single_file if target.suffix == SUFFIX else save_diffusers_folder
+    save(target, checkpoint.parts)
+    return checkpoint
+
+
+def save_single_file(path: Path | str, parts: Mapping[str, Part]) -> None:
+    """Write the parts as one file in Stability AI's layout.
+
+    Raises:
+        UserError: the file exists or cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"cannot write {path}: it exists; choose another place or remove it")
+    tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
+    for kind, part in parts.items():
+        own = part.in_layout("sai")
+        tensors |= {PREFIXES[kind] + name: tensor for name, tensor in own.items()}
+        if not _tells_its_config(part, own):
+            config = {"kind": type(part.config).__name__} | to_json(part.config)
+            metadata[metadata_key(kind)] = json.dumps(config)
+    write_safetensors(path, tensors, metadata)
+
+
+def _tells_its_config(part: Part, tensors: dict[str, StoredTensor]) -> bool:
+    try:
+        return recognise_part(part.kind, "sai", part.path, tensors).config == part.config
+    except CheckpointError:
+        return False
+
+
+def save_diffusers_folder(folder: Path | str, parts: Mapping[str, Part]) -> None:
+    """Write the parts as the folder of a diffusers pipeline, complete or not at all.
+
+    Raises:
+        UserError: the folder is not empty or cannot be written.
+    """
+    with atomic_directory(folder) as unfinished:
+        index: dict[str, Any] = {
+            "_class_name": "StableDiffusion3Pipeline",
+            "_diffusers_version": _DIFFUSERS_VERSION,
+        }
+        for kind, part in parts.items():
+            name, stem = COMPONENTS[kind]
+            config = diffusers_config(part)
+            write_json(unfinished / name / CONFIG_FILE, config)
+            write_safetensors(
+                unfinished / name / f"{stem}{SUFFIX}",
+                part.in_layout("diffusers"),
+                {"format": "pt"},
+            )
+            index[name] = ["diffusers", config["_class_name"]]
+        write_json(unfinished / "model_index.json", index)
+
+
+def diffusers_config(part: Part) -> dict[str, Any]:
+    """The config.json of a part's component."""
+    if isinstance(part.config, AutoencoderConfig):
+        return _autoencoder_config(part.config)
+    return _mmdit_config(part.config)
+
+
+def _mmdit_config(config: MMDiTConfig) -> dict[str, Any]:
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "_diffusers_version": _DIFFUSERS_VERSION,
+        "attention_head_dim": config.head_dim,
+        "caption_projection_dim": config.hidden_dim,
+        "dual_attention_layers": list(range(config.num_second_attentions)),
+        "in_channels": config.in_channels,
+        "joint_attention_dim": config.context_dim,
+        "num_attention_heads": config.hidden_dim // config.head_dim,
+        "num_layers": config.depth,
+        "out_channels": config.in_channels,
+        "patch_size": config.patch_size,
+        "pooled_projection_dim": config.pooled_dim,
+        "pos_embed_max_size": config.position_side,
+        "qk_norm": "rms_norm" if config.use_qk_norm else None,
+        "sample_size": config.base_side * config.patch_size,
+    }
+
+
+def _autoencoder_config(config: AutoencoderConfig) -> dict[str, Any]:
+    num_levels = len(config.channel_multipliers)
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": _DIFFUSERS_VERSION,
+        "act_fn": "silu",
+        "block_out_channels": [config.base_channels * m for m in config.channel_multipliers],
+        "down_block_types": ["DownEncoderBlock2D"] * num_levels,
+        "force_upcast": True,
+        "in_channels": config.image_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.num_blocks,
+        "mid_block_add_attention": config.use_mid_attention,
+        "norm_num_groups": config.num_norm_groups,
+        "out_channels": config.image_channels,
+        "sample_size": 1024,
+        "scaling_factor": config.latent_scale,
+        "shift_factor": config.latent_shift,
+        "up_block_types": ["UpDecoderBlock2D"] * num_levels,
+        "use_post_quant_conv": False,
+        "use_quant_conv": False,
+    }

@@ -1,0 +1,63 @@
+"""`rectiflow inspect` and `rectiflow convert`, from files to words and files."""
+
+import torch
+from models.published.small_checkpoints import (
+    SMALL,
+    random_autoencoder,
+    random_mmdit,
+    write_single_file,
+)
+from safetensors.torch import load_file, save_file
+
+from rectiflow.cli.main import main
+
+
+def test_a_single_file_goes_into_a_folder_and_is_described(tmp_path, capsys):
+    path = tmp_path / "model.safetensors"
+    model = random_mmdit(SMALL["sd3.5-medium"])
+    write_single_file(path, model, random_autoencoder(), dtype=torch.float16)
+    save_file(load_file(path) | {"model.ema_decay": torch.zeros(1)}, path)
+    assert main(["convert", str(path), str(tmp_path / "folder")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"{tmp_path / 'folder'}: MM-DiT, autoencoder"
+    assert out[1] == "left out: 1 tensors of no part, such as model.ema_decay"
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == [
+        "model_index.json",
+        "transformer",
+        "vae",
+    ]
+    for source, names, dtypes in (
+        (path, "Stability AI's single-file names", "F16"),
+        (tmp_path / "folder", "diffusers' names", "F16"),
+    ):
+        assert main(["inspect", str(source)]) == 0
+        text = capsys.readouterr().out
+        rows = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  "))
+        assert "MMDiT-X, of no released size" in text
+        assert "autoencoder, of no released size" in text
+        assert rows["names"] == names
+        assert rows["types"] == dtypes
+        assert rows["num_dual_blocks"] == "2"
+        assert "not in it: text encoder CLIP-L, text encoder CLIP-G, text encoder T5" in text
+        count = sum(p.numel() for p in model.parameters())
+        assert f"parameters           {count:,}" in text
+
+
+def test_a_released_model_is_named(tmp_path, capsys, monkeypatch):
+    from rectiflow.models.published import inspection
+
+    monkeypatch.setattr(inspection, "RELEASED", {"SD3-medium": SMALL["sd3-medium"]})
+    path = write_single_file(tmp_path / "model.safetensors", random_mmdit(SMALL["sd3-medium"]))
+    assert main(["inspect", str(path)]) == 0
+    assert "MM-DiT, as SD3-medium" in capsys.readouterr().out
+
+
+def test_what_is_no_model_is_one_line(tmp_path, capsys):
+    path = tmp_path / "lora.safetensors"
+    save_file({"lora_unet_joint_blocks_0.lora_down.weight": torch.zeros(2)}, path)
+    for arguments in (["inspect", str(path)], ["convert", str(path), str(tmp_path / "out")]):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "is a LoRA, which changes a model and is none by itself" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["lora.safetensors"]
