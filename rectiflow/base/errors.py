@@ -22,4 +22,4 @@ class CheckpointError(UserError):
 
 
 class DivergedError(UserError):
-    """A training run's loss or gradient is not finite any more."""
+    """A training run's loss or gradient, or a picture's latents, are not finite any more."""

@@ -18,7 +18,8 @@ from rectiflow.flow.prediction import Prediction, VelocityPrediction
 from rectiflow.flow.timesteps import LogitNormal, TimestepSampler, Uniform
 from rectiflow.flow.weighting import UnitWeighting, Weighting
 
-#: Where a prediction is singular at alpha = 0, sampling starts at this alpha/sigma instead.
+#: Where a prediction is singular at alpha = 0, sampling starts at this alpha/sigma instead; where
+#: it is at sigma = 0, the network is last evaluated at this sigma/alpha.
 LEAST_SIGNAL = 0.01
 #: The paper's names for what prediction, path, sampler and weighting would spell out: whole names
 #: and beginnings.
@@ -54,12 +55,16 @@ class Formulation:
     @cached_property
     def sampling_range(self) -> tuple[float, float]:
         """The least and greatest t at which sampling evaluates the network."""
+        log_snr = 2.0 * math.log(LEAST_SIGNAL)
+
+        def regular(t: float, log_snr: float) -> float:
+            at = self.path.coefficients(torch.tensor([t], dtype=torch.float64))
+            if self.prediction.determinant(at).abs().item() >= LEAST_SIGNAL**2:
+                return t
+            return self.path.time_at_log_snr(torch.tensor([log_snr], dtype=torch.float64)).item()
+
         low, high = self.path.time_range
-        end = self.path.coefficients(torch.tensor([high], dtype=torch.float64))
-        if self.prediction.determinant(end).abs().item() < LEAST_SIGNAL**2:
-            signal = torch.tensor([2.0 * math.log(LEAST_SIGNAL)], dtype=torch.float64)
-            high = self.path.time_at_log_snr(signal).item()
-        return low, high
+        return regular(low, -log_snr), regular(high, log_snr)
 
     def velocity_on_line(
         self, output: Float[Tensor, "b ..."], z_t: Float[Tensor, "b ..."], at: Coefficients

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rectiflow.sampling.solvers import Solver, VelocityField
+from rectiflow.base.errors import DivergedError
+from rectiflow.sampling.solvers import Memory, Solver, VelocityField
 
 OnStep = Callable[[int, Tensor, Tensor], None]
+
+#: Latents have variance 1; from here on a step was too long or guidance too strong.
+LARGE = 100.0
 
 
 def integrate(
@@ -19,9 +24,51 @@ def integrate(
     times: Float[Tensor, " n"],
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "b ..."]:
-    """Carry z from times[0] to times[-1]; `on_step(i, t_next, z)` sees each intermediate z."""
+    """Carry z from times[0] to times[-1]; `on_step(i, t_next, z)` sees each intermediate z.
+
+    Raises:
+        DivergedError: z is not finite after a step; the text says which, and the likely cause.
+    """
+    memory: Memory = None
     for i in range(len(times) - 1):
-        z = solver.step(field, z, times[i], times[i + 1])
+        before = z
+        z, memory = solver.step(field, z, times[i], times[i + 1], memory)
+        if not torch.isfinite(z).all():
+            raise DivergedError(_describe(i, before, z, times))
         if on_step is not None:
             on_step(i, times[i + 1], z)
     return z
+
+
+def _describe(i: int, before: Tensor, z: Tensor, times: Tensor) -> str:
+    """What has happened at step i, and why it probably has."""
+    rows = (~torch.isfinite(z.flatten(1))).any(dim=1).nonzero().flatten().tolist()
+    largest = before.abs().max().item()
+    if not torch.isfinite(before).all():
+        cause = "they were not before either: the noise, or what it was mixed with, is damaged"
+    elif largest > LARGE:
+        cause = (
+            f"they had grown to {largest:.3g} before, so the steps run away: lower the guidance "
+            "or take more steps"
+        )
+    else:
+        cause = (
+            f"they were at most {largest:.3g} before, so the network put it out: its weights hold "
+            "such values, or it overflows in half precision (compute in float32 or bfloat16)"
+        )
+    return (
+        f"latents of sample {', '.join(map(str, rows))} are not finite after step {i + 1} of "
+        f"{len(times) - 1} (t = {times[i].item():.4g} to {times[i + 1].item():.4g}); {cause}"
+    )
+
+
+class CountedField:
+    """A field that counts its evaluations, each of all samples of a batch at once."""
+
+    def __init__(self, field: VelocityField) -> None:
+        self._field = field
+        self.num_evaluations = 0
+
+    def __call__(self, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]) -> Float[Tensor, "b ..."]:
+        self.num_evaluations += 1
+        return self._field(z, t)
