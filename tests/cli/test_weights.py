@@ -1,5 +1,9 @@
 """`rectiflow inspect` and `rectiflow convert`, from files to words and files."""
 
+import json
+import os
+
+import pytest
 import torch
 from models.published.small_checkpoints import (
     SMALL,
@@ -10,6 +14,9 @@ from models.published.small_checkpoints import (
 from safetensors.torch import load_file, save_file
 
 from rectiflow.cli.main import main
+from rectiflow.models.flops import num_parameters
+from rectiflow.models.published import RELEASED
+from rectiflow.models.published.configs import layout_shapes
 
 
 def test_a_single_file_goes_into_a_folder_and_is_described(tmp_path, capsys):
@@ -43,13 +50,23 @@ def test_a_single_file_goes_into_a_folder_and_is_described(tmp_path, capsys):
         assert f"parameters           {count:,}" in text
 
 
-def test_a_released_model_is_named(tmp_path, capsys, monkeypatch):
-    from rectiflow.models.published import inspection
-
-    monkeypatch.setattr(inspection, "RELEASED", {"SD3-medium": SMALL["sd3-medium"]})
-    path = write_single_file(tmp_path / "model.safetensors", random_mmdit(SMALL["sd3-medium"]))
+@pytest.mark.parametrize("layout", ["sai", "diffusers"])
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_full_size_model_is_named_from_its_header(name, layout, tmp_path, capsys):
+    """The file has all of its bytes, none of which is on the disk or ever read."""
+    header, end = {}, 0
+    for tensor, shape in layout_shapes(RELEASED[name], layout).items():
+        begin, end = end, end + 2 * torch.Size(shape).numel()
+        header[tensor] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
     assert main(["inspect", str(path)]) == 0
-    assert "MM-DiT, as SD3-medium" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{RELEASED[name].title}, as {name}" in out
+    assert f"parameters           {num_parameters(RELEASED[name]):,}" in out
+    assert f"size                 {end / 1e9:.3f} GB" in out
 
 
 def test_what_is_no_model_is_one_line(tmp_path, capsys):

@@ -2,8 +2,8 @@
 
 `checkpoint` and `folder` say what a file or folder is, `loading` makes networks of it, `saving`
 writes either layout, `inspection` describes it. `names` is the map between our tensor names and the
-layouts', `configs` reads sizes off the tensors; `stored` and `header` are tensors as byte ranges of
-safetensors files.
+layouts', `configs` and `text_configs` read sizes off the tensors; `stored` and `header` are tensors
+as byte ranges of safetensors files. `text_loading` stands apart, because it needs transformers.
 """
 
 from rectiflow.models.published.checkpoint import Checkpoint, Part

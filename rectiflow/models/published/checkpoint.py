@@ -6,7 +6,7 @@ Recognised from the tensors' names and shapes alone; nothing but headers is read
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rectiflow.base.errors import CheckpointError, ConfigError
 from rectiflow.models.autoencoder import AutoencoderConfig
 from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
 from rectiflow.models.published.configs import (
-    PartConfig,
+    NetworkConfig,
     entries_of,
     infer_autoencoder_config,
     infer_mmdit_config,
@@ -25,6 +25,14 @@ from rectiflow.models.published.configs import (
 from rectiflow.models.published.header import read_safetensors
 from rectiflow.models.published.names import Layout
 from rectiflow.models.published.stored import HEADER_NAMES, StoredTensor
+from rectiflow.models.published.text_configs import (
+    POSITION_IDS,
+    CLIPTextSize,
+    T5TextSize,
+    infer_text_size,
+)
+
+PartConfig = NetworkConfig | CLIPTextSize | T5TextSize
 
 #: Where a single file keeps a part.
 PREFIXES = {
@@ -47,7 +55,10 @@ _MARKS: tuple[tuple[str, str, Layout], ...] = (
     ("transformer_blocks.0.attn.add_q_proj.", "mmdit", "diffusers"),
     ("decoder.up.0.block.", "autoencoder", "sai"),
     ("decoder.up_blocks.0.resnets.", "autoencoder", "diffusers"),
+    ("encoder.block.0.layer.0.SelfAttention.", "t5", "sai"),
 )
+_CLIP_MARK = "text_model.final_layer_norm.weight"
+_CLIP_G_WIDTH = 1280
 _CHANGES_A_MODEL = "which changes a model and is none by itself; give the model's own file"
 _OTHER_KIND = (
     "which is another architecture; rectiflow loads SD3-medium, SD3.5-medium, SD3.5-large and "
@@ -76,6 +87,8 @@ class Part:
 
     def own_tensors(self) -> dict[str, StoredTensor]:
         """The tensors by our names; an MM-DiT's "pos_embed" among them."""
+        if isinstance(self.config, CLIPTextSize | T5TextSize):
+            return self.tensors
         return {
             entry.ours: entry.to_ours(self.layout, self.tensors)
             for entry in entries_of(self.config)
@@ -83,7 +96,7 @@ class Part:
 
     def in_layout(self, layout: Layout) -> dict[str, StoredTensor]:
         """The tensors by a layout's names."""
-        if layout == self.layout:
+        if layout == self.layout or isinstance(self.config, CLIPTextSize | T5TextSize):
             return self.tensors
         found: dict[str, StoredTensor] = {}
         for entry in entries_of(self.config):
@@ -139,8 +152,7 @@ def _split(
     _refuse_other_family(path, tensors)
     groups: dict[str, tuple[Layout, dict[str, StoredTensor]]] = {}
     unknown = set(tensors)
-    for kind in ("mmdit", "autoencoder"):
-        prefix = PREFIXES[kind]
+    for kind, prefix in PREFIXES.items():
         own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         if own:
             groups[kind] = ("sai", own)
@@ -149,6 +161,9 @@ def _split(
         for mark, kind, layout in _MARKS:
             if any(name.startswith(mark) for name in tensors):
                 return {kind: (layout, dict(tensors))}, ()
+        if _CLIP_MARK in tensors:
+            is_large = tensors[_CLIP_MARK].shape[0] >= _CLIP_G_WIDTH
+            return {"clip_g" if is_large else "clip_l": ("sai", dict(tensors))}, ()
         some = ", ".join(sorted(tensors)[:3]) or "none"
         raise CheckpointError(
             f"{path} holds no part of an SD3 model: it has {len(tensors)} tensors, among them "
@@ -175,7 +190,7 @@ def recognise_part(
     """A part with its configuration, once every tensor is there in the right shape.
 
     Args:
-        kind: "mmdit" or "autoencoder".
+        kind: as in `PART_TITLES`.
         layout: whose names the tensors have.
         path: where they come from, for errors.
         tensors: by name, without a prefix.
@@ -186,11 +201,8 @@ def recognise_part(
         CheckpointError: tensors are missing, too many, of another shape or no floating numbers.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    infer: Callable[..., PartConfig] = (
-        infer_mmdit_config if kind == "mmdit" else infer_autoencoder_config
-    )
     try:
-        config = infer(shapes, layout, given or {}) if config is None else config
+        config = _infer_config(kind, layout, shapes, given or {}) if config is None else config
     except KeyError as error:
         raise CheckpointError(
             f"{path} lacks {error.args[0]}, which every {PART_TITLES[kind]} has; fetch it again"
@@ -200,7 +212,11 @@ def recognise_part(
             f"{path} holds no {PART_TITLES[kind]} of a known size: {error}; give a released model "
             "or one of ours"
         ) from error
-    _check_tensors(path, _describe(kind, config), tensors, layout_shapes(config, layout))
+    if isinstance(config, CLIPTextSize | T5TextSize):
+        wanted = config.wanted(tensors)
+    else:
+        wanted = layout_shapes(config, layout)
+    _check_tensors(path, _describe(kind, config), tensors, wanted)
     part = Part(kind=kind, path=path, layout=layout, config=config, tensors=tensors)
     try:
         part.own_tensors()
@@ -209,7 +225,19 @@ def recognise_part(
     return part
 
 
+def _infer_config(
+    kind: str, layout: Layout, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]
+) -> PartConfig:
+    if kind == "mmdit":
+        return infer_mmdit_config(shapes, layout, given)
+    if kind == "autoencoder":
+        return infer_autoencoder_config(shapes, layout, given)
+    return infer_text_size(kind, shapes, given)
+
+
 def _describe(kind: str, config: PartConfig) -> str:
+    if isinstance(config, CLIPTextSize | T5TextSize):
+        return f"a {PART_TITLES[kind]} of {config.num_layers} layers"
     if isinstance(config, AutoencoderConfig):
         return f"an {PART_TITLES[kind]} with {config.latent_channels} channels"
     return f"an {config.title} of depth {config.depth}"
@@ -240,7 +268,7 @@ def _check_tensors(
                 f"{path}: {name} has the shape {list(found.shape)}, {what} has {list(shape)}; it "
                 "is damaged or a model of another kind"
             )
-        if not found.dtype.is_floating_point:
+        if not found.dtype.is_floating_point and name != POSITION_IDS:
             raise CheckpointError(
                 f"{path}: {name} is stored as {HEADER_NAMES[found.dtype]}, a quantised format; "
                 "give the model in F32, F16, BF16 or F8"
@@ -248,6 +276,15 @@ def _check_tensors(
 
 
 # --- what tensors cannot tell ----------------------------------------------------------------
+
+
+_CONFIGS: dict[str, tuple[type[Any], ...]] = {
+    "mmdit": (MMDiTConfig, MMDiTXConfig),
+    "autoencoder": (AutoencoderConfig,),
+    "clip_l": (CLIPTextSize,),
+    "clip_g": (CLIPTextSize,),
+    "t5": (T5TextSize,),
+}
 
 
 def metadata_key(kind: str) -> str:
@@ -259,10 +296,9 @@ def _config_from_metadata(path: Path, kind: str, metadata: Mapping[str, str]) ->
     text = metadata.get(metadata_key(kind))
     if text is None:
         return None
-    classes = (MMDiTConfig, MMDiTXConfig) if kind == "mmdit" else (AutoencoderConfig,)
     try:
         data: dict[str, Any] = dict(json.loads(text))
-        cls = {cls.__name__: cls for cls in classes}[data.pop("kind")]
+        cls = {cls.__name__: cls for cls in _CONFIGS[kind]}[data.pop("kind")]
         return from_json(cls, data)
     except (ValueError, TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(

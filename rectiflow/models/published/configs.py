@@ -28,7 +28,7 @@ from rectiflow.models.published.names import (
 from rectiflow.models.published.stored import StoredTensor
 
 Shapes = Mapping[str, tuple[int, ...]]
-PartConfig = MMDiTConfig | AutoencoderConfig
+NetworkConfig = MMDiTConfig | AutoencoderConfig
 
 #: The released models; the turbo model has the large one's sizes.
 RELEASED: dict[str, MMDiTConfig] = {
@@ -40,7 +40,7 @@ RELEASED: dict[str, MMDiTConfig] = {
 _BLOCKS = {"sai": "joint_blocks", "diffusers": "transformer_blocks"}
 
 
-def entries_of(config: PartConfig) -> tuple[Entry, ...]:
+def entries_of(config: NetworkConfig) -> tuple[Entry, ...]:
     """One entry for each tensor that a file holds of the network."""
     if isinstance(config, AutoencoderConfig):
         names = _own_shapes(config)
@@ -53,7 +53,7 @@ def entries_of(config: PartConfig) -> tuple[Entry, ...]:
     return mmdit_entries(_own_shapes(config), depth=config.depth)
 
 
-def layout_shapes(config: PartConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
+def layout_shapes(config: NetworkConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a network's tensors in a layout, without a prefix."""
     shapes = _own_shapes(config)
     found: dict[str, tuple[int, ...]] = {}
@@ -65,7 +65,7 @@ def layout_shapes(config: PartConfig, layout: Layout) -> dict[str, tuple[int, ..
 
 
 @cache
-def _own_shapes(config: PartConfig) -> dict[str, tuple[int, ...]]:
+def _own_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = Autoencoder(config) if isinstance(config, AutoencoderConfig) else MMDiT(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -34,7 +34,12 @@ from rectiflow.models.published.stored import StoredTensor
 COMPONENTS = {
     "mmdit": ("transformer", "diffusion_pytorch_model"),
     "autoencoder": ("vae", "diffusion_pytorch_model"),
+    "clip_l": ("text_encoder", "model"),
+    "clip_g": ("text_encoder_2", "model"),
+    "t5": ("text_encoder_3", "model"),
 }
+#: In the metadata of weights: tensors that are the identity and stand for none.
+IDENTITY_KEY = "rectiflow.identity"
 CONFIG_FILE = "config.json"
 _KINDS = {"SD3Transformer2DModel": "mmdit", "AutoencoderKL": "autoencoder"}
 
@@ -77,7 +82,10 @@ def _component_of(folder: Path) -> tuple[str, str]:
 def _open_component(folder: Path, kind: str, stem: str) -> Part:
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder, stem):
-        tensors |= read_safetensors(file).tensors
+        found = read_safetensors(file)
+        tensors |= found.tensors
+        for name in found.metadata.get(IDENTITY_KEY, "").split():
+            tensors.pop(name, None)
     return recognise_part(kind, "diffusers", folder, tensors, given=_read_config(folder))
 
 

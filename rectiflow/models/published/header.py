@@ -61,7 +61,7 @@ def read_safetensors(path: Path | str) -> SafetensorsFile:
         raise _cut_file(path, f"its header should have {length:,} bytes, {len(text):,} are there")
     try:
         entries = cast(dict[str, Any], json.loads(text))
-        metadata = cast(dict[str, str], entries.pop(_METADATA, {}))
+        metadata = {str(k): str(v) for k, v in entries.pop(_METADATA, {}).items()}
         source, start_of_data = FileBytes(path), 8 + length
         tensors = {name: _stored(entry, source, start_of_data) for name, entry in entries.items()}
         end = _end_of_data(tensors, start_of_data)
@@ -76,7 +76,7 @@ def read_safetensors(path: Path | str) -> SafetensorsFile:
 
 
 def _stored(entry: Mapping[str, Any], source: FileBytes, start_of_data: int) -> StoredTensor:
-    begin, end = entry["data_offsets"]
+    begin, end = (int(place) for place in entry["data_offsets"])
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"unknown number type {entry['dtype']}")
     dtype, shape = DTYPES[entry["dtype"]], tuple(int(side) for side in entry["shape"])

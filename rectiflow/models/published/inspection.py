@@ -13,6 +13,7 @@ from rectiflow.models.published.checkpoint import PART_TITLES, Part
 from rectiflow.models.published.configs import RELEASED
 from rectiflow.models.published.folder import open_checkpoint
 from rectiflow.models.published.stored import HEADER_NAMES
+from rectiflow.models.published.text_configs import RELEASED_TEXT
 
 _LAYOUTS = {"sai": "Stability AI's single-file names", "diffusers": "diffusers' names"}
 _MAX_UNKNOWN = 3
@@ -59,7 +60,7 @@ def _title(part: Part) -> str:
     if isinstance(config, MMDiTConfig):
         same = next((name for name, released in RELEASED.items() if released == config), None)
         return f"{config.title}, as {same}" if same else f"{config.title}, of no released size"
-    same = config == AutoencoderConfig()
+    same = config == (RELEASED_TEXT | {"autoencoder": AutoencoderConfig()})[part.kind]
     return f"{title}, as released with SD3" if same else f"{title}, of no released size"
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.base.files import atomic_directory, write_json
@@ -24,9 +26,15 @@ from rectiflow.models.published.checkpoint import (
     recognise_part,
 )
 from rectiflow.models.published.configs import entries_of
-from rectiflow.models.published.folder import COMPONENTS, CONFIG_FILE, open_checkpoint
+from rectiflow.models.published.folder import (
+    COMPONENTS,
+    CONFIG_FILE,
+    IDENTITY_KEY,
+    open_checkpoint,
+)
 from rectiflow.models.published.header import SUFFIX
 from rectiflow.models.published.stored import StoredTensor, write_safetensors
+from rectiflow.models.published.text_configs import PROJECTION, CLIPTextSize, T5TextSize
 
 #: The first version of diffusers that knows all released models.
 _DIFFUSERS_VERSION = "0.31.0"
@@ -38,15 +46,17 @@ def part_of(model: MMDiT | Autoencoder) -> Part:
     Raises:
         CheckpointError: it has no released layout.
     """
+    config = model.config
+    assert isinstance(config, MMDiTConfig | AutoencoderConfig)
     tensors = {name: StoredTensor.of(value) for name, value in model.state_dict().items()}
     kind = "autoencoder"
     if isinstance(model, MMDiT):
         kind = "mmdit"
         tensors["pos_embed"] = StoredTensor.of(model.pos_embed.flatten(0, 1)[None])
     released: dict[str, StoredTensor] = {}
-    for entry in entries_of(model.config):
+    for entry in entries_of(config):
         released |= entry.from_ours("sai", tensors[entry.ours])
-    return recognise_part(kind, "sai", Path("memory"), released, config=model.config)
+    return recognise_part(kind, "sai", Path("memory"), released, config=config)
 
 
 def convert(source: Path | str, target: Path | str) -> Checkpoint:
@@ -104,19 +114,28 @@ def save_diffusers_folder(folder: Path | str, parts: Mapping[str, Part]) -> None
         }
         for kind, part in parts.items():
             name, stem = COMPONENTS[kind]
-            config = diffusers_config(part)
+            config, tensors = component_config(part), part.in_layout("diffusers")
+            metadata = {"format": "pt"}
+            if isinstance(part.config, CLIPTextSize) and PROJECTION not in tensors:
+                # transformers would fill it with random numbers; a single file goes without.
+                like = next(iter(tensors.values()))
+                eye = torch.eye(part.config.pooled_dim, dtype=torch.float32).to(like.dtype)
+                tensors = tensors | {PROJECTION: StoredTensor.of(eye)}
+                metadata[IDENTITY_KEY] = PROJECTION
             write_json(unfinished / name / CONFIG_FILE, config)
-            write_safetensors(
-                unfinished / name / f"{stem}{SUFFIX}",
-                part.in_layout("diffusers"),
-                {"format": "pt"},
+            write_safetensors(unfinished / name / f"{stem}{SUFFIX}", tensors, metadata)
+            index[name] = (
+                ["diffusers", config["_class_name"]]
+                if "_class_name" in config
+                else ["transformers", config["architectures"][0]]
             )
-            index[name] = ["diffusers", config["_class_name"]]
         write_json(unfinished / "model_index.json", index)
 
 
-def diffusers_config(part: Part) -> dict[str, Any]:
-    """The config.json of a part's component."""
+def component_config(part: Part) -> dict[str, Any]:
+    """The config.json of a part's component, as diffusers or transformers writes it."""
+    if isinstance(part.config, CLIPTextSize | T5TextSize):
+        return part.config.to_transformers()
     if isinstance(part.config, AutoencoderConfig):
         return _autoencoder_config(part.config)
     return _mmdit_config(part.config)

@@ -86,7 +86,7 @@ class MemoryBytes:
 
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill `target` with what stands from `offset` on."""
-        target[:] = memoryview(self.mapped().numpy())[offset : offset + len(target)]
+        target[:] = self.mapped().numpy().data[offset : offset + len(target)]
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class StoredTensor:
                 values = whole.source.mapped()[whole.offset : whole.offset + whole.count]
                 return values.view(self.dtype).reshape(self.shape)
         values = torch.empty(self.shape, dtype=self.dtype)
-        target = memoryview(values.reshape(-1).view(torch.uint8).numpy())
+        target = values.reshape(-1).view(torch.uint8).numpy().data
         start = 0
         for part in self.ranges:
             part.source.read_into(part.offset, target[start : start + part.count])

@@ -80,7 +80,7 @@ def load_text_folder(
             name: load_pretrained(_CLASSES[name][1], folder / FOLDERS[name][0], dtype)
             for name in chosen
         },
-        {name: _load_tokenizer(folder / FOLDERS[name][1]) for name in chosen},
+        {name: load_tokenizer(folder / FOLDERS[name][1]) for name in chosen},
     )
 
 
@@ -96,7 +96,12 @@ def _config_from_encoders(
     return TextConditionerConfig(block_size=block_size, **sizes)
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder that transformers saved.
+
+    Raises:
+        UserError: there is none.
+    """
     require_file(folder / "tokenizer_config.json")
     with quiet_transformers():
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
