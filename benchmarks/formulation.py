@@ -79,7 +79,8 @@ def main() -> None:
         field = Field(
             backbone=network,
             formulation=formulation,
-            guidance=ClassifierFreeGuidance(guidance_scale=GUIDANCE_SCALE),
+            guidance=ClassifierFreeGuidance(),
+            guidance_scale=GUIDANCE_SCALE,
             conditioning=conditioning,
             null=conditioning,
         )

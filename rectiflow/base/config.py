@@ -2,7 +2,8 @@
 
 The dataclass is the schema. A field whose type is a union or an abstract class writes which
 dataclass it holds as {"kind": "<ClassName>", ...}. Reading accepts exactly what writing produces:
-an unknown key, a missing key or a wrong type is an error that names the dotted path.
+an unknown key, a missing key or a wrong type is an error that names the dotted path. A field that
+earlier files lack has `LATER` as its metadata.
 """
 
 import dataclasses
@@ -20,6 +21,9 @@ from rectiflow.base.files import read_json, write_json
 T = TypeVar("T")
 
 _KIND = "kind"
+#: Metadata of a dataclass field that came later than files: it is left out of JSON where it is its
+#: default, so that earlier files are read, and what does not use it is written as it always was.
+LATER = {"later": True}
 
 
 def to_json(obj: Any) -> Any:
@@ -111,6 +115,7 @@ def _encode_fields(value: Any, path: str) -> dict[str, Any]:
         field.name: _encode(hints[field.name], getattr(value, field.name), _join(path, field.name))
         for field in dataclasses.fields(value)
         if field.init
+        and not (field.metadata.get("later") and getattr(value, field.name) == field.default)
     }
 
 
@@ -176,16 +181,21 @@ def _decode_fields(cls: type, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
         raise _wrong(path, f"an object with the keys of {cls.__name__}", data)
     entries = cast(dict[str, Any], data)
-    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    names = [field.name for field in fields]
     allowed = ", ".join(names) or "none"
     for key in entries:
         if key not in names:
             raise ConfigError(f'unknown key "{_join(path, key)}"; allowed keys: {allowed}')
-    for name in names:
-        if name not in entries:
-            raise ConfigError(f'missing key "{_join(path, name)}"; needed keys: {allowed}')
+    for field in fields:
+        if field.name not in entries and not field.metadata.get("later"):
+            raise ConfigError(f'missing key "{_join(path, field.name)}"; needed keys: {allowed}')
     hints = typing.get_type_hints(cls)
-    values = {name: _decode(hints[name], entries[name], _join(path, name)) for name in names}
+    values = {
+        name: _decode(hints[name], entries[name], _join(path, name))
+        for name in names
+        if name in entries
+    }
     try:
         return cls(**values)
     except ConfigError:

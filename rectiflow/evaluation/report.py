@@ -189,12 +189,10 @@ def _card(picture: JudgedPicture, png: bytes) -> str:
 def _scores(evaluation: Evaluation) -> str:
     rows = [_score_row(_task_title(name), scores) for name, scores in evaluation.tasks.items()]
     rows.append(_score_row("Overall", evaluation.overall, row_class="total"))
-    settings = evaluation.settings
     note = (
         f"{evaluation.world} world, {evaluation.prompt_form} prompts, "
         f"{evaluation.pictures_per_prompt} picture(s) a prompt, "
-        f"{settings.width_px}×{settings.height_px} px, {settings.num_steps} steps, guidance "
-        f"{settings.guidance_scale:g}, shift {settings.shift:g}, seed {evaluation.seed}."
+        f"{evaluation.settings}, seed {evaluation.seed}."
     )
     return (
         "<section><h2>Scores</h2><p>Lenient is GenEval’s verdict; strict wants the whole scene; "

@@ -104,12 +104,10 @@ def format_table(evaluation: Evaluation) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
     lines.insert(1, "-" * len(lines[0]))
-    settings = evaluation.settings
     lines.append(
         f"{evaluation.model} on {evaluation.benchmark} ({evaluation.world}, "
-        f"{evaluation.prompt_form} prompts): {settings.width_px}×{settings.height_px} px, "
-        f"{settings.num_steps} steps, guidance {settings.guidance_scale:g}, "
-        f"shift {settings.shift:g}, {evaluation.pictures_per_prompt} picture(s) a prompt, "
+        f"{evaluation.prompt_form} prompts): {evaluation.settings}, "
+        f"{evaluation.pictures_per_prompt} picture(s) a prompt, "
         f"seed {evaluation.seed}; in brackets 95 % of bootstraps over prompts"
     )
     return "\n".join(lines)

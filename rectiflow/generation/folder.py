@@ -11,13 +11,13 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rectiflow import __version__
+from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
-from rectiflow.generation.model import Model, load_model
+from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.pictures import save_png
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import OnProgress, generate
@@ -48,16 +48,28 @@ def sample_to_folder(
     if count < 1:
         raise UserError(f"{count} pictures were asked for; give a number of at least 1")
     out = Path(out)
-    _refuse_file(out)
+    refuse_file(out)
     loaded = model if isinstance(model, Model) else load_model(model)
     settings = settings or loaded.settings
+    loaded = with_weaker(loaded, settings)
     for text in describe_truncations(loaded, prompt):
         warn(text)
     seeds = [seed + i for i in range(count)]
-    images = generate(loaded, [prompt] * count, seeds, settings, progress=progress)
+    evaluations: list[int] = []
+    images = generate(
+        loaded,
+        [prompt] * count,
+        seeds,
+        settings,
+        progress=progress,
+        on_evaluated=evaluations.append,
+    )
     paths: list[Path] = []
-    for image, picture_seed in zip(images, seeds):
+    for i, (image, picture_seed) in enumerate(zip(images, seeds)):
         about = picture_metadata(loaded, prompt, picture_seed, settings)
+        if settings.solver.couples_samples:
+            # The solver chose its steps, picture by picture.
+            about["num_evaluations"] = evaluations[i]
         path = out / f"{_stem(about)}-seed{picture_seed}.png"
         save_png(path, image, about)
         paths.append(path)
@@ -68,13 +80,16 @@ def picture_metadata(
     model: Model, prompt: str, seed: int, settings: SamplingSettings
 ) -> dict[str, Any]:
     """All that a picture depends on, as it stands in its file."""
-    return {
+    about: dict[str, Any] = {
         "prompt": prompt,
         "seed": seed,
-        "settings": asdict(settings),
+        "settings": to_json(settings),
         "model": {"name": model.name, "sha256": model.digest},
         "rectiflow": __version__,
     }
+    if model.weaker is not None:
+        about["weaker"] = {"name": model.weaker.name, "sha256": model.weaker.digest}
+    return about
 
 
 def describe_truncations(model: Model, prompt: str) -> list[str]:
@@ -91,13 +106,19 @@ def describe_truncations(model: Model, prompt: str) -> list[str]:
 def _stem(about: dict[str, Any]) -> str:
     """A readable name; the hash tells models, settings and look-alike prompts apart."""
     key = [about["prompt"], about["settings"], about["model"]["sha256"]]
+    if "weaker" in about:
+        key.append(about["weaker"]["sha256"])
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     words = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")
     words = words[:MAX_SLUG_CHARACTERS].strip("-")
     return f"{words}-{digest}" if words else f"picture-{digest}"
 
 
-def _refuse_file(out: Path) -> None:
-    """Tell before minutes of drawing, not after."""
+def refuse_file(out: Path) -> None:
+    """Pass if `out` may be a folder of pictures; to tell before minutes of drawing, not after.
+
+    Raises:
+        UserError: it is a file.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, not a folder; choose another place for the pictures")

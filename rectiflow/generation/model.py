@@ -6,13 +6,13 @@ with `model.json` becomes a `Model`; files and encoders are checked by hash befo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rectiflow.base.config import load_config
+from rectiflow.base.config import LATER, load_config
 from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.flow import Formulation
 from rectiflow.generation.settings import SamplingSettings
@@ -27,6 +27,14 @@ from rectiflow.models.model_folder import (
 )
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.models.text.conditioner import TextConditioner
+from rectiflow.sampling import (
+    ClassifierFreeGuidance,
+    Euler,
+    Guidance,
+    LinearGrid,
+    Solver,
+    TimeGrid,
+)
 
 FORMAT = 1
 
@@ -38,6 +46,9 @@ class CardSampling:
     num_steps: int
     guidance_scale: float
     shift: float
+    solver: Solver = field(default=Euler(), metadata=LATER)
+    grid: TimeGrid = field(default=LinearGrid(), metadata=LATER)
+    guidance: Guidance = field(default=ClassifierFreeGuidance(), metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +74,8 @@ class ModelCard:
 class Model:
     """All that turns prompts into pictures; `settings` are its defaults.
 
-    `digest` identifies the weights; `world` names the embedded world it was trained on, if any.
+    `digest` identifies the weights; `world` names the embedded world it was trained on, if any;
+    `weaker` is the model that its guidance contrasts with, if it does with one.
     """
 
     name: str
@@ -76,6 +88,7 @@ class Model:
     world: str | None
     resolution_px: int
     provenance: dict[str, Any]
+    weaker: Model | None = None
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +101,7 @@ class Model:
             backbone=self.backbone.to(device),
             autoencoder=self.autoencoder.to(device),
             conditioner=self.conditioner.to(device),
+            weaker=self.weaker and self.weaker.to(device),
         )
 
 
@@ -118,11 +132,37 @@ def load_model(name_or_path: str | Path) -> Model:
             shift=sampling.shift,
             height_px=card.resolution_px,
             width_px=card.resolution_px,
+            solver=sampling.solver,
+            grid=sampling.grid,
+            guidance=sampling.guidance,
         ),
         world=card.world,
         resolution_px=card.resolution_px,
         provenance=card.provenance,
     )
+
+
+def with_weaker(model: Model, settings: SamplingSettings) -> Model:
+    """The model with the weaker one beside it that the settings' guidance names, if it names one.
+
+    Raises:
+        UserError: there is no such model, or its velocities mean something else.
+    """
+    name = settings.guidance.weaker_model
+    if name is None or (model.weaker is not None and model.weaker.name == name):
+        return model
+    weaker = load_model(name).to(model.device)
+    ours, theirs = model.backbone.config, weaker.backbone.config
+    if (model.formulation.path, model.formulation.prediction) != (
+        weaker.formulation.path,
+        weaker.formulation.prediction,
+    ) or ours.in_channels != theirs.in_channels:
+        raise UserError(
+            f"{name} cannot guide {model.name}: it draws {theirs.in_channels} channels by "
+            f"{weaker.formulation}, not {ours.in_channels} by {model.formulation}; name a model "
+            "of the same path, prediction and autoencoder"
+        )
+    return replace(model, weaker=weaker)
 
 
 def read_model_card(folder: Path) -> ModelCard:

@@ -5,19 +5,30 @@ On the walk of a prompt: stands in each model's card as its default, and in each
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from rectiflow.base.config import LATER
 from rectiflow.base.errors import ConfigError
 from rectiflow.flow import ResolutionShift
+from rectiflow.sampling import (
+    ClassifierFreeGuidance,
+    Euler,
+    Guidance,
+    LinearGrid,
+    NoGuidance,
+    Solver,
+    TimeGrid,
+    spell,
+)
+from rectiflow.sampling.guidance import check_guidance_scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """Solver steps, guidance, time shift and size of a picture.
+    """Solver, time grid, guidance and size of a picture.
 
-    `shift` moves solver steps towards noise (arXiv 2403.03206, equation 23); 1 leaves them evenly
-    spaced. `guidance_scale` 1 means none and halves the work.
+    `shift` moves the grid towards noise (arXiv 2403.03206, equation 23); 1 leaves it where it is.
+    `guidance_scale` is how strongly `guidance` guides; 1 means not at all and halves the work.
     """
 
     num_steps: int = 28
@@ -25,16 +36,38 @@ class SamplingSettings:
     shift: float = 1.0
     height_px: int = 64
     width_px: int = 64
+    solver: Solver = field(default=Euler(), metadata=LATER)
+    grid: TimeGrid = field(default=LinearGrid(), metadata=LATER)
+    guidance: Guidance = field(default=ClassifierFreeGuidance(), metadata=LATER)
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps <= 1000:
             raise ConfigError(f"num_steps={self.num_steps} must be from 1 to 1000; 20–50 is usual")
-        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
-            raise ConfigError(
-                f"guidance_scale={self.guidance_scale} must be a finite number ≥ 0 "
-                "(1 is no guidance, 3–7 is usual)"
-            )
-        ResolutionShift(alpha=self.shift)  # says what is wrong with it
+        check_guidance_scale(self.guidance_scale)
+        shift = ResolutionShift(alpha=self.shift)  # says what is wrong with it
         for name, side_px in (("height_px", self.height_px), ("width_px", self.width_px)):
             if side_px < 1:
                 raise ConfigError(f"{name}={side_px} must be positive")
+        # The same for a shift that does not go with the grid.
+        self.grid.times(self.num_steps, shift=shift, num_tokens=1)
+        if self.guidance.num_resting_steps >= self.num_steps:
+            raise ConfigError(
+                f"{spell(self.guidance)} leaves none of num_steps={self.num_steps} steps; take more"
+            )
+        if isinstance(self.guidance, NoGuidance) and self.guidance_scale != 1.0:
+            raise ConfigError(
+                f"guidance_scale={self.guidance_scale:g} does not go with guidance none; give 1"
+            )
+
+    def __str__(self) -> str:
+        """As tables and reports say it; what is usual is not told."""
+        text = (
+            f"{self.width_px}×{self.height_px} px, {self.num_steps} steps, guidance "
+            f"{self.guidance_scale:g}, shift {self.shift:g}"
+        )
+        usual = SamplingSettings()
+        for name in ("solver", "grid", "guidance"):
+            value = getattr(self, name)
+            if value != getattr(usual, name):
+                text += f", {name} {spell(value)}"
+        return text

@@ -20,22 +20,16 @@ from rectiflow.base.errors import UserError
 from rectiflow.base.seeds import derive_seed
 from rectiflow.flow import ResolutionShift
 from rectiflow.generation.chunks import plan_chunks, trusted_sizes
-from rectiflow.generation.model import Model
+from rectiflow.generation.model import Model, with_weaker
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.precision import autocast
 from rectiflow.models.text import assemble
-from rectiflow.sampling import (
-    ClassifierFreeGuidance,
-    Euler,
-    Field,
-    NoGuidance,
-    OnStep,
-    integrate,
-    times_for,
-)
+from rectiflow.sampling import CountedField, Field, NoGuidance, OnStep, integrate, times_for
 
 OnProgress = Callable[[int, int], None]
+#: Told how often the field was evaluated for a batch of pictures.
+OnEvaluated = Callable[[int], None]
 
 #: Philox stream of a picture's initial noise.
 NOISE_STREAM = 0
@@ -52,17 +46,21 @@ def generate(
     settings: SamplingSettings | None = None,
     *,
     progress: OnProgress | None = None,
+    on_evaluated: OnEvaluated | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Draw one picture for each prompt and its seed.
 
     An empty prompt is allowed and draws without a condition. `progress(done, total)` counts
-    pictures.
+    pictures. `on_evaluated` is told the field's evaluations for each batch, which with a solver
+    that chooses its steps is one picture.
 
     Raises:
         UserError: prompts and seeds differ in number, a seed is out of range, the size does not
-            fit the model, or a prompt is not valid text.
+            fit the model, a prompt is not valid text, or the guidance does not go with the model.
+        DivergedError: latents are not finite any more.
     """
     settings = settings or model.settings
+    model = with_weaker(model, settings)
     check_request(model, prompts, seeds, settings)
     conditioning, null = encode_prompts(model, prompts)
     noise = initial_noise(model, seeds, settings)
@@ -73,7 +71,14 @@ def generate(
         for size in plan:
             start = len(images)
             rows = torch.arange(start, start + size).clamp(max=len(prompts) - 1)
-            latents = draw_latents(model, conditioning[rows], null, noise[rows], settings)
+            latents = draw_latents(
+                model,
+                conditioning[rows],
+                null,
+                noise[rows],
+                settings,
+                on_evaluated=on_evaluated,
+            )
             # One by one: convolutions round differently in every size of batch.
             num_left = len(prompts) - start
             images += [decode_latents(model, row) for row in latents[:num_left].split(1)]
@@ -140,25 +145,34 @@ def draw_latents(
     settings: SamplingSettings,
     *,
     on_step: OnStep | None = None,
+    on_evaluated: OnEvaluated | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step` as in `integrate`."""
-    is_guided = settings.guidance_scale != 1.0
-    field = Field(
-        backbone=model.backbone,
-        formulation=model.formulation,
-        guidance=(
-            ClassifierFreeGuidance(guidance_scale=settings.guidance_scale)
-            if is_guided
-            else NoGuidance()
-        ),
-        conditioning=conditioning,
-        null=null.expand(len(conditioning)),
+    field = CountedField(
+        Field(
+            backbone=model.backbone,
+            formulation=model.formulation,
+            guidance=settings.guidance,
+            guidance_scale=settings.guidance_scale,
+            conditioning=conditioning,
+            null=null.expand(len(conditioning)),
+            weaker=model.weaker.backbone if model.weaker is not None else None,
+        )
     )
+    rows, columns = model.backbone.token_grid(noise)
     times = times_for(
-        model.formulation, settings.num_steps, shift=ResolutionShift(alpha=settings.shift)
+        model.formulation,
+        settings.num_steps,
+        shift=ResolutionShift(alpha=settings.shift),
+        grid=settings.grid,
+        num_tokens=rows * columns,
     )
+    times = times[settings.guidance.num_resting_steps :].to(noise.device)
     start = model.formulation.start(noise)
-    return integrate(field, Euler(), start, times.to(noise.device), on_step)
+    latents = integrate(field, settings.solver, start, times, on_step)
+    if on_evaluated is not None:
+        on_evaluated(field.num_evaluations)
+    return latents
 
 
 def decode_latents(model: Model, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
@@ -178,19 +192,32 @@ def _chunk_sizes(
 ) -> tuple[int, ...]:
     """How many pictures to draw together, after the probe of `chunks.trusted_sizes`.
 
-    The reference size follows from model and settings only, never from `count`.
+    The reference size follows from model and settings only, never from `count`. Each phase of the
+    guidance is probed, for each has batches of its own size.
     """
+    if settings.solver.couples_samples:
+        return (1,)
     factor = model.autoencoder.config.downsample_factor * model.backbone.config.patch_size
     num_tokens = (settings.height_px // factor) * (settings.width_px // factor)
     is_small = num_tokens <= MAX_TOKENS_OF_SMALL
     reference, others = (4, [1, 16]) if is_small else (1, [4])
     if model.device.type == "cuda":
         others.append(16 * reference)
-    probed = replace(settings, num_steps=min(PROBE_STEPS, settings.num_steps))
-    noise = initial_noise(model, [0], probed)
+    probed = [
+        replace(
+            settings,
+            num_steps=min(PROBE_STEPS, settings.num_steps),
+            guidance=phase,
+            guidance_scale=1.0 if isinstance(phase, NoGuidance) else settings.guidance_scale,
+        )
+        for phase in settings.guidance.phases
+    ]
+    noise = initial_noise(model, [0], settings)
 
     def probe(size: int) -> Tensor:
         rows = noise.expand(size, -1, -1, -1)
-        return draw_latents(model, null.expand(size), null, rows, probed)
+        return torch.cat(
+            [draw_latents(model, null.expand(size), null, rows, phase) for phase in probed], dim=1
+        )
 
     return trusted_sizes(probe, [s for s in others if s <= count], reference=reference)

@@ -5,9 +5,17 @@ No text and no pixels here. Source: arXiv 2403.03206, sections 2 and 5.3.2.
 
 from rectiflow.sampling.adaptive import DormandPrince
 from rectiflow.sampling.field import Backbone, Field
-from rectiflow.sampling.guidance import ClassifierFreeGuidance, Guidance, NoGuidance
+from rectiflow.sampling.guidance import (
+    ClassifierFreeGuidance,
+    Guidance,
+    IntervalGuidance,
+    NoGuidance,
+    RescaledGuidance,
+)
 from rectiflow.sampling.integrate import CountedField, OnStep, integrate
 from rectiflow.sampling.multistep import DPMSolverPP2M
+from rectiflow.sampling.names import parse_grid, parse_guidance, parse_solver, spell
+from rectiflow.sampling.projected_guidance import AdaptiveProjectedGuidance, CFGZeroStar
 from rectiflow.sampling.schedule import (
     DynamicShiftGrid,
     LinearGrid,
@@ -18,10 +26,18 @@ from rectiflow.sampling.schedule import (
     times_for,
 )
 from rectiflow.sampling.solvers import RK4, Euler, Heun, Midpoint, Solver
+from rectiflow.sampling.weak_guidance import (
+    AutoGuidance,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+)
 
 __all__ = [
     "RK4",
+    "AdaptiveProjectedGuidance",
+    "AutoGuidance",
     "Backbone",
+    "CFGZeroStar",
     "ClassifierFreeGuidance",
     "CountedField",
     "DPMSolverPP2M",
@@ -31,15 +47,23 @@ __all__ = [
     "Field",
     "Guidance",
     "Heun",
+    "IntervalGuidance",
     "LinearGrid",
     "Midpoint",
     "NoGuidance",
     "OnStep",
+    "PerturbedAttentionGuidance",
     "ReleasedGrid",
+    "RescaledGuidance",
+    "SkipLayerGuidance",
     "Solver",
     "TimeGrid",
     "TrainingTimesGrid",
     "integrate",
     "linear_times",
+    "parse_grid",
+    "parse_guidance",
+    "parse_solver",
+    "spell",
     "times_for",
 ]

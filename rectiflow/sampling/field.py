@@ -7,6 +7,7 @@ path the backbone was trained on. For rectified flow these are the path's own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from rectiflow.flow import Coefficients, Formulation
 from rectiflow.flow.prediction import per_sample
 from rectiflow.models.conditioning import Conditioning
-from rectiflow.sampling.guidance import Guidance
+from rectiflow.sampling.guidance import Branch, Guidance, Network, check_guidance_scale
 
 
 @runtime_checkable
@@ -29,26 +30,57 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A function (z, s) → dz/ds for one batch of prompts; `null` has the same length."""
+    """A function (z, s) → dz/ds for one batch of prompts; `null` has the same length.
+
+    `weaker` is the weaker model's network for a guidance that contrasts with one; it shares the
+    formulation.
+
+    Raises:
+        ConfigError: the guidance needs what is not there, or does not go with the scale.
+    """
 
     backbone: Backbone
     formulation: Formulation
     guidance: Guidance
+    guidance_scale: float = 1.0
     conditioning: Conditioning
     null: Conditioning
+    weaker: Backbone | None = None
+
+    def __post_init__(self) -> None:
+        check_guidance_scale(self.guidance_scale)
 
     def __call__(self, z: Float[Tensor, "b ..."], s: Float[Tensor, ""]) -> Float[Tensor, "b ..."]:
+        branches = self.guidance.branches(self.guidance_scale, s)
+        shared: list[Branch] = [branch for branch in branches if branch != "weak"]
+        prompts = [self.null if branch == "null" else self.conditioning for branch in shared]
+        velocities: dict[Branch, Tensor] = dict(
+            zip(shared, self._velocities(self.backbone, prompts, z, s), strict=True)
+        )
+        if len(branches) == 1:
+            return velocities["conditional"]
+        if "weak" in branches:
+            network = self.guidance.weak_network(self.backbone, self.weaker)
+            (velocities["weak"],) = self._velocities(network, [self.conditioning], z, s)
+        return self.guidance.combine(velocities, self.guidance_scale, z, s)
+
+    def _velocities(
+        self,
+        network: Network,
+        prompts: Sequence[Conditioning],
+        z: Float[Tensor, "b ..."],
+        s: Float[Tensor, ""],
+    ) -> tuple[Float[Tensor, "b ..."], ...]:
+        """dz/ds for each batch of prompts, all through the network at once."""
         path, prediction = self.formulation.path, self.formulation.prediction
-        batches = self.guidance.conditionings(self.conditioning, self.null)
-        num = len(batches)
+        num = len(prompts)
         t, at = self._time_and_coefficients(s, num * z.shape[0])
         z_t = torch.cat([z] * num)
         if not path.is_straight:
             z_t = z_t * per_sample(at.alpha + at.sigma, z_t)
         seen = prediction.network_input(z_t, at)
-        output = self.backbone(seen, t, Conditioning.concat(batches)).float()
-        velocity = self.formulation.velocity_on_line(output, z_t, at)
-        return self.guidance.combine(velocity.chunk(num), s)
+        output = network(seen, t, Conditioning.concat(prompts)).float()
+        return self.formulation.velocity_on_line(output, z_t, at).chunk(num)
 
     def _time_and_coefficients(
         self, s: Float[Tensor, ""], num: int

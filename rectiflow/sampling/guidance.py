@@ -1,6 +1,8 @@
-"""Guidance: which conditionings the backbone sees, and how its outputs combine.
+"""Guidance: which velocities a step needs, and how they combine to one.
 
-All conditionings of one step go through the backbone as one batch.
+A guidance is a way to combine; how strongly, the guidance_scale, is given with each call, because
+an interval changes it. Scale 1 is the conditional velocity and evaluates nothing else. What shares
+a network goes through it as one batch.
 Source: classifier-free guidance, arXiv 2207.12598, in the form of arXiv 2403.03206, section 5.
 """
 
@@ -8,66 +10,217 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.flow.prediction import per_sample
 from rectiflow.models.conditioning import Conditioning
+
+#: Any network of the form (z_t, t, conditioning) → output shaped as z_t.
+Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
+#: A velocity that can be asked for: of the prompts, of the empty prompt, or of the prompts by a
+#: network that is worse than the model's.
+Branch = Literal["conditional", "null", "weak"]
+Velocities = Mapping[Branch, Tensor]
 
 
 class Guidance(ABC):
-    """Chooses the conditionings of a step and combines the velocities they give."""
+    """Chooses the velocities that a step needs and combines them."""
 
-    @abstractmethod
-    def conditionings(
-        self, conditioning: Conditioning, null: Conditioning
-    ) -> tuple[Conditioning, ...]:
-        """The batches to evaluate, each as long as `conditioning`."""
+    @property
+    def num_resting_steps(self) -> int:
+        """So many steps at the beginning leave z as it is: their times drop out of the grid."""
+        return 0
+
+    @property
+    def weaker_model(self) -> str | None:
+        """The name of a second model that it contrasts with."""
+        return None
+
+    @property
+    def phases(self) -> tuple[Guidance, ...]:
+        """Guidances without regard to time whose branches are all that this one ever asks for."""
+        return (self,)
+
+    def branches(self, scale: float, t: Float[Tensor, ""]) -> tuple[Branch, ...]:
+        """What to evaluate at t; alone, "conditional" is the result."""
+        return ("conditional",) if scale == 1.0 else ("conditional", "null")
 
     @abstractmethod
     def combine(
-        self, velocities: tuple[Float[Tensor, "b ..."], ...], t: Float[Tensor, ""]
+        self, velocities: Velocities, scale: float, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]
     ) -> Float[Tensor, "b ..."]:
-        """One velocity from those of `conditionings`, in the same order."""
+        """One velocity at (z, t) from those of `branches`."""
+
+    def weak_network(self, backbone: Network, weaker: Network | None) -> Network:
+        """The network of the branch "weak", from the model's and a weaker model's, if there is one.
+
+        Raises:
+            ConfigError: it cannot be had.
+        """
+        raise ConfigError(f"{type(self).__name__} contrasts with no weaker network")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoGuidance(Guidance):
     """The conditional velocity as it is."""
 
-    def conditionings(
-        self, conditioning: Conditioning, null: Conditioning
-    ) -> tuple[Conditioning, ...]:
-        return (conditioning,)
+    def branches(self, scale: float, t: Float[Tensor, ""]) -> tuple[Branch, ...]:
+        if scale != 1.0:
+            raise ConfigError(
+                f"guidance_scale={scale:g} does not go with NoGuidance; give 1, or a guidance"
+            )
+        return ("conditional",)
 
     def combine(
-        self, velocities: tuple[Float[Tensor, "b ..."], ...], t: Float[Tensor, ""]
+        self, velocities: Velocities, scale: float, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]
     ) -> Float[Tensor, "b ..."]:
-        return velocities[0]
+        return velocities["conditional"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFreeGuidance(Guidance):
-    """v = v_null + guidance_scale·(v_cond − v_null); scale 1 is the conditional velocity."""
-
-    guidance_scale: float
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
-            raise ConfigError(
-                f"guidance_scale={self.guidance_scale} must be a finite number ≥ 0 "
-                "(1 is no guidance, 3–7 is usual)"
-            )
-
-    def conditionings(
-        self, conditioning: Conditioning, null: Conditioning
-    ) -> tuple[Conditioning, ...]:
-        return (conditioning, null)
+    """v = v_null + scale·(v_cond − v_null)."""
 
     def combine(
-        self, velocities: tuple[Float[Tensor, "b ..."], ...], t: Float[Tensor, ""]
+        self, velocities: Velocities, scale: float, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]
     ) -> Float[Tensor, "b ..."]:
-        conditional, unconditional = velocities
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        if "null" not in velocities:
+            return velocities["conditional"]
+        return extrapolate(velocities["null"], velocities["conditional"], scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalGuidance(Guidance):
+    """Another guidance, whose scale is 1 outside of low ≤ t ≤ high.
+
+    There the null is not evaluated. Source: arXiv 2404.07724, with times for noise levels.
+    """
+
+    low: float = 0.2
+    high: float = 0.9
+    inner: Guidance = field(default_factory=ClassifierFreeGuidance)
+
+    def __post_init__(self) -> None:
+        check_interval(self.low, self.high)
+
+    @property
+    def num_resting_steps(self) -> int:
+        return self.inner.num_resting_steps
+
+    @property
+    def weaker_model(self) -> str | None:
+        return self.inner.weaker_model
+
+    @property
+    def phases(self) -> tuple[Guidance, ...]:
+        return (*self.inner.phases, NoGuidance())
+
+    def branches(self, scale: float, t: Float[Tensor, ""]) -> tuple[Branch, ...]:
+        return self.inner.branches(self._scale_at(scale, t), t)
+
+    def combine(
+        self, velocities: Velocities, scale: float, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]
+    ) -> Float[Tensor, "b ..."]:
+        return self.inner.combine(velocities, self._scale_at(scale, t), z, t)
+
+    def weak_network(self, backbone: Network, weaker: Network | None) -> Network:
+        return self.inner.weak_network(backbone, weaker)
+
+    def _scale_at(self, scale: float, t: Float[Tensor, ""]) -> float:
+        return scale if is_within(t, self.low, self.high) else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescaledGuidance(Guidance):
+    """Another guidance, whose result v is brought towards the conditional's standard deviation.
+
+    v ← amount·v·std(v_cond)/std(v) + (1 − amount)·v, deviations over a whole sample.
+    Source: arXiv 2305.08891, section 3.4.
+    """
+
+    amount: float = 0.7
+    inner: Guidance = field(default_factory=ClassifierFreeGuidance)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.amount <= 1.0:
+            raise ConfigError(
+                f"amount={self.amount} must be from 0 (nothing) to 1 (all of the rescaling)"
+            )
+
+    @property
+    def num_resting_steps(self) -> int:
+        return self.inner.num_resting_steps
+
+    @property
+    def weaker_model(self) -> str | None:
+        return self.inner.weaker_model
+
+    @property
+    def phases(self) -> tuple[Guidance, ...]:
+        return tuple(
+            phase if isinstance(phase, NoGuidance) else replace(self, inner=phase)
+            for phase in self.inner.phases
+        )
+
+    def branches(self, scale: float, t: Float[Tensor, ""]) -> tuple[Branch, ...]:
+        return self.inner.branches(scale, t)
+
+    def combine(
+        self, velocities: Velocities, scale: float, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]
+    ) -> Float[Tensor, "b ..."]:
+        guided = self.inner.combine(velocities, scale, z, t)
+        wanted, found = (v.flatten(1).std(dim=1) for v in (velocities["conditional"], guided))
+        return per_sample(self.amount * wanted / found + (1.0 - self.amount), guided) * guided
+
+    def weak_network(self, backbone: Network, weaker: Network | None) -> Network:
+        return self.inner.weak_network(backbone, weaker)
+
+
+def extrapolate(
+    start: Float[Tensor, "b ..."], through: Float[Tensor, "b ..."], scale: float
+) -> Float[Tensor, "b ..."]:
+    """start + scale·(through − start)."""
+    return start + scale * (through - start)
+
+
+def inner_product(
+    first: Float[Tensor, "b ..."], second: Float[Tensor, "b ..."]
+) -> Float[Tensor, "b ..."]:
+    """Of each sample, [b 1 … 1]."""
+    return per_sample((first * second).flatten(1).sum(dim=1), first)
+
+
+def check_guidance_scale(scale: float) -> None:
+    """Pass if it is one.
+
+    Raises:
+        ConfigError: it is not a finite number of at least 0.
+    """
+    if not math.isfinite(scale) or scale < 0:
+        raise ConfigError(
+            f"guidance_scale={scale} must be a finite number ≥ 0 (1 is no guidance, 3–7 is usual)"
+        )
+
+
+def is_within(t: Float[Tensor, ""], low: float, high: float) -> bool:
+    """Whether low ≤ t ≤ high, in the dtype of t, so that a grid's own times may be ends."""
+    return bool((t >= low) & (t <= high))
+
+
+def check_interval(low: float, high: float) -> None:
+    """Pass if low and high are an interval of times.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if not 0.0 <= low < high <= 1.0:
+        raise ConfigError(
+            f"low={low} and high={high} are no interval of times; they go from 0 (data) to 1 "
+            "(noise), and low is below high"
+        )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectiflow.base.config import from_json, load_config, save_config, to_json
+from rectiflow.base.config import LATER, from_json, load_config, save_config, to_json
 from rectiflow.base.errors import ConfigError, UserError
 
 
@@ -204,3 +204,18 @@ def test_files_round_trip_and_name_themselves(tmp_path: Path) -> None:
         load_config(path, Recipe)
     with pytest.raises(UserError, match="cannot read .*absent.json: it does not exist"):
         load_config(tmp_path / "absent.json", Recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    old: int
+    new: int = field(default=3, metadata=LATER)
+
+
+def test_a_later_field_is_left_out_at_its_default_and_read_without() -> None:
+    assert to_json(Grown(old=1)) == {"old": 1}
+    assert to_json(Grown(old=1, new=4)) == {"old": 1, "new": 4}
+    for grown in (Grown(old=1), Grown(old=1, new=4)):
+        assert from_json(Grown, to_json(grown)) == grown
+    with pytest.raises(ConfigError, match='missing key "old"'):
+        from_json(Grown, {"new": 4})

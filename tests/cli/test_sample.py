@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 from tiny_model import tiny_model
 
+from rectiflow.base.config import from_json
 from rectiflow.cli.main import main
 from rectiflow.evaluation.results import read_evaluation
 from rectiflow.generation import folder
 from rectiflow.generation import model as model_files
 from rectiflow.generation.pictures import read_metadata
+from rectiflow.generation.settings import SamplingSettings
+from rectiflow.sampling import ReleasedGrid, parse_guidance, parse_solver
 from rectiflow.shapeworld.scene import TASKS
 
 
@@ -58,6 +61,55 @@ def test_pictures_are_saved_and_named(tmp_path: Path, capsys: pytest.CaptureFixt
     before = [path.read_bytes() for path in paths]
     assert main(line) == 0
     assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
+@pytest.mark.parametrize(
+    ("solver", "guidance"),
+    [
+        ("heun", "interval:low=0.3,high=0.7"),
+        ("dpm++2m", "zero-star+rescale"),
+        ("dormand-prince:tolerance=0.1", "skip-layers:layers=1,low=0.1"),
+        ("midpoint", "auto:weaker=other"),
+    ],
+)
+def test_solver_grid_and_guidance_by_name(solver: str, guidance: str, tmp_path: Path) -> None:
+    line = ["sample", "any", "a red circle", "-n", "2", "--out", str(tmp_path), "--steps", "3"]
+    line += ["--solver", solver, "--grid", "released", "--shift", "3", "--guidance-scale", "2"]
+    assert main([*line, "--guidance", guidance]) == 0
+    for path in tmp_path.iterdir():
+        about = read_metadata(path)
+        settings = from_json(SamplingSettings, about["settings"])
+        assert settings.solver == parse_solver(solver)
+        assert settings.grid == ReleasedGrid()
+        assert settings.guidance == parse_guidance(guidance)
+        assert (settings.num_steps, settings.shift, settings.guidance_scale) == (3, 3.0, 2.0)
+        assert ("num_evaluations" in about) == ("dormand" in solver)
+        assert ("weaker" in about) == ("auto" in guidance)
+
+
+@pytest.mark.usefixtures("random_model")
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--solver", "rk5", "there is no solver 'rk5'; there are euler, heun"),
+        ("--grid", "dynamic:mu=1", "grid dynamic has no 'mu'; it takes nothing"),
+        (
+            "--guidance",
+            "perturb-attention:layers=2",
+            "this model has no block 2; give numbers from",
+        ),
+        ("--guidance-scale", "-1", "guidance_scale=-1.0 must be a finite number"),
+        ("--steps", "0", "expected a whole number from 1 to 1000, got '0'"),
+    ],
+)
+def test_what_sampling_does_not_know_is_one_line(
+    option: str, value: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "any", "a ring", "--out", str(tmp_path), f"{option}={value}"]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("random_model")

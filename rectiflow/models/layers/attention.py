@@ -19,6 +19,8 @@ NORM_EPSILON = 1e-6
 
 #: Called with every attention's queries and keys; empty but within `watch_attention`.
 _watchers: list[Callable[[Tensor, Tensor], None]] = []
+#: Asked at every attention for a mask; empty but within `mask_attention`.
+_maskers: list[Callable[[Tensor, Tensor], Tensor | None]] = []
 
 
 def qk_norm(head_dim: int, *, use_qk_norm: bool) -> nn.Module:
@@ -83,16 +85,34 @@ def watch_attention(look: Callable[[Tensor, Tensor], None]) -> Generator[None]:
         _watchers.remove(look)
 
 
+@contextmanager
+def mask_attention(choose: Callable[[Tensor, Tensor], Tensor | None]) -> Generator[None]:
+    """Ask `choose(q, k)` at every attention within for a mask; None leaves it as it is.
+
+    A mask is boolean, broadcasts to [b h n m], and is True where a query may look at a key.
+    """
+    _maskers.append(choose)
+    try:
+        yield
+    finally:
+        _maskers.remove(choose)
+
+
 def attention(
     q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m d"]
 ) -> Float[Tensor, "b h n d"]:
-    """softmax(q·kᵀ/√d)·v without a mask, by the fastest kernel for the device and dtype.
+    """softmax(q·kᵀ/√d)·v by the fastest kernel for the device and dtype.
 
+    Without a mask, but within `mask_attention`.
     On a CPU the library's fused kernel has no fast bfloat16 path, least of all backwards; two
     matrix products and a softmax are several times faster (`benchmarks/attention.py`).
     """
     for look in _watchers:
         look(q, k)
+    for choose in _maskers:
+        mask = choose(q, k)
+        if mask is not None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if q.device.type == "cpu" and v.dtype == torch.bfloat16:
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
         return torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)
