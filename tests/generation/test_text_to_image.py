@@ -17,6 +17,7 @@ from rectiflow.generation import text_to_image
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import generate, initial_noise, to_pixels
+from rectiflow.sampling import DormandPrince, parse_guidance, parse_solver
 
 PROMPTS = ("a red circle", "three green crosses", "", 'the word "CAT" in yellow', "a 🦊", "a ring")
 
@@ -53,12 +54,37 @@ def test_same_bytes_with_two_threads(run_python: Callable[..., CompletedProcess[
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("solver", "guidance"),
+    [
+        # Guided in the second step only.
+        ("dpm++2m", "zero-star:zero_init_steps=0+rescale+interval:high=0.7"),
+        ("heun", "perturb-attention:layers=1,high=0.9"),
+        ("dormand-prince:tolerance=0.3", "apg"),
+    ],
+)
+def test_same_bytes_with_any_solver_and_guidance(solver: str, guidance: str) -> None:
+    chosen = {"solver": parse_solver(solver), "guidance": parse_guidance(guidance)}
+    assert pictures_that_differ(2, 3.0, counts=(1, 5), **chosen) == []
+
+
+def test_a_solver_that_chooses_its_steps_tells_how_many(model: Model) -> None:
+    counts: list[int] = []
+    for tolerance in (1.0, 1e-3):
+        settings = replace(
+            model.settings, num_steps=1, solver=DormandPrince(tolerance=tolerance), guidance_scale=1
+        )
+        generate(model, ["a ring"] * 2, [1, 2], settings, on_evaluated=counts.append)
+    assert len(counts) == 4
+    assert max(counts[:2]) < min(counts[2:])
+
+
 def pictures_that_differ(
-    patch_size: int, guidance_scale: float, *, counts: Sequence[int]
+    patch_size: int, guidance_scale: float, *, counts: Sequence[int], **chosen: object
 ) -> list[tuple[int, int]]:
     """(size of the batch, place) of pictures that came out otherwise than among eighteen."""
     model = tiny_model(patch_size=patch_size, num_steps=2)
-    settings = replace(model.settings, guidance_scale=guidance_scale)
+    settings = replace(model.settings, guidance_scale=guidance_scale, **chosen)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(18)]
     together = generate(model, prompts, range(18), settings)
     rng = np.random.default_rng(patch_size)
