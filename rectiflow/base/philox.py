@@ -42,9 +42,9 @@ def uniform(keys: Int[Tensor, " b"], num: int, *, stream: int) -> Float32[Tensor
 def even_uniform(positions: Int[Tensor, " b"], key: int) -> Float32[Tensor, " b"]:
     """A value in (0, 1) for each position, such that any run of positions is evenly spread.
 
-    A Weyl sequence: position · (golden ratio) modulo 1, begun at key / 2^32: give a derived seed. Among n
-    neighbouring positions no gap is wider than 2 / n (the three-gap theorem), whatever their
-    start; independent values leave gaps of about log(n) / n. On the grid of `uniform`.
+    A Weyl sequence: position · (golden ratio) modulo 1, begun at key / 2^32 (give a derived seed).
+    Among n neighbouring positions no gap is wider than 2 / n (the three-gap theorem), whatever
+    their start; independent values leave gaps of about log(n) / n. On the grid of `uniform`.
     """
     # int64 products wrap modulo 2^64, which the mask does not see.
     word = (positions.to(torch.int64) * _WEYL[0] + key) & _MASK
