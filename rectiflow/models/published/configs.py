@@ -23,6 +23,7 @@ from rectiflow.models.published.names import (
     Entry,
     Layout,
     autoencoder_entries,
+    count_numbered,
     mmdit_entries,
 )
 from rectiflow.models.published.stored import StoredTensor
@@ -84,7 +85,7 @@ def infer_mmdit_config(shapes: Shapes, layout: Layout, given: Mapping[str, Any])
         ValueError: sizes contradict each other.
     """
     blocks = _BLOCKS[layout]
-    depth = _count(shapes, blocks)
+    depth = count_numbered(shapes, blocks)
     second = "x_block.attn2.qkv.weight" if layout == "sai" else "attn2.to_q.weight"
     dual = sorted(_numbers(shapes, rf"{blocks}\.(\d+)\.{re.escape(second)}$"))
     if dual != list(range(len(dual))):
@@ -137,8 +138,8 @@ def infer_autoencoder_config(
     down, block = ("down", "block") if layout == "sai" else ("down_blocks", "resnets")
     attention = "attn_1.q" if layout == "sai" else "attentions.0.to_q"
     mid = "mid" if layout == "sai" else "mid_block"
-    num_levels = _count(shapes, f"encoder.{down}")
-    num_blocks = _count(shapes, f"encoder.{down}.0.{block}")
+    num_levels = count_numbered(shapes, f"encoder.{down}")
+    num_blocks = count_numbered(shapes, f"encoder.{down}.0.{block}")
     base, image_channels = shapes["encoder.conv_in.weight"][:2]
     return AutoencoderConfig(
         image_channels=image_channels,
@@ -154,14 +155,6 @@ def infer_autoencoder_config(
         latent_shift=float(given.get("shift_factor", AutoencoderConfig.latent_shift)),
         latent_scale=float(given.get("scaling_factor", AutoencoderConfig.latent_scale)),
     )
-
-
-def _count(names: Mapping[str, Any], stem: str) -> int:
-    """How many numbered modules there are below `stem`; a gap shows as missing tensors later."""
-    numbers = _numbers(names, rf"{re.escape(stem)}\.(\d+)\.")
-    if not numbers:
-        raise KeyError(f"{stem}.0")
-    return 1 + max(numbers)
 
 
 def _numbers(names: Mapping[str, Any], pattern: str) -> set[int]:

@@ -162,3 +162,18 @@ def autoencoder_entries(names: Iterable[str], *, num_levels: int) -> tuple[Entry
         change = Change.MATRIX if is_matrix else Change.NONE
         entries.append(Entry(ours=name, sai=sai, diffusers=(theirs,), change=change))
     return tuple(entries)
+
+
+def count_numbered(names: Iterable[str], stem: str) -> int:
+    """How many modules "stem.0", "stem.1", … the names belong to.
+
+    Raises:
+        KeyError: the first that is missing.
+    """
+    pattern = re.compile(rf"{re.escape(stem)}\.(\d+)\.")
+    numbers = {int(found[1]) for name in names if (found := pattern.match(name))}
+    count = len(numbers)
+    if not numbers or max(numbers) != count - 1:
+        missing = next(i for i in range(count + 1) if i not in numbers)
+        raise KeyError(f"{stem}.{missing}")
+    return count

@@ -6,10 +6,11 @@ CLIP-L, whose pooled vector is used as it is: there it is the identity.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from rectiflow.models.published.names import count_numbered
 
 #: T5's table of tokens under either name, which are one tensor.
 T5_TABLES = ("shared.weight", "encoder.embed_tokens.weight")
@@ -186,7 +187,7 @@ def infer_text_size(kind: str, shapes: _Shapes, given: Mapping[str, Any]) -> Tex
         num_tokens, width = shapes[table]
         return T5TextSize(
             width=width,
-            num_layers=_count(shapes, "encoder.block"),
+            num_layers=count_numbered(shapes, "encoder.block"),
             num_heads=num_heads,
             head_dim=shapes["encoder.block.0.layer.0.SelfAttention.q.weight"][0] // num_heads,
             mlp_dim=shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
@@ -198,7 +199,7 @@ def infer_text_size(kind: str, shapes: _Shapes, given: Mapping[str, Any]) -> Tex
     pooled_dim = shapes[PROJECTION][0] if kind == "clip_g" or PROJECTION in shapes else width
     return CLIPTextSize(
         width=width,
-        num_layers=_count(shapes, "text_model.encoder.layers"),
+        num_layers=count_numbered(shapes, "text_model.encoder.layers"),
         num_heads=given.get("num_attention_heads", width // _HEAD_DIM),
         mlp_dim=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
         num_tokens=num_tokens,
@@ -207,12 +208,3 @@ def infer_text_size(kind: str, shapes: _Shapes, given: Mapping[str, Any]) -> Tex
         activation=given.get("hidden_act", "quick_gelu" if kind == "clip_l" else "gelu"),
         end_token=given.get("eos_token_id", 2),
     )
-
-
-def _count(names: Mapping[str, Any], stem: str) -> int:
-    numbers = {
-        int(found[1]) for name in names if (found := re.match(rf"{re.escape(stem)}\.(\d+)\.", name))
-    }
-    if not numbers:
-        raise KeyError(f"{stem}.0")
-    return 1 + max(numbers)

@@ -157,6 +157,15 @@ def test_missing_extra_and_wrong_tensors_are_named(path):
         assert text in refused(path), text
 
 
+@pytest.mark.parametrize("number", ["3", "1000000000000"])
+def test_a_gap_between_blocks_is_noticed_however_wide(number, path):
+    state = load_file(path)
+    prefix = "model.diffusion_model.joint_blocks."
+    state = {name.replace(f"{prefix}2.", f"{prefix}{number}."): t for name, t in state.items()}
+    save_file(state, path)
+    assert "lacks joint_blocks.2, which every MM-DiT has; fetch it again" in refused(path)
+
+
 def test_a_file_without_the_part_says_what_it_holds(path):
     with pytest.raises(CheckpointError, match=r"holds no autoencoder, only: MM-DiT; give the"):
         open_checkpoint(path).part("autoencoder")
