@@ -239,7 +239,8 @@ def _seeds_table(pictures: Sequence[Row]) -> Table:
 
 
 def _setting(study: Formulations, pictures: Sequence[Row]) -> str:
-    any_row = pictures[0]
+    any_row, seeds = pictures[0], sorted({row["seed"] for row in pictures})
+    also = f"; the leaders also with {', '.join(map(str, seeds[1:]))}" if seeds[1:] else ""
     return (
         f"MM-DiT of depth {study.depth}, {study.num_steps} steps of 16 pictures on "
         f"{' and '.join(study.worlds)} ({study.num_pictures:,} pictures), the small recipe's shift "
@@ -248,7 +249,7 @@ def _setting(study: Formulations, pictures: Sequence[Row]) -> str:
         f"`eps/linear`. Of {study.num_looks} checkpoints that of the least held-out EMA loss. "
         f"{len(study.settings)} sampler settings × EMA and raw weights, "
         f"{any_row['num_pictures']} pictures each, CLIP features of the embedded image tower. "
-        f"Seed {study.seeds[0]}; the leaders also with {study.seeds[1:]}."
+        f"Seed {seeds[0]}{also}."
     )
 
 
