@@ -9,7 +9,7 @@ figure 10.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ from rectiflow.studies.autoencoder_channels_report import (
     report_autoencoder_channels,
 )
 from rectiflow.studies.bench import Bench, PictureSet
-from rectiflow.studies.drawing import Drawer, SamplerSetting
+from rectiflow.studies.drawing import RECIPE_SETTING, Drawer, SamplerSetting
 from rectiflow.studies.scoring import REFERENCE_PER_TASK, Examiner
 from rectiflow.studies.study import Cell, Report, Row, Scale, Study
 from rectiflow.training.recipe import TrainRecipe
@@ -49,9 +49,7 @@ class AutoencoderChannels(Study):
     channels: tuple[int, ...] = (4, 8, 16)
     depths: tuple[int, ...] = (1, 2, 3)
     seeds: tuple[int, ...] = (0, 1)
-    setting: SamplerSetting = field(
-        default_factory=lambda: SamplerSetting(num_steps=28, guidance_scale=3.0)
-    )
+    setting: SamplerSetting = RECIPE_SETTING
     stage_steps: tuple[int, int]
     num_statistics: int = 512
     num_per_task: int

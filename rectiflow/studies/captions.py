@@ -8,7 +8,7 @@ benchmark's prompts are terse. Source: arXiv 2403.03206, section 5.2.2 and table
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from rectiflow.recipes.small import small_run
 from rectiflow.shapeworld.world import world_by_name
 from rectiflow.studies.bench import Bench, PictureSet
 from rectiflow.studies.captions_report import FULL, MIXED, TERSE, report_captions
-from rectiflow.studies.drawing import SamplerSetting, shipped_drawer
+from rectiflow.studies.drawing import RECIPE_SETTING, SamplerSetting, shipped_drawer
 from rectiflow.studies.scoring import REFERENCE_PER_TASK, Examiner
 from rectiflow.studies.study import Cell, Report, Row, Scale, Study
 from rectiflow.training.recipe import TrainRecipe
@@ -43,9 +43,7 @@ class Captions(Study):
 
     world: str = "small"
     seeds: tuple[int, ...] = (0, 1, 2)
-    setting: SamplerSetting = field(
-        default_factory=lambda: SamplerSetting(num_steps=28, guidance_scale=3.0)
-    )
+    setting: SamplerSetting = RECIPE_SETTING
     depth: int
     num_steps: int
     num_pictures: int

@@ -9,7 +9,7 @@ sqrt(m/n) from n to m tokens. Source: arXiv 2403.03206, section 5.3.2, equation 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from rectiflow.models.model_folder import find_model_folder
 from rectiflow.recipes.small import small_run
 from rectiflow.shapeworld.world import world_by_name
 from rectiflow.studies.bench import Bench, PictureSet
-from rectiflow.studies.drawing import SamplerSetting, shipped_drawer
+from rectiflow.studies.drawing import RECIPE_SETTING, SamplerSetting, shipped_drawer
 from rectiflow.studies.scoring import REFERENCE_PER_TASK, Examiner
 from rectiflow.studies.shift_report import report_shift
 from rectiflow.studies.study import Cell, Report, Row, Scale, Study
@@ -45,9 +45,7 @@ class Shift(Study):
     multipliers: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
     sampled: tuple[float, ...] = (0.5, 1.5, 2.0, 3.0, 4.0, 6.0)
     seeds: tuple[int, ...] = (0, 1)
-    setting: SamplerSetting = field(
-        default_factory=lambda: SamplerSetting(num_steps=28, guidance_scale=3.0)
-    )
+    setting: SamplerSetting = RECIPE_SETTING
     rate_factor: float = 0.25
     num_steps: int
     num_pictures: int
