@@ -1,15 +1,15 @@
 """A backbone made worse on purpose, for guidance that contrasts it with itself.
 
-Blocks are left out, or their image tokens look at nothing but themselves and the text. Both last
-as long as a `with`; the backbone does not know of them and runs as always before and after.
+Blocks are left out, or their image tokens look at nothing but themselves and the text. The worse
+network shares the weights of the given one, which is never changed: both may run at once.
 Source: arXiv 2411.18664 and Stability's SD3.5 code (skipped layers); arXiv 2403.17377 (perturbed
 attention).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,72 +17,40 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone
 from rectiflow.models.layers.attention import mask_attention
 
+#: Any network of the form (z_t, t, conditioning) → output shaped as z_t.
+Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
-@contextmanager
-def skip_blocks(backbone: Backbone, layers: Sequence[int]) -> Generator[None]:
-    """Let tokens pass the blocks `layers`, counted from 0, as they come.
+
+def skip_blocks(backbone: Backbone, layers: Sequence[int]) -> Network:
+    """The backbone with tokens that pass the blocks `layers`, counted from 0, as they come.
 
     Raises:
         ConfigError: the backbone has no such block.
     """
     blocks = _chosen(backbone, layers)
-    try:
-        for block in blocks:
-            block.forward = _pass_through
-        yield
-    finally:
-        for block in blocks:
-            # The class's own is in sight again.
-            del block.__dict__["forward"]
+    return _with_modules(backbone, {block: _PassThrough() for block in blocks})
 
 
-def _pass_through(tokens: Any, *others: object, num_out: int | None = None) -> Any:
-    """What each kind of block returns if it does nothing; `num_out` as in `StreamBlock`."""
-    return tokens if num_out is None else tokens[:, -num_out:]
-
-
-@contextmanager
-def perturb_attention(backbone: Backbone, layers: Sequence[int]) -> Generator[None]:
-    """Let image tokens of the blocks `layers` look at themselves and the text, at no other.
+def perturb_attention(backbone: Backbone, layers: Sequence[int]) -> Network:
+    """The backbone with image tokens that in `layers` look at themselves and the text, no other.
 
     Text tokens look as always, and so does an attention that is only to the text.
 
     Raises:
         ConfigError: the backbone has no such block.
     """
-    num_image, is_first = 0, False
+    blocks = _chosen(backbone, layers)
 
-    def beginning(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        nonlocal num_image
-        rows, columns = backbone.token_grid(arguments[0])
-        num_image = rows * columns
+    def network(z_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        rows, columns = backbone.token_grid(z_t)
+        perturbed = {block: _PerturbedBlock(block, rows * columns) for block in blocks}
+        return _with_modules(backbone, perturbed)(z_t, t, conditioning)
 
-    def entering(module: nn.Module, arguments: object) -> None:
-        nonlocal is_first
-        is_first = True
-
-    def leaving(module: nn.Module, arguments: object, output: object) -> None:
-        nonlocal is_first
-        is_first = False
-
-    def choose(q: Tensor, k: Tensor) -> Tensor | None:
-        nonlocal is_first
-        # Of a block's attentions the first is the one among image tokens.
-        if not is_first:
-            return None
-        is_first = False
-        return image_tokens_alone(k.shape[2], num_image, k.device)
-
-    with ExitStack() as stack:
-        stack.callback(backbone.register_forward_pre_hook(beginning).remove)
-        for block in _chosen(backbone, layers):
-            stack.callback(block.register_forward_pre_hook(entering).remove)
-            stack.callback(block.register_forward_hook(leaving).remove)
-        stack.enter_context(mask_attention(choose))
-        yield
+    return network
 
 
 def image_tokens_alone(
@@ -92,6 +60,47 @@ def image_tokens_alone(
     allowed = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device)
     allowed[-num_image:, -num_image:] = torch.eye(num_image, dtype=torch.bool, device=device)
     return allowed
+
+
+class _PassThrough(nn.Module):
+    """What each kind of block returns if it does nothing; `num_out` as in `StreamBlock`."""
+
+    def forward(self, tokens: Any, *others: object, num_out: int | None = None) -> Any:
+        return tokens if num_out is None else tokens[:, -num_out:]
+
+
+class _PerturbedBlock(nn.Module):
+    """A block in whose first attention, the one among image tokens, these look at themselves."""
+
+    def __init__(self, block: nn.Module, num_image: int) -> None:
+        super().__init__()
+        self.block = block
+        self.num_image = num_image
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        is_first = True
+
+        def choose(q: Tensor, k: Tensor) -> Tensor | None:
+            nonlocal is_first
+            if not is_first:
+                return None
+            is_first = False
+            return image_tokens_alone(k.shape[2], self.num_image, k.device)
+
+        with mask_attention(choose):
+            return self.block(*arguments, **options)
+
+
+def _with_modules(module: nn.Module, others: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """A module that has `others[m]` wherever `module` has m, and shares all the rest."""
+    if module in others:
+        return others[module]
+    children = {name: _with_modules(child, others) for name, child in module.named_children()}
+    if all(child is module.get_submodule(name) for name, child in children.items()):
+        return module
+    other = copy.copy(module)
+    other.__dict__["_modules"] = children
+    return other
 
 
 def _chosen(backbone: Backbone, layers: Sequence[int]) -> list[nn.Module]:

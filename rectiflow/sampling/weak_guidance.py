@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError
-from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone
 from rectiflow.models.weakening import perturb_attention, skip_blocks
 from rectiflow.sampling.guidance import (
@@ -78,8 +76,8 @@ class DisturbedGuidance(Guidance):
             raise ConfigError(f"strength={self.strength} must be a finite number; 1 to 4 is usual")
 
     @abstractmethod
-    def disturb(self, backbone: Backbone) -> AbstractContextManager[None]:
-        """Disturbs the backbone's blocks `layers` as long as it lasts."""
+    def disturbed(self, backbone: Backbone) -> Network:
+        """The backbone with its blocks `layers` disturbed."""
 
     @property
     def phases(self) -> tuple[Guidance, ...]:
@@ -104,13 +102,7 @@ class DisturbedGuidance(Guidance):
             raise ConfigError(
                 f"{type(self).__name__} disturbs blocks, and {type(backbone).__name__} has none"
             )
-        network = backbone
-
-        def disturbed(z_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-            with self.disturb(network):
-                return network(z_t, t, conditioning)
-
-        return disturbed
+        return self.disturbed(backbone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +117,7 @@ class SkipLayerGuidance(DisturbedGuidance):
     low: float = 0.923
     high: float = 0.996
 
-    def disturb(self, backbone: Backbone) -> AbstractContextManager[None]:
+    def disturbed(self, backbone: Backbone) -> Network:
         return skip_blocks(backbone, self.layers)
 
 
@@ -140,5 +132,5 @@ class PerturbedAttentionGuidance(DisturbedGuidance):
     low: float = 0.0
     high: float = 1.0
 
-    def disturb(self, backbone: Backbone) -> AbstractContextManager[None]:
+    def disturbed(self, backbone: Backbone) -> Network:
         return perturb_attention(backbone, self.layers)

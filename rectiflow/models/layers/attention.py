@@ -5,6 +5,7 @@ Source: arXiv 2403.03206, section 4 (joint attention) and 5.3.2 (QK-normalisatio
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
@@ -17,10 +18,16 @@ from rectiflow.models.layers.linear import StackedLinear, ZeroLinear
 
 NORM_EPSILON = 1e-6
 
-#: Called with every attention's queries and keys; empty but within `watch_attention`.
-_watchers: list[Callable[[Tensor, Tensor], None]] = []
-#: Asked at every attention for a mask; empty but within `mask_attention`.
-_maskers: list[Callable[[Tensor, Tensor], Tensor | None]] = []
+
+class _Hooks(threading.local):
+    """Who is told of this thread's attentions; nobody but within the two `with`s below."""
+
+    def __init__(self) -> None:
+        self.watchers: list[Callable[[Tensor, Tensor], None]] = []
+        self.maskers: list[Callable[[Tensor, Tensor], Tensor | None]] = []
+
+
+_hooks = _Hooks()
 
 
 def qk_norm(head_dim: int, *, use_qk_norm: bool) -> nn.Module:
@@ -77,12 +84,15 @@ class CrossAttention(nn.Module):
 
 @contextmanager
 def watch_attention(look: Callable[[Tensor, Tensor], None]) -> Generator[None]:
-    """Call `look(q, k)` at every attention within, after the norm: [b h n d] and [b h m d]."""
-    _watchers.append(look)
+    """Call `look(q, k)` at every attention within, after the norm: [b h n d] and [b h m d].
+
+    Of this thread only, as with `mask_attention`.
+    """
+    _hooks.watchers.append(look)
     try:
         yield
     finally:
-        _watchers.remove(look)
+        _hooks.watchers.remove(look)
 
 
 @contextmanager
@@ -91,11 +101,11 @@ def mask_attention(choose: Callable[[Tensor, Tensor], Tensor | None]) -> Generat
 
     A mask is boolean, broadcasts to [b h n m], and is True where a query may look at a key.
     """
-    _maskers.append(choose)
+    _hooks.maskers.append(choose)
     try:
         yield
     finally:
-        _maskers.remove(choose)
+        _hooks.maskers.remove(choose)
 
 
 def attention(
@@ -107,9 +117,9 @@ def attention(
     On a CPU the library's fused kernel has no fast bfloat16 path, least of all backwards; two
     matrix products and a softmax are several times faster (`benchmarks/attention.py`).
     """
-    for look in _watchers:
+    for look in _hooks.watchers:
         look(q, k)
-    for choose in _maskers:
+    for choose in _hooks.maskers:
         mask = choose(q, k)
         if mask is not None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
