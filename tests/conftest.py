@@ -23,6 +23,12 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """What tests cache stays among themselves."""
+    os.environ["RECTIFLOW_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs Python source or `-m` arguments in a fresh interpreter, without the checks.

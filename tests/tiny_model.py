@@ -13,6 +13,7 @@ from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
 from rectiflow.models.text.conditioner import EncoderSize, TextConditioner, TextConditionerConfig
+from rectiflow.models.text.encoded import ENCODERS
 from rectiflow.models.text.tokenizers import build_clip_tokenizer, build_t5_tokenizer
 
 LENGTH = 12
@@ -24,7 +25,7 @@ CAPTIONS = (
 
 
 @cache
-def tiny_conditioner() -> TextConditioner:
+def tiny_conditioner(encoders: tuple[str, ...] = ENCODERS) -> TextConditioner:
     torch.manual_seed(1)
     tokenizers = {
         "clip_l": build_clip_tokenizer(CAPTIONS, length=LENGTH, pad="eos"),
@@ -32,7 +33,7 @@ def tiny_conditioner() -> TextConditioner:
         "t5": build_t5_tokenizer(CAPTIONS, length=LENGTH),
     }
     sizes = {"clip_l": 16, "clip_g": 32}
-    encoders = {
+    clips = {
         name: CLIPTextModelWithProjection(
             CLIPTextConfig(
                 vocab_size=len(tokenizers[name]),
@@ -68,7 +69,10 @@ def tiny_conditioner() -> TextConditioner:
             for name, width in sizes.items()
         },
     )
-    return TextConditioner(config, {**encoders, "t5": t5}, tokenizers)
+    towers = {**clips, "t5": t5}
+    return TextConditioner(
+        config, {name: towers[name] for name in encoders}, {n: tokenizers[n] for n in encoders}
+    )
 
 
 def tiny_autoencoder() -> Autoencoder:

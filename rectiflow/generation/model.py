@@ -2,19 +2,21 @@
 
 First stop on the walk of a prompt. A name that ships ("tiny"), a run's folder or a model folder
 with `model.json` becomes a `Model`; files and encoders are checked by hash before they are used.
+Released weights go through `generation.released`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rectiflow.base.config import LATER, load_config
-from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.flow import Formulation
+from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.backbones import BackboneConfig, build_backbone
@@ -23,10 +25,13 @@ from rectiflow.models.model_folder import (
     CARD_FILE,
     WEIGHTS_FILE,
     find_model_folder,
+    is_own_model,
     read_model_weights,
 )
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
+from rectiflow.models.text.cache import PromptEncoder
 from rectiflow.models.text.conditioner import TextConditioner
+from rectiflow.models.text.encoded import ENCODERS
 from rectiflow.sampling import (
     ClassifierFreeGuidance,
     Euler,
@@ -83,7 +88,7 @@ class Model:
     backbone: Backbone
     formulation: Formulation
     autoencoder: Autoencoder
-    conditioner: TextConditioner
+    conditioner: PromptEncoder
     settings: SamplingSettings
     world: str | None
     resolution_px: int
@@ -105,18 +110,40 @@ class Model:
         )
 
 
-def load_model(name_or_path: str | Path) -> Model:
-    """Load a shipped model by name, or one from a run's or a model's folder.
+def load_model(name_or_path: str | Path, settings: LoadSettings | None = None) -> Model:
+    """Load a shipped model by name, one from a run's or a model's folder, or released weights.
+
+    Released weights are a file or folder that `rectiflow inspect` knows, or a name on the Hugging
+    Face Hub. `settings` say where the parts lie that they come without.
 
     Raises:
-        UserError: there is no such model, or it was trained with other encoders than these.
+        UserError: there is no such model, a part of it is nowhere, or it was trained with other
+            encoders than these.
         CheckpointError: its files are missing, cut, damaged or of another size.
         ConfigError: its `model.json` is not one.
     """
+    settings = settings or LoadSettings()
+    if not is_own_model(name_or_path):
+        # Needs the public libraries of large encoders.
+        from rectiflow.generation.released import fetch_from_hub, load_released
+
+        path = Path(name_or_path)
+        if not path.exists():
+            path = fetch_from_hub(str(name_or_path))
+        if path is not None:
+            return replace(load_released(path, settings), name=str(name_or_path)).to(
+                settings.device
+            )
+    return _load_own_model(name_or_path, settings).to(settings.device)
+
+
+def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
+    _refuse_foreign_parts(name_or_path, settings)
     folder = find_model_folder(name_or_path)
     card = read_model_card(folder)
     backbone = _load_backbone(folder, card)
-    autoencoder, conditioner = load_autoencoder(), load_conditioner()
+    encoders = ENCODERS if settings.encoders is None else settings.encoders
+    autoencoder, conditioner = load_autoencoder(), load_conditioner(encoders)
     _refuse_other_parts(folder, card, autoencoder, conditioner)
     sampling = card.sampling
     return Model(
@@ -202,6 +229,18 @@ def _refuse_other_shapes(path: Path, backbone: Backbone, tensors: dict[str, torc
         )
 
 
+def _refuse_foreign_parts(name_or_path: str | Path, settings: LoadSettings) -> None:
+    """A model of ours has its parts in the package, its zeros for T5, and computes in float32."""
+    usual = LoadSettings(encoders=settings.encoders, device=settings.device)
+    for field_ in fields(settings):
+        given = getattr(settings, field_.name)
+        if given != getattr(usual, field_.name) and (field_.name, given) != ("precision", "fp32"):
+            raise ConfigError(
+                f"{field_.name}={given} is for released weights; {name_or_path} is a model of ours "
+                "and has its own"
+            )
+
+
 def _refuse_other_parts(
     folder: Path, card: ModelCard, autoencoder: Autoencoder, conditioner: TextConditioner
 ) -> None:
@@ -209,6 +248,8 @@ def _refuse_other_parts(
     found = {"autoencoder": autoencoder.fingerprint()} | conditioner.fingerprints()
     wanted = {"autoencoder": card.autoencoder.get("fingerprint", "")} | card.text
     for part, fingerprint in wanted.items():
+        if part in ENCODERS and part not in conditioner.tokenizers:
+            continue  # left out on purpose
         if found.get(part) != fingerprint:
             raise UserError(
                 f"the model in {folder} was trained with another {part} (fingerprint "

@@ -133,6 +133,11 @@ class Backbone(nn.Module, ABC):
             if isinstance(module, ZeroLinear):
                 module.reset_parameters()
 
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """What latents and text are cast to on their way in; times stay float32 until embedded."""
+        return self.context_embedder.weight.dtype
+
     def token_grid(self, z_t: Float[Tensor, "b c h w"]) -> tuple[int, int]:
         """Rows and columns of tokens that the latents are cut into."""
         p, (height, width) = self.config.patch_size, z_t.shape[-2:]
@@ -151,7 +156,12 @@ class Backbone(nn.Module, ABC):
                 f"({side}×{side}); raise position_side"
             )
         top, left = (side - rows) // 2, (side - columns) // 2
-        return self.pos_embed[top : top + rows, left : left + columns].flatten(0, 1)
+        positions = self.pos_embed[top : top + rows, left : left + columns].flatten(0, 1)
+        return positions.to(self.weight_dtype)
+
+    def embed_context(self, conditioning: Conditioning) -> Float[Tensor, "b l d"]:
+        """The text's tokens at the backbone's width."""
+        return self.context_embedder(conditioning.context.to(self.weight_dtype))
 
     def embed_vector(
         self, t: Float[Tensor, " b"], conditioning: Conditioning
@@ -184,8 +194,8 @@ class PatchTransformer(Backbone):
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         rows, columns = self.token_grid(z_t)
-        x = self.x_embedder(z_t) + self.cropped_positions(rows, columns)
-        context = self.context_embedder(conditioning.context)
+        x = self.x_embedder(z_t.to(self.weight_dtype)) + self.cropped_positions(rows, columns)
+        context = self.embed_context(conditioning)
         vector = self.embed_vector(t, conditioning)
         x = self.final_layer(self.transform(x, context, vector), vector)
         return unpatchify(x, rows=rows, columns=columns, patch_size=self.config.patch_size)

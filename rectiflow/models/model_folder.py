@@ -22,6 +22,15 @@ CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 
+def is_own_model(name_or_path: str | Path) -> bool:
+    """Whether a name or path means a model that ships, or a run's or model's folder of ours."""
+    path = Path(name_or_path)
+    if str(name_or_path) in SHIPPED_MODELS and not path.exists():
+        return True
+    marks = (CARD_FILE, f"model/{CARD_FILE}", "recipe.json")
+    return any((path / mark).is_file() for mark in marks)
+
+
 def find_model_folder(name_or_path: str | Path) -> Path:
     """The folder with `model.json` and weights that a name or path means.
 
@@ -39,8 +48,8 @@ def find_model_folder(name_or_path: str | Path) -> Path:
     if not path.exists():
         names = ", ".join(f'"{name}"' for name in SHIPPED_MODELS)
         raise UserError(
-            f"there is no model {str(name_or_path)!r}: give {names}, or the folder of a run "
-            "that `rectiflow train` or `rectiflow demo` wrote"
+            f"there is no model {str(name_or_path)!r}: give {names}, the folder of a run that "
+            "`rectiflow train` or `rectiflow demo` wrote, or a file or folder of released weights"
         )
     if (path / "recipe.json").is_file():
         raise UserError(

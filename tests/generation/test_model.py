@@ -103,9 +103,9 @@ def test_moves_as_a_whole(folder: Path) -> None:
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no model 'no-such': give \"tiny\", or the folder"):
+    with pytest.raises(UserError, match=r"no model 'no-such': give \"tiny\", the folder of"):
         load_model("no-such")
-    with pytest.raises(UserError, match="is no model: it holds neither model.json nor"):
+    with pytest.raises(UserError, match="holds no weights: neither .safetensors files, nor"):
         load_model(tmp_path)
     (tmp_path / "recipe.json").write_text("{}")
     with pytest.raises(UserError, match="has not reached its first checkpoint; continue it"):

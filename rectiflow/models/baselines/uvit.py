@@ -171,10 +171,10 @@ class UViT(Backbone):
     ) -> Float[Tensor, "b c h w"]:
         rows, columns = self.token_grid(z_t)
         positions = self.cropped_positions(rows, columns)
-        context = self.context_embedder(conditioning.context)
+        context = self.embed_context(conditioning)
         vector = self.embed_vector(t, conditioning)
 
-        x = self.x_embedder(z_t)
+        x = self.x_embedder(z_t.to(self.weight_dtype))
         made: list[list[Tensor]] = []
         for level in self.down:
             x, results = level(x, vector)

@@ -6,11 +6,16 @@ layouts', `configs` and `text_configs` read sizes off the tensors; `stored` and 
 as byte ranges of safetensors files. `text_loading` stands apart, because it needs transformers.
 """
 
-from rectiflow.models.published.checkpoint import Checkpoint, Part
+from rectiflow.models.published.checkpoint import PART_TITLES, Checkpoint, Part
 from rectiflow.models.published.configs import RELEASED
 from rectiflow.models.published.folder import open_checkpoint
 from rectiflow.models.published.inspection import describe_checkpoint
-from rectiflow.models.published.loading import load_autoencoder, load_mmdit
+from rectiflow.models.published.loading import (
+    build_autoencoder,
+    build_mmdit,
+    load_autoencoder,
+    load_mmdit,
+)
 from rectiflow.models.published.saving import (
     convert,
     part_of,
@@ -19,9 +24,12 @@ from rectiflow.models.published.saving import (
 )
 
 __all__ = [
+    "PART_TITLES",
     "RELEASED",
     "Checkpoint",
     "Part",
+    "build_autoencoder",
+    "build_mmdit",
     "convert",
     "describe_checkpoint",
     "load_autoencoder",

@@ -24,7 +24,7 @@ from rectiflow.models.published.configs import (
 )
 from rectiflow.models.published.header import read_safetensors
 from rectiflow.models.published.names import Layout
-from rectiflow.models.published.stored import HEADER_NAMES, StoredTensor
+from rectiflow.models.published.stored import HEADER_NAMES, FileBytes, StoredTensor
 from rectiflow.models.published.text_configs import (
     POSITION_IDS,
     CLIPTextSize,
@@ -84,6 +84,16 @@ class Part:
     layout: Layout
     config: PartConfig
     tensors: dict[str, StoredTensor]
+
+    def files(self) -> tuple[Path, ...]:
+        """The files that its tensors lie in, in the order of names."""
+        sources = {
+            piece.source.path
+            for tensor in self.tensors.values()
+            for piece in tensor.ranges
+            if isinstance(piece.source, FileBytes)
+        }
+        return tuple(sorted(sources))
 
     def own_tensors(self) -> dict[str, StoredTensor]:
         """The tensors by our names; an MM-DiT's "pos_embed" among them."""

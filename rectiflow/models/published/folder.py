@@ -16,9 +16,9 @@ from rectiflow.models.layers.embeddings import position_grid
 from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
 from rectiflow.models.model_folder import (
     CARD_FILE,
-    SHIPPED_MODELS,
     check_model_weights,
     find_model_folder,
+    is_own_model,
 )
 from rectiflow.models.published.checkpoint import (
     PART_TITLES,
@@ -52,8 +52,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         CheckpointError: it is cut, damaged, of another format or family, or lacks tensors.
     """
     path = Path(path)
-    is_own = (path / CARD_FILE).is_file() or (path / "model" / CARD_FILE).is_file()
-    if is_own or (str(path) in SHIPPED_MODELS and not path.exists()):
+    if is_own_model(path):
         return _open_own_model(path)
     if not path.is_dir():
         return open_file(path)

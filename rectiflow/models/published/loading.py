@@ -8,6 +8,7 @@ import torch
 
 from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.models.published.checkpoint import Part
 from rectiflow.models.published.folder import open_checkpoint
 
 
@@ -22,7 +23,21 @@ def load_mmdit(path: Path | str, *, dtype: torch.dtype | None = None) -> MMDiT:
         UserError: the path is missing or unreadable.
         CheckpointError: it is cut, damaged, no MM-DiT, or lacks tensors.
     """
-    part = open_checkpoint(path).part("mmdit")
+    return build_mmdit(open_checkpoint(path).part("mmdit"), dtype=dtype)
+
+
+def load_autoencoder(path: Path | str, *, dtype: torch.dtype | None = None) -> Autoencoder:
+    """The autoencoder of a checkpoint, frozen; types and memory as in `load_mmdit`.
+
+    Raises:
+        UserError: the path is missing or unreadable.
+        CheckpointError: it is cut, damaged, no autoencoder, or lacks tensors.
+    """
+    return build_autoencoder(open_checkpoint(path).part("autoencoder"), dtype=dtype)
+
+
+def build_mmdit(part: Part, *, dtype: torch.dtype | None = None) -> MMDiT:
+    """The MM-DiT of a part that was recognised, as `load_mmdit`."""
     assert isinstance(part.config, MMDiTConfig)
     with torch.device("meta"):
         model = MMDiT(part.config)
@@ -33,14 +48,8 @@ def load_mmdit(path: Path | str, *, dtype: torch.dtype | None = None) -> MMDiT:
     return model.eval()
 
 
-def load_autoencoder(path: Path | str, *, dtype: torch.dtype | None = None) -> Autoencoder:
-    """The autoencoder of a checkpoint, frozen; types and memory as in `load_mmdit`.
-
-    Raises:
-        UserError: the path is missing or unreadable.
-        CheckpointError: it is cut, damaged, no autoencoder, or lacks tensors.
-    """
-    part = open_checkpoint(path).part("autoencoder")
+def build_autoencoder(part: Part, *, dtype: torch.dtype | None = None) -> Autoencoder:
+    """The autoencoder of a part that was recognised, as `load_autoencoder`."""
     assert isinstance(part.config, AutoencoderConfig)
     with torch.device("meta"):
         model = Autoencoder(part.config)

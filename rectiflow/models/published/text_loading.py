@@ -5,16 +5,27 @@ Released single files hold no tokenizers: they come from a folder beside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+)
 
+from rectiflow.base.cache import cached_sha256
+from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
 from rectiflow.models.pretrained import quiet_transformers
-from rectiflow.models.published.checkpoint import Part
+from rectiflow.models.published.checkpoint import Checkpoint, Part
 from rectiflow.models.published.folder import open_checkpoint
 from rectiflow.models.published.text_configs import (
     POSITION_IDS,
@@ -30,9 +41,70 @@ from rectiflow.models.text.conditioner import (
     EncoderSize,
     TextConditioner,
     TextConditionerConfig,
+    describe_tokenizer,
 )
 from rectiflow.models.text.encoded import ENCODERS
 from rectiflow.models.text.loading import SD3_LENGTHS, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredEncoders:
+    """The text encoders of a checkpoint, found but not loaded; `tokenizers` by the same names."""
+
+    parts: dict[str, Part]
+    config: TextConditionerConfig
+    tokenizers: dict[str, PreTrainedTokenizerBase]
+    dtype: torch.dtype
+
+    def load(self) -> TextConditioner:
+        """The encoders with their tokenizers."""
+        return TextConditioner(
+            self.config,
+            {name: load_text_encoder(part, self.dtype) for name, part in self.parts.items()},
+            self.tokenizers,
+        )
+
+    def identity(self) -> str:
+        """Equal for what gives equal states: files by their hash, tokenizers, lengths and type."""
+        described = {
+            "dtype": str(self.dtype),
+            "config": to_json(self.config),
+            "files": {
+                n: [cached_sha256(f) for f in part.files()] for n, part in self.parts.items()
+            },
+            "tokenizers": {n: describe_tokenizer(t) for n, t in self.tokenizers.items()},
+        }
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def find_text_encoders(
+    checkpoint: Checkpoint,
+    *,
+    tokenizers: Path | str,
+    encoders: Sequence[str] = ENCODERS,
+    t5_tokens: int = SD3_LENGTHS["t5"],
+    dtype: torch.dtype = torch.float32,
+) -> StoredEncoders:
+    """What `load_conditioner` loads, with the same arguments and errors."""
+    for name in encoders:
+        if name not in ENCODERS:
+            raise UserError(f"unknown text encoder {name!r}; choose among {', '.join(ENCODERS)}")
+    parts = {name: checkpoint.part(name) for name in ENCODERS if name in encoders}
+    # An encoder that is left out keeps its size: its own where the file has it, else SD3's.
+    configs = RELEASED_TEXT | {
+        name: part.config
+        for name, part in checkpoint.parts.items()
+        if isinstance(part.config, CLIPTextSize | T5TextSize)
+    }
+    sizes = {name: _encoder_size(config, t5_tokens) for name, config in configs.items()}
+    return StoredEncoders(
+        parts=parts,
+        config=TextConditionerConfig(
+            clip_l=sizes["clip_l"], clip_g=sizes["clip_g"], t5=sizes["t5"]
+        ),
+        tokenizers=_load_tokenizers(Path(tokenizers), tuple(parts)),
+        dtype=dtype,
+    )
 
 
 def load_conditioner(
@@ -40,7 +112,7 @@ def load_conditioner(
     *,
     tokenizers: Path | str,
     encoders: Sequence[str] = ENCODERS,
-    lengths: Mapping[str, int] | None = None,
+    t5_tokens: int = SD3_LENGTHS["t5"],
     dtype: torch.dtype = torch.float32,
 ) -> TextConditioner:
     """The text encoders of a checkpoint with the tokenizers of a folder.
@@ -49,28 +121,35 @@ def load_conditioner(
         path: a file or folder that `open_checkpoint` knows.
         tokenizers: a folder with `tokenizer`, `tokenizer_2` and `tokenizer_3`, as released.
         encoders: which to load; the others give zeros.
-        lengths: tokens per encoder; SD3's when None.
+        t5_tokens: what T5 cuts and pads a prompt to; may be 0 where it is left out. CLIP's length
+            is that of its table of positions.
         dtype: what the encoders compute in, whatever the file stores.
 
     Raises:
         UserError: a file or tokenizer is missing, or a name is not an encoder's.
         CheckpointError: the checkpoint is damaged, or holds no such encoder.
     """
-    for name in encoders:
-        if name not in ENCODERS:
-            raise UserError(f"unknown text encoder {name!r}; choose among {', '.join(ENCODERS)}")
-    checkpoint, lengths = open_checkpoint(path), lengths or SD3_LENGTHS
-    parts = {name: checkpoint.part(name) for name in ENCODERS if name in encoders}
-    # An encoder that is left out keeps its size: its own where the file has it, else SD3's.
-    configs = RELEASED_TEXT | {
-        name: part.config for name, part in checkpoint.parts.items() if name in ENCODERS
-    }
-    sizes = {name: _encoder_size(config, lengths[name]) for name, config in configs.items()}
-    return TextConditioner(
-        TextConditionerConfig(clip_l=sizes["clip_l"], clip_g=sizes["clip_g"], t5=sizes["t5"]),
-        {name: load_text_encoder(part, dtype) for name, part in parts.items()},
-        {name: load_tokenizer(Path(tokenizers) / FOLDERS[name][1]) for name in parts},
-    )
+    return find_text_encoders(
+        open_checkpoint(path),
+        tokenizers=tokenizers,
+        encoders=encoders,
+        t5_tokens=t5_tokens,
+        dtype=dtype,
+    ).load()
+
+
+def _load_tokenizers(folder: Path, encoders: Sequence[str]) -> dict[str, PreTrainedTokenizerBase]:
+    """Of each encoder; CLIP-G's is CLIP-L's where both have the same words.
+
+    Released folders let CLIP-G's tokenizer pad with "!" (id 0), and for that take each "!" of a
+    prompt for padding too. The model was trained with "!" as the word that it is.
+    """
+    found = {name: load_tokenizer(folder / FOLDERS[name][1]) for name in encoders}
+    if "clip_g" in found and (folder / FOLDERS["clip_l"][1]).is_dir():
+        like = found.get("clip_l") or load_tokenizer(folder / FOLDERS["clip_l"][1])
+        if like.get_vocab() == found["clip_g"].get_vocab():
+            found["clip_g"] = like
+    return found
 
 
 def load_text_encoder(part: Part, dtype: torch.dtype) -> Any:
@@ -98,7 +177,7 @@ def load_text_encoder(part: Part, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _encoder_size(config: Any, length: int) -> EncoderSize:
-    size: TextSize = config
-    pooled_width = 0 if isinstance(size, T5TextSize) else size.pooled_dim
-    return EncoderSize(length=length, width=size.width, pooled_width=pooled_width)
+def _encoder_size(size: TextSize, t5_tokens: int) -> EncoderSize:
+    if isinstance(size, T5TextSize):
+        return EncoderSize(length=t5_tokens, width=size.width)
+    return EncoderSize(length=size.length, width=size.width, pooled_width=size.pooled_dim)

@@ -8,6 +8,7 @@ Source: arXiv 2403.03206, section 4; CLIP 2103.00020, T5 1910.10683.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ from rectiflow.models.pretrained import quiet_transformers
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, check_widths
 
 CONFIG_FILE = "conditioner.json"
+#: CLIP-G was trained with id 0 behind the end of a prompt, whatever its tokenizer would put there.
+CLIP_G_PADDING = 0
+#: Tokenizers keep how they cut and pad as state of their own, so threads take turns.
+_tokenizing = threading.Lock()
 #: Where a folder keeps an encoder and its tokenizer, as in the released SD3 folders.
 FOLDERS = {
     "clip_l": ("text_encoder", "tokenizer"),
@@ -118,7 +123,7 @@ class TextConditioner(nn.Module):
             ValueError: no prompt at all.
             UserError: a prompt is not valid Unicode text.
         """
-        _check_prompts(prompts)
+        check_prompts(prompts)
         unique = list(dict.fromkeys(prompts))
         row = {prompt: i for i, prompt in enumerate(unique)}
         block_size = self.config.block_size
@@ -139,16 +144,7 @@ class TextConditioner(nn.Module):
         Raises:
             TypeError, UserError: as `encode`.
         """
-        _check_prompts([prompt])
-        lost: list[tuple[str, str]] = []
-        for name, tokenizer in self.tokenizers.items():
-            offsets = tokenizer(
-                prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )["offset_mapping"]
-            num_kept = self.config.size(name).length - tokenizer.num_special_tokens_to_add()
-            if len(offsets) > num_kept:
-                lost.append((name, prompt[offsets[num_kept][0] :].lstrip()))
-        return lost
+        return find_truncations(prompt, self.tokenizers, self.config)
 
     def fingerprints(self) -> dict[str, str]:
         """Per encoder a hash of its weights, tokenizer and length: equal hashes, equal states."""
@@ -197,14 +193,28 @@ class TextConditioner(nn.Module):
 
     def token_ids(self, encoder: str, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
         """What an encoder reads: ids cut and padded to its length."""
-        tokens = self.tokenizers[encoder](
-            list(prompts),
-            padding="max_length",
-            max_length=self.config.size(encoder).length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return tokens["input_ids"]
+        tokenizer, length = self.tokenizers[encoder], self.config.size(encoder).length
+        padding = CLIP_G_PADDING if encoder == "clip_g" else tokenizer.pad_token_id
+        with _tokenizing:
+            ids = tokenizer(list(prompts), max_length=length, truncation=True)["input_ids"]
+        return torch.tensor([row + [padding] * (length - len(row)) for row in ids])
+
+
+def find_truncations(
+    prompt: str, tokenizers: Mapping[str, PreTrainedTokenizerBase], config: TextConditionerConfig
+) -> list[tuple[str, str]]:
+    """As `TextConditioner.truncations`, from tokenizers alone."""
+    check_prompts([prompt])
+    lost: list[tuple[str, str]] = []
+    for name, tokenizer in tokenizers.items():
+        with _tokenizing:
+            offsets = tokenizer(
+                prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )["offset_mapping"]
+        num_kept = config.size(name).length - tokenizer.num_special_tokens_to_add()
+        if len(offsets) > num_kept:
+            lost.append((name, prompt[offsets[num_kept][0] :].lstrip()))
+    return lost
 
 
 def _zeros(name: str, size: EncoderSize, num: int) -> dict[str, Tensor]:
@@ -214,7 +224,12 @@ def _zeros(name: str, size: EncoderSize, num: int) -> dict[str, Tensor]:
     return columns
 
 
-def _check_prompts(prompts: Sequence[Any]) -> None:
+def check_prompts(prompts: Sequence[Any]) -> None:
+    """Pass if they can be encoded.
+
+    Raises:
+        TypeError, ValueError, UserError: as `TextConditioner.encode`.
+    """
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise TypeError(f"prompts are a list of strings, got {prompts!r:.60}")
     if not prompts:
@@ -248,10 +263,15 @@ def _check_size(name: str, encoder: Any, size: EncoderSize) -> None:
 
 def _fingerprint(encoder: nn.Module, tokenizer: Any, length: int) -> str:
     digest = hashlib.sha256(f"length={length};pad={tokenizer.pad_token_id}".encode())
-    _forget_batch(tokenizer)
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(describe_tokenizer(tokenizer).encode())
     update_with_weights(digest, encoder)
     return digest.hexdigest()
+
+
+def describe_tokenizer(tokenizer: Any) -> str:
+    """JSON of all that decides a tokenizer's ids."""
+    _forget_batch(tokenizer)
+    return tokenizer.backend_tokenizer.to_str()
 
 
 def _forget_batch(tokenizer: Any) -> None:

@@ -10,11 +10,9 @@ from rectiflow.models.published.header import read_safetensors
 from rectiflow.models.published.text_configs import RELEASED_TEXT, T5TextSize
 from rectiflow.models.published.text_loading import load_conditioner
 from rectiflow.models.shipped import shipped_path
-from rectiflow.models.text import ENCODERS
 from rectiflow.models.text.loading import load_text_folder
 
 PROMPTS = ["a red circle", "two small squares above a star", ""]
-LENGTHS = dict.fromkeys(ENCODERS, 16)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def test_released_names_are_those_of_transformers(kind):
 
 
 def test_a_single_file_encodes_as_the_folder_does(single):
-    ours = load_conditioner(single, tokenizers=shipped_path("text"), lengths=LENGTHS)
+    ours = load_conditioner(single, tokenizers=shipped_path("text"), t5_tokens=16)
     expected = states(load_text_folder(shipped_path("text")))
     for name, found in states(ours).items():
         assert (found - expected[name]).abs().max() < 1e-5, name
@@ -58,7 +56,7 @@ def test_there_and_back_and_some_encoders_alone(single, tmp_path):
     convert(tmp_path / "folder", tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == single.read_bytes()
     only = load_conditioner(
-        tmp_path / "folder", tokenizers=shipped_path("text"), encoders=["clip_g"], lengths=LENGTHS
+        tmp_path / "folder", tokenizers=shipped_path("text"), encoders=["clip_g"], t5_tokens=16
     )
     assert only.config.clip_l.width == 64
     assert only.encode(["a"]).clip_l.context.abs().max() == 0
@@ -79,7 +77,7 @@ def test_the_identity_stands_for_a_missing_projection(single, tmp_path):
     assert all(torch.equal(again[n], tensor) for n, tensor in state.items())
     for path in (plain, tmp_path / "folder"):
         ours = load_conditioner(
-            path, tokenizers=shipped_path("text"), encoders=["clip_l"], lengths=LENGTHS
+            path, tokenizers=shipped_path("text"), encoders=["clip_l"], t5_tokens=16
         )
         assert torch.equal(ours.encoders["clip_l"].text_projection.weight, torch.eye(64))
 
@@ -97,7 +95,7 @@ def test_t5_in_eight_bits_and_under_its_other_name(single, tmp_path):
     for name, tensors in {"narrow.safetensors": narrow, "wide.safetensors": wide}.items():
         save_file(tensors, tmp_path / name, metadata=read_safetensors(single).metadata)
         conditioner = load_conditioner(
-            tmp_path / name, tokenizers=shipped_path("text"), encoders=["t5"], lengths=LENGTHS
+            tmp_path / name, tokenizers=shipped_path("text"), encoders=["t5"], t5_tokens=16
         )
         found.append(conditioner.encode(PROMPTS).t5)
     assert found[0].std() > 0.01

@@ -1,0 +1,49 @@
+"""Which parts of a model to load, from where, and in which number type; needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rectiflow.base.errors import ConfigError
+
+MAX_T5_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings:
+    """What to say beside a model's path; the defaults suit a folder that holds everything.
+
+    Raises:
+        ConfigError: tokens of T5 out of range, or none while T5 is asked for.
+    """
+
+    autoencoder: Path | None = None
+    """A file or folder with the autoencoder, for a model that comes without."""
+    text_encoders: Path | None = None
+    """A file or folder with the text encoders, for a model that comes without."""
+    tokenizers: Path | None = None
+    """A folder with `tokenizer`, `tokenizer_2` and `tokenizer_3`, for one that comes without."""
+    encoders: tuple[str, ...] | None = None
+    """The text encoders to use, out of clip_l, clip_g and t5; None means all that are there."""
+    t5_tokens: int | None = None
+    """Tokens that T5 reads and gives, 256 unless said. Where T5 is not used: how many zeros stand
+    for it, none unless said."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What backbone and encoders are held and multiplied in; "auto" is bf16 on hardware that has
+    it, else fp32."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        tokens = self.t5_tokens
+        if tokens is None:
+            return
+        if not 0 <= tokens <= MAX_T5_TOKENS:
+            raise ConfigError(
+                f"t5_tokens={tokens} must be from 0 to {MAX_T5_TOKENS}; 256 is usual, and 77"
+            )
+        if tokens == 0 and "t5" in (self.encoders or ("t5",)):
+            raise ConfigError(
+                "t5_tokens=0 leaves T5 nothing to read; leave t5 out of encoders as well"
+            )

@@ -1,0 +1,181 @@
+"""Released SD3 weights as a `Model`: which parts, from where, in which number type.
+
+First stop on the walk of a prompt, where the model is not one of ours. The parts may lie in one
+file or folder, or each somewhere else; single files hold no tokenizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from rectiflow.base.cache import cached_sha256
+from rectiflow.base.errors import UserError
+from rectiflow.flow import rectified_flow
+from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.model import Model
+from rectiflow.generation.settings import SamplingSettings
+from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.precision import compute_dtype
+from rectiflow.models.published import (
+    PART_TITLES,
+    RELEASED,
+    Checkpoint,
+    Part,
+    build_autoencoder,
+    build_mmdit,
+    open_checkpoint,
+)
+from rectiflow.models.published.text_loading import find_text_encoders
+from rectiflow.models.text.cache import CachedConditioner
+from rectiflow.models.text.conditioner import FOLDERS
+from rectiflow.models.text.encoded import ENCODERS
+from rectiflow.models.text.loading import SD3_LENGTHS
+from rectiflow.sampling import DPMSolverPP2M, Euler, ReleasedGrid
+
+#: As Stability's own code samples each; shift 3 for SD3-medium too, as all code but one has it.
+_SAMPLING = SamplingSettings(
+    num_steps=50, guidance_scale=5.0, shift=3.0, solver=DPMSolverPP2M(), grid=ReleasedGrid()
+)
+RELEASED_SAMPLING = {
+    "SD3-medium": _SAMPLING,
+    "SD3.5-medium": _SAMPLING,
+    "SD3.5-large": replace(_SAMPLING, num_steps=40, guidance_scale=4.5),
+    "SD3.5-large-turbo": replace(_SAMPLING, num_steps=4, guidance_scale=1.0, solver=Euler()),
+}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+#: What a model's folder on the Hub needs to hold.
+_HUB_FILES = ("*.json", "transformer/*", "vae/*", "text_encoder*/*", "tokenizer*/*")
+
+
+def load_released(path: Path | str, settings: LoadSettings) -> Model:
+    """A model from released files, as `load_model` does.
+
+    Raises:
+        UserError: a part or the tokenizers are nowhere; the text says which option gives them.
+        CheckpointError: a file is cut, damaged or of another family.
+    """
+    checkpoint = open_checkpoint(path)
+    mmdit = checkpoint.part("mmdit")
+    assert isinstance(mmdit.config, MMDiTConfig)
+    autoencoder = build_autoencoder(
+        _part_from(checkpoint, settings.autoencoder, "autoencoder", "--autoencoder"),
+        dtype=torch.float32,
+    )
+    name = name_released(mmdit.config, path)
+    sampling = RELEASED_SAMPLING.get(name or "", _SAMPLING)
+    side_px = (
+        mmdit.config.base_side * mmdit.config.patch_size * autoencoder.config.downsample_factor
+    )
+    return Model(
+        name=str(path),
+        digest=_digest(mmdit),
+        backbone=build_mmdit(mmdit, dtype=_dtype(settings)).requires_grad_(False),
+        formulation=rectified_flow(),
+        autoencoder=autoencoder,
+        conditioner=_conditioner(checkpoint, settings),
+        settings=replace(sampling, height_px=side_px, width_px=side_px),
+        world=None,
+        resolution_px=side_px,
+        provenance={"released": name},
+    )
+
+
+def name_released(config: MMDiTConfig, path: Path | str) -> str | None:
+    """Which released model has these sizes; the turbo model is told from the large by its path."""
+    name = next((name for name, released in RELEASED.items() if released == config), None)
+    if name is not None and name.startswith("SD3.5-large"):
+        return "SD3.5-large-turbo" if "turbo" in str(path).lower() else "SD3.5-large"
+    return name
+
+
+def fetch_from_hub(name: str) -> Path | None:
+    """The folder of a model that the Hugging Face Hub has, downloaded if it was not; or None.
+
+    None where the name cannot be one of the Hub's.
+
+    Raises:
+        UserError: it is not to be had; the text says why.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # whatever network, Hub and disk come up with
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"there is no file or folder {name}, and the Hugging Face Hub does not give it: "
+            f"{reason} Give a path, or sign in where a licence must be accepted first"
+        ) from error
+
+
+def _part_from(checkpoint: Checkpoint, other: Path | None, kind: str, option: str) -> Part:
+    if other is not None:
+        return open_checkpoint(other).part(kind)
+    if kind not in checkpoint.parts:
+        raise UserError(
+            f"{checkpoint.path} comes without the {PART_TITLES[kind]}; give a file or folder that "
+            f"has one ({option})"
+        )
+    return checkpoint.part(kind)
+
+
+def _conditioner(checkpoint: Checkpoint, settings: LoadSettings) -> CachedConditioner:
+    where = settings.text_encoders
+    source = open_checkpoint(where) if where is not None else checkpoint
+    present = tuple(name for name in ENCODERS if name in source.parts)
+    chosen = present if settings.encoders is None else settings.encoders
+    if not present and settings.encoders != ():
+        raise UserError(
+            f"{source.path} comes without text encoders; give a file or folder that has some "
+            "(--text-encoders)"
+        )
+    t5_tokens = settings.t5_tokens
+    if t5_tokens is None:
+        # T5 left out is left out of the sequence too, unless zeros are asked for.
+        t5_tokens = SD3_LENGTHS["t5"] if "t5" in chosen else 0
+    stored = find_text_encoders(
+        source,
+        tokenizers=_tokenizer_folder(checkpoint, source, settings),
+        encoders=chosen,
+        t5_tokens=t5_tokens,
+        dtype=_dtype(settings),
+    )
+    return CachedConditioner(
+        config=stored.config,
+        tokenizers=stored.tokenizers,
+        identity=stored.identity(),
+        load=stored.load,
+    )
+
+
+def _tokenizer_folder(checkpoint: Checkpoint, source: Checkpoint, settings: LoadSettings) -> Path:
+    if settings.tokenizers is not None:
+        return settings.tokenizers
+    for path in (source.path, checkpoint.path):
+        if any((path / tokenizer).is_dir() for _, tokenizer in FOLDERS.values()):
+            return path
+    raise UserError(
+        f"{source.path} comes without tokenizers; give the folder of a released model, which holds "
+        f"{', '.join(tokenizer for _, tokenizer in FOLDERS.values())} (--tokenizers)"
+    )
+
+
+def _dtype(settings: LoadSettings) -> torch.dtype:
+    if settings.precision == "fp16":
+        return torch.float16
+    return compute_dtype(settings.precision, settings.device)
+
+
+def _digest(part: Part) -> str:
+    """Of one file its own SHA-256, which other tools name it by too; of several, over theirs."""
+    hashes = [cached_sha256(file) for file in part.files()]
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
