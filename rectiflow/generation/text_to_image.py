@@ -1,8 +1,8 @@
 """Prompts to pictures, one function a stage: encode → noise → latents → pixels.
 
 The walk of a prompt: here, then `models.text`, `sampling`, the backbone, the autoencoder. Picture i
-is a function of (model, prompt i, settings, seed i) alone: on one CPU and thread count it has the
-same bytes alone, in any batch and beside any neighbour (see `generation.chunks`).
+is a function of (model, prompt i, negative prompt i, settings, seed i) alone: on one CPU and thread
+count it has the same bytes alone, in any batch and beside any neighbour (see `generation.chunks`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rectiflow.base import philox
@@ -25,11 +26,13 @@ from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.precision import autocast
 from rectiflow.models.text import assemble
-from rectiflow.sampling import CountedField, Field, NoGuidance, OnStep, integrate, times_for
+from rectiflow.sampling import CountedField, Field, NoGuidance, OnStep, integrate, spell, times_for
 
 OnProgress = Callable[[int, int], None]
 #: Told how often the field was evaluated for a batch of pictures.
 OnEvaluated = Callable[[int], None]
+#: Given a picture's place among the prompts, and its pixels [h w 3].
+OnDrawn = Callable[[int, NDArray[np.uint8]], None]
 
 #: Philox stream of a picture's initial noise.
 NOISE_STREAM = 0
@@ -45,26 +48,31 @@ def generate(
     seeds: Sequence[int],
     settings: SamplingSettings | None = None,
     *,
+    negative_prompts: Sequence[str] | None = None,
     progress: OnProgress | None = None,
     on_evaluated: OnEvaluated | None = None,
+    on_drawn: OnDrawn | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Draw one picture for each prompt and its seed.
 
-    An empty prompt is allowed and draws without a condition. `progress(done, total)` counts
+    An empty prompt is allowed and draws without a condition. Guidance leads picture i away from
+    its negative prompt, which is the empty one where none are given. `progress(done, total)` counts
     pictures. `on_evaluated` is told the field's evaluations for each batch, which with a solver
-    that chooses its steps is one picture.
+    that chooses its steps is one picture. `on_drawn` gets each picture as soon as there is one.
 
     Raises:
-        UserError: prompts and seeds differ in number, a seed is out of range, the size does not
-            fit the model, a prompt is not valid text, or the guidance does not go with the model.
+        UserError: prompts, negative prompts and seeds differ in number, a seed is out of range, the
+            size does not fit the model, a prompt is not valid text, or the guidance does not go
+            with the model, or has no use for a negative prompt.
         DivergedError: latents are not finite any more.
     """
     settings = settings or model.settings
     model = with_weaker(model, settings)
-    check_request(model, prompts, seeds, settings)
-    conditioning, null = encode_prompts(model, prompts)
+    check_request(model, prompts, seeds, settings, negative_prompts)
+    conditioning, null = encode_prompts(model, [*prompts, *(negative_prompts or ())])
+    negative = conditioning[len(prompts) :] if negative_prompts else null.expand(len(prompts))
     noise = initial_noise(model, seeds, settings)
-    images: list[Tensor] = []
+    images: list[UInt8[np.ndarray, "h w 3"]] = []
     # Within one autocast block the cast weights are kept, so they are cast once.
     with autocast("auto", model.device):
         plan = plan_chunks(len(prompts), _chunk_sizes(model, null, settings, len(prompts)))
@@ -74,21 +82,28 @@ def generate(
             latents = draw_latents(
                 model,
                 conditioning[rows],
-                null,
+                negative[rows],
                 noise[rows],
                 settings,
                 on_evaluated=on_evaluated,
             )
             # One by one: convolutions round differently in every size of batch.
             num_left = len(prompts) - start
-            images += [decode_latents(model, row) for row in latents[:num_left].split(1)]
+            for row in latents[:num_left].split(1):
+                images.append(to_pixels(decode_latents(model, row))[0])
+                if on_drawn is not None:
+                    on_drawn(len(images) - 1, images[-1])
             if progress is not None:
                 progress(len(images), len(prompts))
-    return to_pixels(torch.cat(images))
+    return np.stack(images)
 
 
 def check_request(
-    model: Model, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    negative_prompts: Sequence[str] | None = None,
 ) -> None:
     """Pass if the pictures can be drawn.
 
@@ -100,6 +115,18 @@ def check_request(
             f"{len(prompts)} prompts came with {len(seeds)} seeds; give a list of at least one "
             "prompt and one seed for each"
         )
+    if negative_prompts is not None:
+        if isinstance(negative_prompts, str) or len(negative_prompts) != len(prompts):
+            raise UserError(
+                f"{len(negative_prompts)} negative prompts came with {len(prompts)} prompts; give "
+                'a list of one for each, "" where there is none'
+            )
+        if any(negative_prompts) and not settings.guidance.uses_null(settings.guidance_scale):
+            raise UserError(
+                f"a negative prompt changes nothing with guidance {spell(settings.guidance)} at "
+                f"scale {settings.guidance_scale:g}, which never looks at it; choose cfg with a "
+                "guidance_scale above 1, or leave the negative prompt out"
+            )
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise UserError(f"seed {seed} is out of range; give a whole number from 0 to 2^63 - 1")
@@ -147,7 +174,10 @@ def draw_latents(
     on_step: OnStep | None = None,
     on_evaluated: OnEvaluated | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step` as in `integrate`."""
+    """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step` as in `integrate`.
+
+    `null` is of one prompt for all rows, or of one for each.
+    """
     field = CountedField(
         Field(
             backbone=model.backbone,
@@ -155,7 +185,7 @@ def draw_latents(
             guidance=settings.guidance,
             guidance_scale=settings.guidance_scale,
             conditioning=conditioning,
-            null=null.expand(len(conditioning)),
+            null=null.expand(len(conditioning)) if len(null) == 1 else null,
             weaker=model.weaker.backbone if model.weaker is not None else None,
         )
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -56,6 +57,14 @@ class Guidance(ABC):
         self, velocities: Velocities, scale: float, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]
     ) -> Float[Tensor, "b ..."]:
         """One velocity at (z, t) from those of `branches`."""
+
+    def uses_null(self, scale: float) -> bool:
+        """Whether it asks for the branch "null" at some time, so that a negative prompt counts."""
+        any_time = torch.tensor(0.5)
+        return any(
+            "null" in phase.branches(1.0 if isinstance(phase, NoGuidance) else scale, any_time)
+            for phase in self.phases
+        )
 
     def weak_network(self, backbone: Network, weaker: Network | None) -> Network:
         """The network of the branch "weak", from the model's and a weaker model's, if there is one.

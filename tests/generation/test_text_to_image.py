@@ -100,6 +100,56 @@ def pictures_that_differ(
     return differing
 
 
+def test_negative_prompts_change_only_their_own_pictures(model: Model) -> None:
+    plain = generate(model, PROMPTS[:3], [1, 2, 3])
+    negative = ["", "three green crosses", "a ring"]
+    guided = generate(model, PROMPTS[:3], [1, 2, 3], negative_prompts=negative)
+    np.testing.assert_array_equal(guided[0], plain[0])
+    for i in (1, 2):
+        assert not np.array_equal(guided[i], plain[i])
+        alone = generate(model, [PROMPTS[i]], [i + 1], negative_prompts=[negative[i]])
+        np.testing.assert_array_equal(alone[0], guided[i])
+    empty = generate(model, PROMPTS[:3], [1, 2, 3], negative_prompts=[""] * 3)
+    np.testing.assert_array_equal(empty, plain)
+
+
+def test_away_from_the_prompt_itself_is_no_guidance(model: Model) -> None:
+    """v + scale·(v − v) is v at any scale."""
+    unguided = generate(model, ["a ring"], [1], replace(model.settings, guidance_scale=1.0))
+    for scale in (2.0, 5.0):
+        settings = replace(model.settings, guidance_scale=scale)
+        image = generate(model, ["a ring"], [1], settings, negative_prompts=["a ring"])
+        assert np.abs(image.astype(int) - unguided.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("guidance", "scale"),
+    [("none", 1.0), ("cfg", 1.0), ("auto:weaker=test", 4.0), ("skip-layers:layers=1", 1.0)],
+)
+def test_a_negative_prompt_is_never_ignored(model: Model, guidance: str, scale: float) -> None:
+    chosen = parse_guidance(guidance)
+    settings = replace(model.settings, guidance=chosen, guidance_scale=scale)
+    model = replace(model, weaker=model)
+    with pytest.raises(UserError, match=f"a negative prompt changes nothing with .* {scale:g}"):
+        generate(model, ["a ring"], [1], settings, negative_prompts=["a circle"])
+    generate(model, ["a ring"], [1], replace(settings, num_steps=2), negative_prompts=[""])
+
+
+def test_each_picture_is_handed_over_as_soon_as_it_is_drawn(model: Model) -> None:
+    given: list[tuple[int, np.ndarray]] = []
+    seen: list[int] = []
+    images = generate(
+        model,
+        ["a ring"] * 6,
+        range(6),
+        on_drawn=lambda i, image: given.append((i, image)),
+        progress=lambda done, total: seen.append(len(given)),
+    )
+    assert [i for i, _ in given] == list(range(6))
+    np.testing.assert_array_equal(np.stack([image for _, image in given]), images)
+    assert seen[0] < 6
+
+
 def test_prompt_seed_and_settings_all_matter(model: Model) -> None:
     images = generate(model, ["a red circle"] * 2 + ["a ring"], [1, 2, 1])
     assert not np.array_equal(images[0], images[1])
@@ -140,6 +190,10 @@ def test_refuses_what_cannot_be_drawn(model: Model) -> None:
         generate(model, ["a", "b"], [1])
     with pytest.raises(UserError, match="0 prompts came with 0 seeds"):
         generate(model, [], [])
+    with pytest.raises(UserError, match="1 negative prompts came with 2 prompts"):
+        generate(model, ["a", "b"], [1, 2], negative_prompts=["c"])
+    with pytest.raises(UserError, match="1 negative prompts came with 1 prompts; give a list"):
+        generate(model, ["a"], [1], negative_prompts="c")
     with pytest.raises(UserError, match="seed -1 is out of range"):
         generate(model, ["a"], [-1])
     with pytest.raises(UserError, match=r"height 40 px does not fit.*multiple of 16 px up to 256"):

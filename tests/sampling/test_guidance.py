@@ -36,6 +36,20 @@ BY_PROMPT = (
 )
 
 
+@pytest.mark.parametrize("guidance", BY_PROMPT)
+def test_the_null_is_used_wherever_it_is_evaluated(guidance: Guidance) -> None:
+    assert guidance.uses_null(SCALE)
+    assert not guidance.uses_null(1.0)
+
+
+def test_who_never_looks_at_the_null() -> None:
+    assert not NoGuidance().uses_null(1.0)
+    assert not IntervalGuidance(inner=AutoGuidance(weaker="other")).uses_null(SCALE)
+    assert SkipLayerGuidance(layers=(1,)).uses_null(SCALE)
+    # Its interval does not hold the middle.
+    assert IntervalGuidance(low=0.8, high=0.9).uses_null(SCALE)
+
+
 def prompts(value: float, num: int = 3) -> Conditioning:
     return Conditioning(context=torch.full((num, 2, 4), value), pooled=torch.full((num, 4), value))
 
