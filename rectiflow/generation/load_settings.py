@@ -9,6 +9,7 @@ from typing import Literal
 from rectiflow.base.errors import ConfigError
 
 MAX_T5_TOKENS = 512
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class LoadSettings:
     t5_tokens: int | None = None
     """Tokens that T5 reads and gives, 256 unless said. Where T5 is not used: how many zeros stand
     for it, none unless said."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """What backbone and encoders are held and multiplied in; "auto" is bf16 on hardware that has
     it, else fp32."""
     device: str = "cpu"

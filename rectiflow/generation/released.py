@@ -168,9 +168,12 @@ def _tokenizer_folder(checkpoint: Checkpoint, source: Checkpoint, settings: Load
 
 
 def _dtype(settings: LoadSettings) -> torch.dtype:
-    if settings.precision == "fp16":
-        return torch.float16
-    return compute_dtype(settings.precision, settings.device)
+    if settings.precision == "auto":
+        return compute_dtype("auto", settings.device)
+    # As asked, even where the processor is slow at it: it halves the memory.
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+        settings.precision
+    ]
 
 
 def _digest(part: Part) -> str:

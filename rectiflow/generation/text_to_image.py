@@ -8,7 +8,7 @@ count it has the same bytes alone, in any batch and beside any neighbour (see `g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,25 @@ MAX_TOKENS_OF_SMALL = 256
 PROBE_STEPS = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What pictures are drawn from, a row each: prompt, negative prompt, noise."""
+
+    conditioning: Conditioning
+    negative: Conditioning
+    noise: Float[Tensor, "n c h w"]
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def __getitem__(self, rows: slice | Tensor) -> Inputs:
+        return Inputs(
+            conditioning=self.conditioning[rows],
+            negative=self.negative[rows],
+            noise=self.noise[rows],
+        )
+
+
 @torch.inference_mode()
 def generate(
     model: Model,
@@ -70,32 +89,58 @@ def generate(
     model = with_weaker(model, settings)
     check_request(model, prompts, seeds, settings, negative_prompts)
     conditioning, null = encode_prompts(model, [*prompts, *(negative_prompts or ())])
-    negative = conditioning[len(prompts) :] if negative_prompts else null.expand(len(prompts))
-    noise = initial_noise(model, seeds, settings)
+    inputs = Inputs(
+        conditioning=conditioning[: len(prompts)],
+        negative=conditioning[len(prompts) :] if negative_prompts else null.expand(len(prompts)),
+        noise=initial_noise(model, seeds, settings),
+    )
     images: list[UInt8[np.ndarray, "h w 3"]] = []
+
+    def keep(rows: Tensor) -> None:
+        # One by one: convolutions round differently in every size of batch.
+        for row in rows.split(1):
+            images.append(to_pixels(decode_latents(model, row))[0])
+            if on_drawn is not None:
+                on_drawn(len(images) - 1, images[-1])
+        if progress is not None:
+            progress(len(images), len(prompts))
+
+    draw_in_chunks(model, inputs, settings, keep, on_evaluated=on_evaluated)
+    return np.stack(images)
+
+
+@torch.inference_mode()
+def draw_in_chunks(
+    model: Model,
+    inputs: Inputs,
+    settings: SamplingSettings,
+    on_latents: Callable[[Float[Tensor, "b c h w"]], None],
+    *,
+    on_step: OnStep | None = None,
+    on_evaluated: OnEvaluated | None = None,
+) -> None:
+    """Draw the latents of all rows, as many together as leave each its bits.
+
+    `on_latents` gets them chunk by chunk, in order; `on_step` and `on_evaluated` are as in
+    `draw_latents`, for each chunk.
+    """
+    num = len(inputs)
     # Within one autocast block the cast weights are kept, so they are cast once.
     with autocast("auto", model.device):
-        plan = plan_chunks(len(prompts), _chunk_sizes(model, null, settings, len(prompts)))
-        for size in plan:
-            start = len(images)
-            rows = torch.arange(start, start + size).clamp(max=len(prompts) - 1)
+        done = 0
+        for size in plan_chunks(num, _chunk_sizes(model, inputs.negative[:1], settings, num)):
+            chunk = inputs[torch.arange(done, done + size).clamp(max=num - 1)]
             latents = draw_latents(
                 model,
-                conditioning[rows],
-                negative[rows],
-                noise[rows],
+                chunk.conditioning,
+                chunk.negative,
+                chunk.noise,
                 settings,
+                on_step=on_step,
                 on_evaluated=on_evaluated,
             )
-            # One by one: convolutions round differently in every size of batch.
-            num_left = len(prompts) - start
-            for row in latents[:num_left].split(1):
-                images.append(to_pixels(decode_latents(model, row))[0])
-                if on_drawn is not None:
-                    on_drawn(len(images) - 1, images[-1])
-            if progress is not None:
-                progress(len(images), len(prompts))
-    return np.stack(images)
+            on_latents(latents[: num - done])
+            done += size
 
 
 def check_request(
@@ -121,15 +166,20 @@ def check_request(
                 f"{len(negative_prompts)} negative prompts came with {len(prompts)} prompts; give "
                 'a list of one for each, "" where there is none'
             )
-        if any(negative_prompts) and not settings.guidance.uses_null(settings.guidance_scale):
-            raise UserError(
-                f"a negative prompt changes nothing with guidance {spell(settings.guidance)} at "
-                f"scale {settings.guidance_scale:g}, which never looks at it; choose cfg with a "
-                "guidance_scale above 1, or leave the negative prompt out"
-            )
+        if any(negative_prompts):
+            check_uses_null(settings)
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise UserError(f"seed {seed} is out of range; give a whole number from 0 to 2^63 - 1")
+    check_size(model, settings)
+
+
+def check_size(model: Model, settings: SamplingSettings) -> None:
+    """Pass if the model draws pictures of that size.
+
+    Raises:
+        UserError: it does not; the text says which it does.
+    """
     multiple = model.autoencoder.config.downsample_factor * model.backbone.config.patch_size
     largest = multiple * model.backbone.config.position_side
     for name, side_px in (("height", settings.height_px), ("width", settings.width_px)):
@@ -138,6 +188,20 @@ def check_request(
                 f"{name} {side_px} px does not fit this model; give a multiple of {multiple} px "
                 f"up to {largest} px (it was trained at {model.resolution_px} px)"
             )
+
+
+def check_uses_null(settings: SamplingSettings) -> None:
+    """Pass if the guidance looks at negative prompts.
+
+    Raises:
+        UserError: it does not, so that to give one would change nothing.
+    """
+    if not settings.guidance.uses_null(settings.guidance_scale):
+        raise UserError(
+            f"a negative prompt changes nothing with guidance {spell(settings.guidance)} at "
+            f"scale {settings.guidance_scale:g}, which never looks at it; choose cfg with a "
+            "guidance_scale above 1, or leave the negative prompt out"
+        )
 
 
 def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:

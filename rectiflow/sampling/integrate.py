@@ -11,7 +11,8 @@ from torch import Tensor
 from rectiflow.base.errors import DivergedError
 from rectiflow.sampling.solvers import Memory, Solver, VelocityField
 
-OnStep = Callable[[int, Tensor, Tensor], None]
+#: Sees (i, t_next, z) after step i, and may give another z to go on with.
+OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
 
 #: Latents have variance 1; from here on a step was too long or guidance too strong.
 LARGE = 100.0
@@ -24,7 +25,7 @@ def integrate(
     times: Float[Tensor, " n"],
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "b ..."]:
-    """Carry z from times[0] to times[-1]; `on_step(i, t_next, z)` sees each intermediate z.
+    """Carry z from times[0] to times[-1]; `on_step(i, t_next, z)` sees, or replaces, each z.
 
     Raises:
         DivergedError: z is not finite after a step; the text says which, and the likely cause.
@@ -35,8 +36,8 @@ def integrate(
         z, memory = solver.step(field, z, times[i], times[i + 1], memory)
         if not torch.isfinite(z).all():
             raise DivergedError(_describe(i, before, z, times))
-        if on_step is not None:
-            on_step(i, times[i + 1], z)
+        if on_step is not None and (other := on_step(i, times[i + 1], z)) is not None:
+            z = other
     return z
 
 

@@ -7,6 +7,7 @@ picture to draw. The encoders are loaded when a prompt comes that is not there y
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -75,6 +76,7 @@ class CachedConditioner:
         self._identity = identity
         self._load = load
         self._conditioner: TextConditioner | None = None
+        self._loading = threading.Lock()
         self._device = torch.device("cpu")
 
     @property
@@ -112,9 +114,10 @@ class CachedConditioner:
 
     def conditioner(self) -> TextConditioner:
         """The encoders themselves, loaded if they were not."""
-        if self._conditioner is None:
-            self._conditioner = self._load().to(self._device)
-        return self._conditioner
+        with self._loading:
+            if self._conditioner is None:
+                self._conditioner = self._load().to(self._device)
+            return self._conditioner
 
     def _path(self, prompt: str) -> Path:
         # Devices and versions of torch round differently.

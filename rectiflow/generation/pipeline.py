@@ -1,0 +1,331 @@
+"""The walk of a prompt as one object, called by the names that users of diffusers know.
+
+`Pipeline` holds a model and nothing that changes, so threads may share one. What it is not told
+follows the model: steps, guidance, size, number types.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.load_settings import LoadSettings, Precision
+from rectiflow.generation.model import Model, load_model, with_weaker
+from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.text_to_image import (
+    Inputs,
+    check_size,
+    check_uses_null,
+    decode_latents,
+    draw_in_chunks,
+    encode_prompts,
+    initial_noise,
+    to_pixels,
+)
+from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.layers.embeddings import TIME_SCALE
+from rectiflow.sampling import (
+    Guidance,
+    Solver,
+    TimeGrid,
+    parse_grid,
+    parse_guidance,
+    parse_solver,
+)
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+#: (pipeline, step, time that it began at times 1000, {"latents": z}) → those to go on with, or {}.
+Callback = Callable[["Pipeline", int, float, dict[str, Tensor]], Mapping[str, Tensor] | None]
+_PRECISIONS: dict[torch.dtype | None, Precision] = {
+    None: "auto",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOutput:
+    """Pictures, and all that they were drawn with; `seeds` are None where noise came otherwise.
+
+    `images` are PIL pictures; with output_type "np" [n h w 3] and "pt" [n 3 h w], both in [0, 1];
+    with "latent" normalised latents [n c h w].
+    """
+
+    images: Any
+    prompts: tuple[str | None, ...]
+    negative_prompts: tuple[str | None, ...]
+    seeds: tuple[int | None, ...]
+    settings: SamplingSettings
+    model: str
+    digest: str
+
+
+class Pipeline:
+    """Text to pictures: `Pipeline.from_pretrained("sd3.5_medium")("a red circle").images[0]`."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @staticmethod
+    def from_pretrained(
+        path_or_id: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        autoencoder: str | Path | None = None,
+        text_encoders: str | Path | None = None,
+        tokenizers: str | Path | None = None,
+        encoders: Sequence[str] | None = None,
+        t5_tokens: int | None = None,
+    ) -> Pipeline:
+        """A pipeline from a run, a shipped model, released weights or a name on the Hub.
+
+        `torch_dtype` is another name of `dtype`; the others are those of `LoadSettings`.
+
+        Raises:
+            UserError, CheckpointError, ConfigError: as `load_model`.
+        """
+        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+            raise ConfigError(f"dtype={dtype} and torch_dtype={torch_dtype} differ; give one")
+        chosen = dtype or torch_dtype
+        if chosen not in _PRECISIONS:
+            raise ConfigError(f"dtype={chosen} must be torch.float32, torch.bfloat16 or float16")
+        places = {
+            name: None if value is None else Path(value)
+            for name, value in (
+                ("autoencoder", autoencoder),
+                ("text_encoders", text_encoders),
+                ("tokenizers", tokenizers),
+            )
+        }
+        settings = LoadSettings(
+            **places,
+            encoders=None if encoders is None else tuple(encoders),
+            t5_tokens=t5_tokens,
+            precision=_PRECISIONS[chosen],
+            device=device,
+        )
+        return Pipeline(load_model(path_or_id, settings))
+
+    def to(self, device: torch.device | str) -> Pipeline:
+        """The same pipeline on another device."""
+        return Pipeline(self.model.to(device))
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Float[Tensor, "n c h w"] | None = None,
+        prompt_embeds: Float[Tensor, "n l d"] | None = None,
+        pooled_prompt_embeds: Float[Tensor, "n p"] | None = None,
+        negative_prompt_embeds: Float[Tensor, "n l d"] | None = None,
+        negative_pooled_prompt_embeds: Float[Tensor, "n p"] | None = None,
+        solver: str | Solver | None = None,
+        grid: str | TimeGrid | None = None,
+        guidance: str | Guidance | None = None,
+        shift: float | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+    ) -> PipelineOutput:
+        """Draw `num_images_per_prompt` pictures of each prompt.
+
+        `seed` counts up from picture to picture, or there is one for each: a picture is the same
+        alone and among others. A `generator` draws as diffusers does, all pictures' noise at once;
+        `latents` are the noise itself. Without any of these the seed is drawn, and is in the
+        result. `callback_on_step_end` is called after each step of each chunk of pictures that
+        are drawn together.
+
+        Raises:
+            UserError, ConfigError: what was given does not go together, with the model, or with
+                the guidance.
+            DivergedError: latents are not finite any more.
+        """
+        settings = _resolve(
+            self.model.settings,
+            num_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height_px=height,
+            width_px=width,
+            shift=shift,
+            solver=parse_solver(solver) if isinstance(solver, str) else solver,
+            grid=parse_grid(grid) if isinstance(grid, str) else grid,
+            guidance=parse_guidance(guidance) if isinstance(guidance, str) else guidance,
+        )
+        if output_type not in OUTPUT_TYPES:
+            raise ConfigError(
+                f"output_type={output_type!r} must be one of {', '.join(OUTPUT_TYPES)}"
+            )
+        if num_images_per_prompt < 1:
+            raise UserError(f"num_images_per_prompt={num_images_per_prompt} must be at least 1")
+        model = with_weaker(self.model, settings)
+        check_size(model, settings)
+        prompts, conditioning = _condition(
+            model, "prompt", prompt, prompt_embeds, pooled_prompt_embeds
+        )
+        if conditioning is None:
+            raise UserError("give a prompt, or prompt_embeds and pooled_prompt_embeds")
+        negatives, negative = _condition(
+            model,
+            "negative_prompt",
+            negative_prompt,
+            negative_prompt_embeds,
+            negative_pooled_prompt_embeds,
+        )
+        if negative is None:
+            negatives = ("",)
+            _, negative = encode_prompts(model, [""])
+        elif any(text is None or text for text in negatives):
+            check_uses_null(settings)
+        if len(negatives) == 1 < len(prompts):
+            negatives, negative = negatives * len(prompts), negative.expand(len(prompts))
+        if len(negatives) != len(prompts):
+            raise UserError(
+                f"{len(negatives)} negative prompts came with {len(prompts)} prompts; give one for "
+                "all, or one for each"
+            )
+        # Pictures of a prompt stand together, as in diffusers.
+        rows = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
+        seeds, noise = _noise(model, settings, len(rows), seed, generator, latents)
+        inputs = Inputs(
+            conditioning=conditioning[rows], negative=negative[rows], noise=noise.to(model.device)
+        )
+        drawn: list[Tensor] = []
+        draw_in_chunks(
+            model,
+            inputs,
+            settings,
+            drawn.append,
+            on_step=self._on_step(callback_on_step_end) if callback_on_step_end else None,
+        )
+        return PipelineOutput(
+            images=_finish(model, torch.cat(drawn), output_type),
+            prompts=tuple(prompts[row] for row in rows.tolist()),
+            negative_prompts=tuple(negatives[row] for row in rows.tolist()),
+            seeds=seeds,
+            settings=settings,
+            model=model.name,
+            digest=model.digest,
+        )
+
+    def _on_step(self, callback: Callback) -> Callable[[int, Tensor, Tensor], Tensor | None]:
+        began = 1.0
+
+        def on_step(i: int, t_next: Tensor, z: Tensor) -> Tensor | None:
+            nonlocal began
+            began = 1.0 if i == 0 else began
+            found = callback(self, i, TIME_SCALE * began, {"latents": z}) or {}
+            if unknown := set(found) - {"latents"}:
+                raise UserError(f"the callback gave {sorted(unknown)}; it may give back latents")
+            began = t_next.item()
+            return found.get("latents")
+
+        return on_step
+
+
+def _resolve(settings: SamplingSettings, **given: Any) -> SamplingSettings:
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+
+
+def _condition(
+    model: Model,
+    name: str,
+    text: str | Sequence[str] | None,
+    context: Tensor | None,
+    pooled: Tensor | None,
+) -> tuple[tuple[str | None, ...], Conditioning | None]:
+    """The prompts of one kind and their conditioning; None where nothing was given."""
+    stem = f"{name}_embeds", f"{name.removesuffix('prompt')}pooled_prompt_embeds"
+    if (context is None) != (pooled is None):
+        raise UserError(f"{stem[0]} and {stem[1]} belong together; give both")
+    if text is not None and context is not None:
+        raise UserError(f"{name} came with {stem[0]}; give one of them")
+    if context is not None and pooled is not None:
+        config = model.backbone.config
+        found, wanted = (context.shape[2], pooled.shape[1]), (config.context_dim, config.pooled_dim)
+        if found != wanted or len(context) != len(pooled):
+            raise UserError(
+                f"{stem[0]} {list(context.shape)} and {stem[1]} {list(pooled.shape)} do not fit "
+                f"this model, whose are [n l {wanted[0]}] and [n {wanted[1]}]"
+            )
+        conditioning = Conditioning(context=context, pooled=pooled)
+        return (None,) * len(context), conditioning.to(model.device, torch.float32)
+    if text is None:
+        return (), None
+    prompts = (text,) if isinstance(text, str) else tuple(text)
+    if not prompts:
+        raise UserError(f"{name} is an empty list; give at least one")
+    return prompts, encode_prompts(model, prompts)[0]
+
+
+def _noise(
+    model: Model,
+    settings: SamplingSettings,
+    num: int,
+    seed: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    latents: Tensor | None,
+) -> tuple[tuple[int | None, ...], Tensor]:
+    """Each picture's seed, if it has one, and its noise."""
+    if sum(given is not None for given in (seed, generator, latents)) > 1:
+        raise UserError("seed, generator and latents each give the noise; give one of them")
+    like = initial_noise(model, [0], settings)
+    if latents is not None:
+        if latents.shape != (num, *like.shape[1:]):
+            raise UserError(
+                f"latents are {list(latents.shape)}; {num} pictures of {settings.width_px}×"
+                f"{settings.height_px} px need {[num, *like.shape[1:]]}"
+            )
+        return (None,) * num, latents.float()
+    if generator is not None:
+        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+        if len(generators) not in (1, num):
+            raise UserError(f"{len(generators)} generators came for {num} pictures; give {num}")
+        each = num // len(generators)
+        drawn = [
+            torch.randn(each, *like.shape[1:], generator=one, device=one.device).cpu()
+            for one in generators
+        ]
+        return (None,) * num, torch.cat(drawn)
+    if seed is None:
+        seed = secrets.randbits(32)
+    seeds = tuple(seed + i for i in range(num)) if isinstance(seed, int) else tuple(seed)
+    if len(seeds) != num or not all(0 <= one < 2**63 for one in seeds):
+        raise UserError(
+            f"seed={seed} does not suit {num} pictures; give one whole number from 0 to 2^63 - 1, "
+            "or one for each"
+        )
+    return seeds, initial_noise(model, seeds, settings)
+
+
+def _finish(model: Model, latents: Tensor, output_type: str) -> Any:
+    if output_type == "latent":
+        return latents
+    with torch.inference_mode():
+        # One by one, as `generate` does and for the same reason.
+        images = torch.cat([decode_latents(model, row) for row in latents.split(1)])
+    if output_type == "pil":
+        return [Image.fromarray(pixels) for pixels in to_pixels(images)]
+    scaled = (images.clamp(-1.0, 1.0) + 1.0) / 2.0
+    if output_type == "pt":
+        return scaled
+    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,0 +1,168 @@
+"""The pipeline takes what users of diffusers give, and threads share one."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import tiny_model
+
+import rectiflow
+from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.pipeline import Pipeline
+from rectiflow.generation.text_to_image import encode_prompts, generate
+from rectiflow.sampling import Heun
+
+PROMPTS = ["a red circle", 'the word "CAT"']
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline(tiny_model())
+
+
+def latents(pipeline: Pipeline, *arguments, **options) -> torch.Tensor:
+    return pipeline(*arguments, output_type="latent", **options).images
+
+
+def test_it_is_at_hand_in_the_package():
+    assert rectiflow.Pipeline is Pipeline
+    with pytest.raises(AttributeError, match="has no attribute 'Pipelines'"):
+        rectiflow.Pipelines  # noqa: B018
+
+
+def test_pictures_are_those_of_generate(pipeline):
+    drawn = pipeline(PROMPTS, seed=3, num_images_per_prompt=2)
+    prompts = [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
+    expected = generate(pipeline.model, prompts, [3, 4, 5, 6])
+    assert drawn.seeds == (3, 4, 5, 6)
+    assert drawn.prompts == tuple(prompts)
+    for image, pixels in zip(drawn.images, expected, strict=True):
+        assert np.array_equal(np.asarray(image), pixels)
+    alone = pipeline(PROMPTS[1], seed=[6]).images[0]
+    assert np.array_equal(np.asarray(alone), expected[3])
+
+
+def test_output_types_are_the_same_pictures(pipeline):
+    as_np, as_pt = (pipeline(PROMPTS, seed=0, output_type=kind).images for kind in ("np", "pt"))
+    assert as_np.shape == (2, 64, 64, 3)
+    assert as_pt.shape == (2, 3, 64, 64)
+    assert np.array_equal(as_np, as_pt.permute(0, 2, 3, 1).numpy())
+    pictures = pipeline(PROMPTS, seed=0).images
+    assert np.abs(np.stack(pictures) / 255.0 - as_np).max() <= 0.5 / 255 + 1e-6
+    assert latents(pipeline, PROMPTS, seed=0).shape == (2, 16, 8, 8)
+
+
+def test_noise_from_generators_is_that_of_diffusers(pipeline):
+    one = torch.Generator().manual_seed(1)
+    noise = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    drawn = latents(pipeline, PROMPTS, generator=one)
+    assert torch.equal(drawn, latents(pipeline, PROMPTS, latents=noise))
+    each = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    pair = latents(pipeline, PROMPTS, generator=each)
+    alone = latents(pipeline, PROMPTS[1], generator=torch.Generator().manual_seed(2))
+    assert torch.equal(pair[1:], alone)
+
+
+def test_a_seed_is_drawn_and_told(pipeline):
+    first, second = pipeline(PROMPTS[0]), pipeline(PROMPTS[0])
+    assert first.seeds != second.seeds
+    assert np.array_equal(pipeline(PROMPTS[0], seed=first.seeds[0]).images[0], first.images[0])
+
+
+def test_embeddings_stand_for_prompts(pipeline):
+    conditioning, _ = encode_prompts(pipeline.model, PROMPTS)
+    given = {
+        "prompt_embeds": conditioning.context,
+        "pooled_prompt_embeds": conditioning.pooled,
+        "negative_prompt_embeds": conditioning.context.flip(0),
+        "negative_pooled_prompt_embeds": conditioning.pooled.flip(0),
+    }
+    found = pipeline(**given, seed=0, output_type="latent")
+    assert found.prompts == (None, None)
+    expected = latents(pipeline, PROMPTS, PROMPTS[::-1], seed=0)
+    assert torch.equal(found.images, expected)
+
+
+def test_settings_follow_the_model_and_the_call(pipeline):
+    assert pipeline(PROMPTS[0]).settings == pipeline.model.settings
+    call = {"num_inference_steps": 2, "height": 48, "width": 80, "shift": 2.0}
+    drawn = pipeline(PROMPTS[0], guidance_scale=1.0, solver="heun", **call)
+    assert drawn.images[0].size == (80, 48)
+    assert (drawn.settings.num_steps, drawn.settings.solver) == (2, Heun())
+    assert (drawn.settings.guidance_scale, drawn.settings.shift) == (1.0, 2.0)
+    same = pipeline(
+        PROMPTS[0], guidance_scale=1.0, seed=drawn.seeds[0], **(call | {"solver": Heun()})
+    )
+    assert np.array_equal(same.images[0], drawn.images[0])
+
+
+def test_the_callback_sees_and_changes_latents(pipeline):
+    seen = []
+
+    def look(pipe, step, time, values):
+        seen.append((pipe, step, time))
+        return {"latents": torch.zeros_like(values["latents"])} if step == 2 else {}
+
+    assert latents(pipeline, PROMPTS[0], callback_on_step_end=look).abs().max() == 0
+    assert [step for _, step, _ in seen] == [0, 1, 2]
+    assert [time for _, _, time in seen] == pytest.approx([1000, 2000 / 3, 1000 / 3], rel=1e-5)
+    with pytest.raises(UserError, match=r"the callback gave \['prompt_embeds'\]; it may give"):
+        pipeline(PROMPTS[0], callback_on_step_end=lambda *_: {"prompt_embeds": torch.zeros(1)})
+
+
+def test_threads_share_a_pipeline(pipeline):
+    guidances = ("cfg", "skip-layers:layers=1", "perturb-attention:layers=0")
+    calls = [(guidance, seed) for guidance in guidances for seed in range(4)]
+
+    def draw(call):
+        return latents(pipeline, f"a red circle {call[1]}", guidance=call[0], seed=call[1])
+
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(draw, calls))
+    for call, found in zip(calls, together, strict=True):
+        assert torch.equal(found, draw(call))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "give a prompt, or prompt_embeds and pooled_prompt_embeds"),
+        ({"prompt": []}, "prompt is an empty list"),
+        ({"prompt": "a", "prompt_embeds": torch.zeros(1, 24, 48)}, "belong together; give both"),
+        (
+            {
+                "prompt": "a",
+                "prompt_embeds": torch.zeros(1, 24, 48),
+                "pooled_prompt_embeds": torch.zeros(1, 48),
+            },
+            "prompt came with prompt_embeds; give one of them",
+        ),
+        (
+            {
+                "prompt_embeds": torch.zeros(1, 24, 47),
+                "pooled_prompt_embeds": torch.zeros(1, 48),
+            },
+            r"do not fit this model, whose are \[n l 48\] and \[n 48\]",
+        ),
+        (
+            {"prompt": "a", "negative_prompt_embeds": torch.zeros(1, 24, 48)},
+            "negative_prompt_embeds and negative_pooled_prompt_embeds belong together",
+        ),
+        ({"prompt": ["a", "b", "c"], "negative_prompt": ["d", "e"]}, "2 negative prompts came"),
+        ({"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0}, "changes nothing with"),
+        ({"prompt": "a", "seed": 1, "latents": torch.zeros(1, 16, 8, 8)}, "give one of them"),
+        ({"prompt": "a", "latents": torch.zeros(1, 16, 8, 9)}, r"need \[1, 16, 8, 8\]"),
+        ({"prompt": "a", "seed": [1, 2]}, r"seed=\[1, 2\] does not suit 1 pictures"),
+        ({"prompt": "a", "seed": -1}, "seed=-1 does not suit"),
+        ({"prompt": ["a"] * 3, "generator": [torch.Generator()] * 2}, "2 generators came for 3"),
+        ({"prompt": "a", "height": 1000}, "height 1000 px does not fit this model"),
+        ({"prompt": "a", "num_images_per_prompt": 0}, "must be at least 1"),
+        ({"prompt": "a", "num_inference_steps": 0}, "num_steps=0 must be from 1 to 1000"),
+        ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale=nan must be a finite"),
+        ({"prompt": "a", "output_type": "jpeg"}, "output_type='jpeg' must be one of pil, np"),
+    ],
+)
+def test_what_does_not_go_together(pipeline, given, told):
+    with pytest.raises((UserError, ConfigError), match=told):
+        pipeline(**given)

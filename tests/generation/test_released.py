@@ -1,0 +1,212 @@
+"""Released weights draw what diffusers draws of them, from wherever their parts lie."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from generation.released_folder import CONFIGS, TOKENS, diffusers_pipeline, save_released
+
+from rectiflow.base.errors import CheckpointError, ConfigError, UserError
+from rectiflow.generation import released
+from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.model import load_model
+from rectiflow.generation.pipeline import Pipeline
+from rectiflow.generation.released import name_released
+from rectiflow.models.published import RELEASED, convert, open_checkpoint, save_single_file
+from rectiflow.models.text import assemble
+from rectiflow.models.text.cache import CachedConditioner
+from rectiflow.sampling import ReleasedGrid
+
+CALL = {
+    "prompt": ["a red circle", "two small squares above a star"],
+    "negative_prompt": ["blue", ""],
+    "num_inference_steps": 6,
+    "guidance_scale": 5.0,
+    "height": 64,
+    "width": 64,
+}
+
+
+CLIPS = ("clip_l", "clip_g")
+#: Products round by where weights lie in memory, and so in a file.
+CLOSE = {"rtol": 0.0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_released(tmp_path_factory.mktemp("released") / "sd3")
+
+
+@pytest.fixture(scope="module")
+def single(folder, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("single") / "sd3.safetensors"
+    convert(folder, path)
+    return path
+
+
+def noise(num: int = 2) -> torch.Tensor:
+    return torch.randn(num, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def drawn(path: Path, output_type: str = "latent", **options):
+    ours = Pipeline.from_pretrained(path, t5_tokens=TOKENS, **options)
+    return ours(**CALL, latents=noise(), solver="euler", output_type=output_type).images
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_draws_as_diffusers_does(kind, tmp_path):
+    theirs = diffusers_pipeline(kind)
+    path = save_released(tmp_path / kind, kind)
+    for output_type, tolerance in (("latent", 1e-4), ("np", 5e-5)):
+        expected = theirs(
+            **CALL, latents=noise(), max_sequence_length=TOKENS, output_type=output_type
+        ).images
+        found = drawn(path, output_type)
+        assert expected.std() > 0.1
+        assert abs(found - expected).max() < tolerance
+
+
+@pytest.mark.parity
+def test_without_t5_zeros_stand_for_it_as_in_diffusers_or_nothing(folder):
+    theirs = diffusers_pipeline("sd3-medium")
+    t5, theirs.text_encoder_3 = theirs.text_encoder_3, None
+    try:
+        expected = theirs(
+            **CALL, latents=noise(), max_sequence_length=TOKENS, output_type="latent"
+        ).images
+    finally:
+        theirs.text_encoder_3 = t5
+    assert (drawn(folder, encoders=CLIPS) - expected).abs().max() < 1e-4
+    dropped = Pipeline.from_pretrained(folder, encoders=CLIPS).model.conditioner
+    assert assemble(dropped.null()).context.shape == (1, 16, 192)
+    none = load_model(folder, LoadSettings(encoders=())).conditioner
+    assert assemble(none.encode(["a"])).context.abs().max() == 0
+
+
+def test_a_single_file_draws_as_the_folder_it_came_from(folder, single):
+    torch.testing.assert_close(drawn(single, tokenizers=folder), drawn(folder), **CLOSE)
+
+
+def test_parts_may_lie_apart(folder, single, tmp_path):
+    parts = open_checkpoint(folder).parts
+    for name in ("mmdit", "autoencoder"):
+        save_single_file(tmp_path / f"{name}.safetensors", {name: parts[name]})
+    text = {name: parts[name] for name in ("clip_l", "clip_g", "t5")}
+    save_single_file(tmp_path / "text.safetensors", text)
+    places = {
+        "autoencoder": tmp_path / "autoencoder.safetensors",
+        "text_encoders": tmp_path / "text.safetensors",
+        "tokenizers": folder,
+    }
+    mmdit = tmp_path / "mmdit.safetensors"
+    torch.testing.assert_close(drawn(mmdit, **places), drawn(folder), **CLOSE)
+    for left_out, told in {
+        "autoencoder": "comes without the autoencoder; give .*--autoencoder",
+        "text_encoders": "comes without text encoders; give .*--text-encoders",
+        "tokenizers": "comes without tokenizers; give the folder .*--tokenizers",
+    }.items():
+        with pytest.raises(UserError, match=told):
+            drawn(mmdit, **(places | {left_out: None}))
+    save_single_file(tmp_path / "clip.safetensors", {"clip_l": text["clip_l"]})
+    with pytest.raises(CheckpointError, match="holds no text encoder T5, only"):
+        save_single_file(tmp_path / "clips.safetensors", {"clip_l": text["clip_l"]})
+        drawn(
+            mmdit, **(places | {"text_encoders": tmp_path / "clips.safetensors"}), encoders=["t5"]
+        )
+
+
+def test_clip_g_reads_an_exclamation_mark_as_a_word_and_pads_with_zero(folder):
+    conditioner = load_model(folder, LoadSettings(t5_tokens=TOKENS)).conditioner
+    assert isinstance(conditioner, CachedConditioner)
+    ids = {name: conditioner.conditioner().token_ids(name, ["stop!"])[0] for name in CLIPS}
+    end = int(ids["clip_l"].max())
+    length = ids["clip_l"].tolist().index(end) + 1
+    assert torch.equal(ids["clip_l"][:length], ids["clip_g"][:length])
+    assert ids["clip_l"][length:].tolist() == [end] * (len(ids["clip_l"]) - length)
+    assert ids["clip_g"][length:].tolist() == [0] * (len(ids["clip_g"]) - length)
+    assert 0 not in ids["clip_g"][:length]
+
+
+def test_a_prompt_met_before_needs_no_encoder(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("RECTIFLOW_CACHE", str(tmp_path))
+    settings = LoadSettings(t5_tokens=TOKENS)
+    first = load_model(folder, settings).conditioner
+    expected = first.encode(["a", "b", "a"])
+    assert isinstance(first, CachedConditioner)
+    assert first.is_loaded
+    again = load_model(folder, settings).conditioner
+    assert isinstance(again, CachedConditioner)
+    for name, column in again.encode(["a", "b", "a"]).columns().items():
+        assert torch.equal(column, expected.columns()[name])
+    assert not again.is_loaded
+    # Other lengths are other states; a damaged file is made again.
+    other = load_model(folder, LoadSettings(t5_tokens=TOKENS - 1)).conditioner
+    assert other.encode(["a"]).t5.shape[1] == TOKENS - 1
+    for path in (tmp_path / "prompts").iterdir():
+        path.write_bytes(b"cut")
+    assert torch.equal(again.encode(["b"]).t5, expected.t5[1:2])
+    assert again.is_loaded
+
+
+def test_old_prompts_make_room(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("RECTIFLOW_CACHE", str(tmp_path))
+    monkeypatch.setattr("rectiflow.models.text.cache.MAX_BYTES", 1)
+    load_model(folder, LoadSettings(t5_tokens=TOKENS)).conditioner.encode(["a", "b"])
+    assert not list((tmp_path / "prompts").iterdir())
+
+
+def test_number_types(folder):
+    narrow = load_model(folder, LoadSettings(precision="bf16", t5_tokens=TOKENS))
+    assert {p.dtype for p in narrow.backbone.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in narrow.autoencoder.parameters()} == {torch.float32}
+    wide = drawn(folder)
+    found = drawn(folder, dtype=torch.bfloat16)
+    assert 0 < (found - wide).abs().mean() < 0.05 * wide.abs().mean()
+    for wrong in (torch.float64, torch.int8):
+        with pytest.raises(ConfigError, match=r"must be torch.float32, torch.bfloat16 or"):
+            Pipeline.from_pretrained(folder, dtype=wrong)
+    with pytest.raises(ConfigError, match="differ; give one"):
+        Pipeline.from_pretrained(folder, dtype=torch.float32, torch_dtype=torch.float16)
+
+
+def test_settings_are_those_of_the_released_model():
+    for title, config in RELEASED.items():
+        assert name_released(config, "x/model.safetensors") == title.partition(" or ")[0]
+    large = list(RELEASED.values())[-1]
+    turbo = released.RELEASED_SAMPLING[name_released(large, "sd3.5_large_Turbo.safetensors")]
+    assert (turbo.num_steps, turbo.guidance_scale) == (4, 1.0)
+    for sampling in released.RELEASED_SAMPLING.values():
+        assert (sampling.shift, sampling.grid) == (3.0, ReleasedGrid())
+
+
+def test_names_on_the_hub(folder, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model = load_model("somebody/sd3", LoadSettings(t5_tokens=TOKENS))
+    assert (model.name, asked) == ("somebody/sd3", ["somebody/sd3"])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"no file or folder nobody/nothing, and the Hugging Face"):
+        load_model("nobody/nothing")
+
+
+def test_settings_that_do_not_suit(folder, tmp_path):
+    with pytest.raises(ConfigError, match="t5_tokens=600 must be from 0 to 512"):
+        LoadSettings(t5_tokens=600)
+    with pytest.raises(ConfigError, match="t5_tokens=0 leaves T5 nothing to read"):
+        LoadSettings(t5_tokens=0)
+    with pytest.raises(UserError, match="unknown text encoder 'clip'"):
+        load_model(folder, LoadSettings(encoders=("clip",)))
+    with pytest.raises(ConfigError, match="t5_tokens=9 is for released weights; tiny is a model"):
+        load_model("tiny", LoadSettings(t5_tokens=9))
+    shutil.copytree(folder, tmp_path / "cut")
+    path = tmp_path / "cut" / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "cut")
