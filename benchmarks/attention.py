@@ -10,7 +10,9 @@ import torch
 from measure import interleaved_ms, print_row
 from torch.nn import functional as F
 
-from rectiflow.models.layers.attention import HEAD_DIM, attention
+from rectiflow.models.layers.attention import attention
+
+HEAD_DIM = 64
 
 #: (batch, heads, tokens): the demo's step, and depth 8 at 256+154 tokens.
 SHAPES = ((64, 4, 48), (4, 8, 410))

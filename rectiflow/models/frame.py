@@ -23,8 +23,9 @@ from rectiflow.models.layers.embeddings import (
     sinusoidal_time_embedding,
     unpatchify,
 )
-from rectiflow.models.layers.linear import ZeroLinear
+from rectiflow.models.layers.linear import Linear, ZeroLinear
 from rectiflow.models.layers.modulation import FinalLayer
+from rectiflow.models.precision import compute_dtype
 
 WIDTH_PER_DEPTH = 64
 
@@ -98,7 +99,7 @@ class Backbone(nn.Module, ABC):
         self.x_embedder = x_embedder
         self.t_embedder = VectorEmbedder(TIME_EMBEDDING_DIM, dim)
         self.y_embedder = VectorEmbedder(config.pooled_dim, dim)
-        self.context_embedder = nn.Linear(config.context_dim, dim)
+        self.context_embedder = Linear(config.context_dim, dim)
         grid = position_grid(config.position_side, dim, base_side=config.base_side)
         # Closed form, so neither trained nor stored.
         self.pos_embed: Tensor
@@ -134,9 +135,15 @@ class Backbone(nn.Module, ABC):
                 module.reset_parameters()
 
     @property
-    def weight_dtype(self) -> torch.dtype:
-        """What latents and text are cast to on their way in; times stay float32 until embedded."""
-        return self.context_embedder.weight.dtype
+    def compute_dtype(self) -> torch.dtype:
+        """What latents and text are cast to on their way in; times stay float32 until embedded.
+
+        That of the weights, but on a CPU what it is fast at if they are held in 16 bits.
+        """
+        weight = self.context_embedder.weight
+        if weight.dtype == torch.float32 or weight.device.type != "cpu":
+            return weight.dtype
+        return compute_dtype("auto", weight.device)
 
     def token_grid(self, z_t: Float[Tensor, "b c h w"]) -> tuple[int, int]:
         """Rows and columns of tokens that the latents are cut into."""
@@ -157,18 +164,19 @@ class Backbone(nn.Module, ABC):
             )
         top, left = (side - rows) // 2, (side - columns) // 2
         positions = self.pos_embed[top : top + rows, left : left + columns].flatten(0, 1)
-        return positions.to(self.weight_dtype)
+        return positions.to(self.compute_dtype)
 
     def embed_context(self, conditioning: Conditioning) -> Float[Tensor, "b l d"]:
         """The text's tokens at the backbone's width."""
-        return self.context_embedder(conditioning.context.to(self.weight_dtype))
+        return self.context_embedder(conditioning.context.to(self.compute_dtype))
 
     def embed_vector(
         self, t: Float[Tensor, " b"], conditioning: Conditioning
     ) -> Float[Tensor, "b d"]:
         """What modulates every layer: time and pooled text."""
-        time_vector = self.t_embedder(sinusoidal_time_embedding(t))
-        return time_vector + self.y_embedder(conditioning.pooled)
+        dtype = self.compute_dtype
+        time_vector = self.t_embedder(sinusoidal_time_embedding(t).to(dtype))
+        return time_vector + self.y_embedder(conditioning.pooled.to(dtype))
 
 
 class PatchTransformer(Backbone):
@@ -194,7 +202,7 @@ class PatchTransformer(Backbone):
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         rows, columns = self.token_grid(z_t)
-        x = self.x_embedder(z_t.to(self.weight_dtype)) + self.cropped_positions(rows, columns)
+        x = self.x_embedder(z_t.to(self.compute_dtype)) + self.cropped_positions(rows, columns)
         context = self.embed_context(conditioning)
         vector = self.embed_vector(t, conditioning)
         x = self.final_layer(self.transform(x, context, vector), vector)

@@ -174,7 +174,7 @@ class UViT(Backbone):
         context = self.embed_context(conditioning)
         vector = self.embed_vector(t, conditioning)
 
-        x = self.x_embedder(z_t.to(self.weight_dtype))
+        x = self.x_embedder(z_t.to(self.compute_dtype))
         made: list[list[Tensor]] = []
         for level in self.down:
             x, results = level(x, vector)

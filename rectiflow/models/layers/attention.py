@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rectiflow.models.layers.linear import StackedLinear, ZeroLinear
+from rectiflow.models.layers.linear import Linear, StackedLinear, ZeroLinear
 
 NORM_EPSILON = 1e-6
 
@@ -32,7 +32,14 @@ _hooks = _Hooks()
 
 def qk_norm(head_dim: int, *, use_qk_norm: bool) -> nn.Module:
     """The norm of each head's queries or keys, [.. head_dim]; without it, nothing."""
-    return nn.RMSNorm(head_dim, eps=NORM_EPSILON) if use_qk_norm else nn.Identity()
+    return HeadNorm(head_dim, eps=NORM_EPSILON) if use_qk_norm else nn.Identity()
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm over the features of a head, in the type of its input."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class StreamAttention(nn.Module):
@@ -48,7 +55,7 @@ class StreamAttention(nn.Module):
         self.ln_q = qk_norm(head_dim, use_qk_norm=use_qk_norm)
         self.ln_k = qk_norm(head_dim, use_qk_norm=use_qk_norm)
         if has_output:
-            self.proj = nn.Linear(dim, dim)
+            self.proj = Linear(dim, dim)
 
     def project(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [b n heads head_dim]."""
@@ -66,7 +73,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, *, head_dim: int, use_qk_norm: bool) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.q = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
         self.kv = StackedLinear(dim, dim, num_parts=2)
         self.ln_q = qk_norm(head_dim, use_qk_norm=use_qk_norm)
         self.ln_k = qk_norm(head_dim, use_qk_norm=use_qk_norm)

@@ -10,7 +10,8 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from rectiflow.models.layers.linear import Linear, multiply
 
 TIME_EMBEDDING_DIM = 256
 TIME_SCALE = 1000.0
@@ -49,16 +50,16 @@ def position_grid(side: int, dim: int, *, base_side: int) -> Float[Tensor, "side
 
 
 class VectorEmbedder(nn.Module):
-    """Linear–SiLU–Linear: [b in] → [b hidden]; the input is cast to the weights' dtype."""
+    """Linear–SiLU–Linear: [b in] → [b hidden]."""
 
     def __init__(self, in_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        first, second = nn.Linear(in_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+        first, second = Linear(in_dim, hidden_dim), Linear(hidden_dim, hidden_dim)
         self.linears = (first, second)
         self.mlp = nn.Sequential(first, nn.SiLU(), second)
 
     def forward(self, vector: Float[Tensor, "b i"]) -> Float[Tensor, "b d"]:
-        return self.mlp(vector.to(self.linears[0].weight.dtype))
+        return self.mlp(vector)
 
 
 class PatchEmbedder(nn.Module):
@@ -77,7 +78,7 @@ class PatchEmbedder(nn.Module):
         b, c, h, w = latents.shape
         patches = latents.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(b, (h // p) * (w // p), c * p * p)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return multiply(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def unpatchify(

@@ -1,14 +1,38 @@
-"""Linear maps that say what an initialisation or an optimizer must know about them.
+"""Linear maps: in the type of their input, and what initialisation and optimizer must know of them.
 
-Both are `nn.Linear` with the same tensors, so that they change no file.
+All are `nn.Linear` with the same tensors, so that they change no file.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
-class StackedLinear(nn.Linear):
+def multiply(
+    x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None
+) -> Float[Tensor, "*b o"]:
+    """x·weightᵀ + bias in the type of x, or in autocast's.
+
+    Weights may be held in a narrower type than they are multiplied in: half the memory, on a
+    processor that would have to emulate the narrow product.
+    """
+    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        weight = weight.to(x.dtype)
+        bias = bias if bias is None else bias.to(x.dtype)
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`multiply` with weights of its own."""
+
+    def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        return multiply(input, self.weight, self.bias)
+
+
+class StackedLinear(Linear):
     """`num_parts` maps of one input, [.. i] → [.. num_parts·part_dim], in one matrix product."""
 
     def __init__(self, in_dim: int, part_dim: int, *, num_parts: int = 1) -> None:
