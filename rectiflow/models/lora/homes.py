@@ -105,10 +105,10 @@ class Home:
     def up_to_ours(self, up: Float[Tensor, "rows rank"]) -> Float[Tensor, "rows rank"]:
         """The rows in our order."""
         entry = self.matrix.entry
-        names = entry.names(self.layout)
-        if len(names) > 1:
+        name, *others = entry.names(self.layout)
+        if others:
             return up
-        return entry.to_ours(self.layout, {names[0]: StoredTensor.of(up)}).load()
+        return entry.to_ours(self.layout, {name: StoredTensor.of(up)}).load()
 
 
 @cache
@@ -161,10 +161,14 @@ class Homes:
         dotted: dict[tuple[str, str], Home] = {}
         for part, of_part in matrices.items():
             for matrix in of_part.values():
-                for layout in layouts:
+                # A text encoder has transformers' names in both.
+                for layout in layouts if part == "mmdit" else layouts[:1]:
                     for i, name in enumerate(matrix.entry.names(layout)):
                         home = Home(part=part, matrix=matrix, layout=layout, index=i)
                         dotted.setdefault((part, name.removesuffix(WEIGHT)), home)
+                        # As transformers' CLIPTextModel has it since 5.6.
+                        flat = name.removesuffix(WEIGHT).removeprefix("text_model.")
+                        dotted.setdefault((part, flat), home)
         underscored = {(part, name.replace(".", "_")): h for (part, name), h in dotted.items()}
         return Homes(dotted=dotted, underscored=underscored)
 

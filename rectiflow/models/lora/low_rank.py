@@ -27,7 +27,8 @@ PARTS = ("mmdit", "clip_l", "clip_g", "t5")
 class LowRank:
     """Adds alpha/rank · up · down to a matrix, to its rows from `first_row` on.
 
-    `down` is [rank, columns], `up` [rows, rank]; a convolution counts as the matrix [out, in·height·width].
+    `down` is [rank, columns], `up` [rows, rank]; a convolution counts as the matrix
+    [out, in·height·width].
 
     Raises:
         ConfigError: the two do not multiply, are no finite float32, or alpha is not finite.
@@ -172,6 +173,14 @@ class Lora:
             if part in self.parts
             for name in sorted(self.parts[part])
         ]
+
+    def matrix_shape(self, part: str, name: str) -> tuple[int, int]:
+        """Rows and columns of the whole matrix that pairs belong to."""
+        if part == "mmdit":
+            matrix = mmdit_matrices(self.config)[name]
+            return matrix.num_rows, matrix.num_columns
+        (pair,) = self.parts[part][name]
+        return len(pair.rows), pair.down.shape[1]
 
     def only(self, *parts: str) -> Lora:
         """Itself without its other parts.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError, UserError
-from rectiflow.models.lora.low_rank import Lora, LowRank
+from rectiflow.models.lora.low_rank import Lora
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,18 +63,18 @@ def merge(
             the weights' type.
         CheckpointError: a LoRA is for another model.
     """
-    pairs: dict[tuple[str, str], list[tuple[float, LowRank]]] = {}
+    updates: dict[tuple[str, str], list[tuple[Lora, float]]] = {}
     for lora, weight in stack:
         if not math.isfinite(weight):
             raise UserError(f"the weight of a LoRA is {weight}; give a finite number, 1 as trained")
         if weight:
-            for part, name, own in lora.updates():
-                pairs.setdefault((part, name), []).extend((weight, pair) for pair in own)
-    networks = _networks(model, encoders, {part for part, _ in pairs})
+            for part, name, _ in lora.updates():
+                updates.setdefault((part, name), []).append((lora, weight))
+    networks = _networks(model, encoders, {part for part, _ in updates})
     parameters = {part: dict(network.named_parameters()) for part, network in networks.items()}
     replaced = [
-        _added(name if part == "mmdit" else f"{part}.{name}", parameters[part].get(name), updates)
-        for (part, name), updates in pairs.items()
+        _added(part, name, parameters[part].get(name), of_one)
+        for (part, name), of_one in updates.items()
     ]
     for one in replaced:
         one.parameter.data = one.after
@@ -132,29 +132,35 @@ def _networks(
 
 
 def _added(
-    name: str, parameter: nn.Parameter | None, updates: Sequence[tuple[float, LowRank]]
+    part: str,
+    name: str,
+    parameter: nn.Parameter | None,
+    stack: Sequence[tuple[Lora, float]],
 ) -> Replaced:
+    title = name if part == "mmdit" else f"{part}.{name}"
     if parameter is None:
         raise CheckpointError(
-            f"a LoRA changes {name}, which this model lacks; read it with the config of this model"
+            f"a LoRA changes {title}, which this model lacks; read it with the config of this model"
         )
     before = parameter.data
     # A convolution as the matrix that it is on patches.
     total = before.to(torch.float32, copy=True, memory_format=torch.contiguous_format).flatten(1)
-    for weight, pair in updates:
-        rows, columns = total.shape
-        if pair.rows.stop > rows or pair.down.shape[1] != columns:
+    for lora, weight in stack:
+        shape = lora.matrix_shape(part, name)
+        if shape != tuple(total.shape):
             raise CheckpointError(
-                f"a LoRA changes rows up to {pair.rows.stop} of {pair.down.shape[1]} columns in "
-                f"{name}, which is [{rows}, {columns}]; read it with the config of this model"
+                f"a LoRA changes {title} as a matrix of {list(shape)}, in this model it is "
+                f"{list(total.shape)}; read it with the config of this model"
             )
-        up, down = pair.up.to(total.device), pair.down.to(total.device)
-        total[pair.first_row : pair.rows.stop].addmm_(up, down, alpha=weight * pair.scale)
+        for pair in lora.parts[part][name]:
+            up, down = pair.up.to(total.device), pair.down.to(total.device)
+            rows = total[pair.first_row : pair.rows.stop]
+            rows.addmm_(up, down, alpha=weight * pair.scale)
     after = total.reshape(before.shape).to(before.dtype)
     # A sum that is too large becomes infinite, or NaN in 8 bits, when it is rounded.
     if total.isfinite().all() and not after.to(torch.float32).isfinite().all():
         raise UserError(
-            f"{name} with its LoRAs is too large for {before.dtype}; lower their weights, or load "
+            f"{title} with its LoRAs is too large for {before.dtype}; lower their weights, or load "
             "the model in float32"
         )
-    return Replaced(name=name, parameter=parameter, before=before, after=after)
+    return Replaced(name=title, parameter=parameter, before=before, after=after)

@@ -87,10 +87,9 @@ def pair(rows: int, columns: int, *, rank: int = 2, alpha: float = 2.0, first: i
 
 
 def small_lora(name: str = PROJ, *, seed: int = 0, alpha: float = 2.0) -> Lora:
-    rows, columns = mmdit_matrices(CONFIG)[name].num_rows, mmdit_matrices(CONFIG)[name].num_columns
-    return Lora(
-        config=CONFIG, parts={"mmdit": {name: (pair(rows, columns, seed=seed, alpha=alpha),)}}
-    )
+    matrix = mmdit_matrices(CONFIG)[name]
+    one = pair(matrix.num_rows, matrix.num_columns, seed=seed, alpha=alpha)
+    return Lora(config=CONFIG, parts={"mmdit": {name: (one,)}})
 
 
 def text_tensors(size, prefix: str, *, rank: int = 2) -> dict[str, torch.Tensor]:
