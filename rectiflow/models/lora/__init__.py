@@ -1,0 +1,24 @@
+"""LoRAs for SD3-class models: read from any of the usual files, stacked, merged, saved.
+
+`reading` makes a `Lora` of a file (`keys` and `homes` know the tools' names, `peft_config` PEFT's
+alpha), `low_rank` is the value, `merging` changes weights and back, `saving` writes either layout.
+"""
+
+from rectiflow.models.lora.homes import text_sizes
+from rectiflow.models.lora.low_rank import Lora, LowRank
+from rectiflow.models.lora.merging import Originals, merge, merged, unmerge
+from rectiflow.models.lora.reading import read_lora
+from rectiflow.models.lora.saving import LoraLayout, save_lora
+
+__all__ = [
+    "Lora",
+    "LoraLayout",
+    "LowRank",
+    "Originals",
+    "merge",
+    "merged",
+    "read_lora",
+    "save_lora",
+    "text_sizes",
+    "unmerge",
+]
