@@ -24,8 +24,6 @@ from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.pictures import read_metadata, read_png
 from rectiflow.generation.text_to_image import generate
 
-Pixels = UInt8[np.ndarray, "h w 3"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
@@ -33,8 +31,8 @@ class Replay:
 
     recorded: PictureMetadata
     redrawn: PictureMetadata
-    recorded_image: Pixels
-    image: Pixels
+    recorded_image: UInt8[np.ndarray, "H W 3"]
+    image: UInt8[np.ndarray, "h w 3"]
 
     @property
     def is_identical(self) -> bool:
