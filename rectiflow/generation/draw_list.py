@@ -7,7 +7,7 @@ from its content, so a list that was stopped, or has grown, is only completed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,7 +183,7 @@ def _write_index(
 
 
 @contextmanager
-def _telling(place: str) -> Iterator[None]:
+def _telling(place: str) -> Generator[None]:
     try:
         yield
     except UserError as error:

@@ -90,7 +90,8 @@ def picture_metadata(
     prompts = {"prompt": prompt, "negative_prompt": negative_prompt}
     cut = {name: dict(model.conditioner.truncations(text)) for name, text in prompts.items()}
     return PictureMetadata(
-        **prompts,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
         seed=seed,
         settings=settings,
         model=ModelReference(name=model.name, sha256=model.digest),

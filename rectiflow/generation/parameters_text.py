@@ -26,14 +26,14 @@ HASH_DIGITS = 10
 #: Names that others know; any other solver is called as our own command line does.
 SAMPLERS = {"euler": "Euler", "heun": "Heun", "dpm++2m": "DPM++ 2M"}
 
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_PAIR = re.compile(r'(?:^|,)\s*(\w[^,:"]*):(\s*"(?:[^"\\]|\\.)*"\s*|[^,]*)(?=,|$)')
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParametersText:
     """What the text says; `str()` writes it, `parse_parameters` reads it.
 
-    White space around a prompt is lost. Keys are words of letters, digits, "-" and "/".
+    White space around a prompt is lost. A key has no comma, colon or quote.
     """
 
     prompt: str = ""
@@ -74,7 +74,7 @@ def parameters_of(about: PictureMetadata) -> ParametersText:
 
 def parse_parameters(text: str) -> ParametersText:
     """What a text of this form says, whoever wrote it. Any text is one: without pairs, a prompt."""
-    *lines, last = text.split("\n")
+    *lines, last = text.strip().split("\n")
     pairs = _PAIR.findall(last)
     if len(pairs) < MIN_PAIRS:
         lines, pairs = [*lines, last], []
@@ -82,7 +82,7 @@ def parse_parameters(text: str) -> ParametersText:
     return ParametersText(
         prompt="\n".join(lines[:start]).strip(),
         negative_prompt="\n".join(lines[start:]).removeprefix(NEGATIVE).strip(),
-        values={key: _unquote(value) for key, value in pairs},
+        values={key.strip(): _unquote(value) for key, value in pairs},
     )
 
 
@@ -92,8 +92,9 @@ def _quote(value: str) -> str:
 
 
 def _unquote(value: str) -> str:
+    value = value.strip()
     if not value.startswith('"'):
-        return value.strip()
+        return value
     try:
         return str(json.loads(value))
     except ValueError:  # somebody's quotes that are none of JSON

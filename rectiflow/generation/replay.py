@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -123,7 +123,7 @@ def _load(name: str, path: Path | str) -> Model:
 
 
 @contextmanager
-def _threads(environment: DrawingEnvironment | None, device: torch.device) -> Iterator[None]:
+def _threads(environment: DrawingEnvironment | None, device: torch.device) -> Generator[None]:
     """As many threads as were used, if this machine has them: their number changes last bits."""
     before, wanted = torch.get_num_threads(), environment and environment.threads
     if device.type == "cuda" or not wanted or not 1 <= wanted <= (os.cpu_count() or 1):

@@ -91,7 +91,7 @@ def test_zero_bytes_do_not_stand_in_a_png() -> None:
     [
         ("a cat", "a cat", "", {}),
         ("a cat\nwith: a hat", "a cat\nwith: a hat", "", {}),
-        ("Negative prompt: a dog\nSteps: 2, Seed: 3, Size: 1x1", "", "a dog", {"Size": "1x1"}),
+        ("\nNegative prompt: a dog\nSteps: 2, Seed: 3, Size: 1x1\n", "", "a dog", {"Size": "1x1"}),
         (
             'a\nb\nNegative prompt: c\nd\nSteps: 20, Lora hashes: "x: 1, y: 2", Sampler: Euler a',
             "a\nb",
