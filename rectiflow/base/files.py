@@ -167,6 +167,24 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); it may be cut or damaged") from error
 
 
+def read_text(path: Path | str, *, doing: str = "read") -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        UserError: the file is missing, unreadable or not UTF-8; the text gives the line.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise explain_os_error(error, path, doing) from error
+    try:
+        # A byte order mark at the start is not part of the text.
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: the text is not UTF-8; save the file as UTF-8") from error
+
+
 def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes in hexadecimal.
 

@@ -1,7 +1,8 @@
 """Entry of the command line: finds the verb, turns what a user can fix into one line on stderr.
 
 Exit codes: 0 done, 2 something to fix in the call or its files, 130 interrupted, 141 the reader of
-the output has gone. A defect of the program keeps its traceback and exit code 1.
+the output has gone. A defect of the program keeps its traceback and exit code 1, which is also that
+of a replay whose picture differs.
 """
 
 import errno
@@ -17,6 +18,7 @@ from rectiflow.cli import (
     demo,
     encode,
     evaluate,
+    info,
     inspect,
     sample,
     shapeworld,
@@ -25,7 +27,7 @@ from rectiflow.cli import (
 )
 from rectiflow.cli.options import Parser
 
-VERBS = (demo, shapeworld, encode, train, sample, evaluate, study, inspect, convert)
+VERBS = (demo, shapeworld, encode, train, sample, info, evaluate, study, inspect, convert)
 
 _DESCRIPTION = """\
 Stable Diffusion 3 as one straight walk: captioned images become a model, captions become pictures.
@@ -83,8 +85,7 @@ def _run(arguments: list[str]) -> int:
         parser.print_help()
         return 0
     if rest and not options.takes_overrides:
-        names = ", ".join(options.parser.option_names())
-        raise UserError(f"{options.parser.prog} does not know {rest[0]!r}; its options: {names}")
+        options.parser.refuse(rest[0])
     options.overrides = rest
     return options.run(options) or 0
 

@@ -23,6 +23,11 @@ class Parser(argparse.ArgumentParser):
         """Ends parsing; called by argparse for whatever it cannot parse."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def refuse(self, argument: str) -> NoReturn:
+        """Ends parsing at an argument that no option takes."""
+        names = ", ".join(self.option_names())
+        raise UserError(f"{self.prog} does not know {argument!r}; its options: {names}")
+
     def option_names(self) -> list[str]:
         """The options that the parser takes, each in its longest spelling."""
         return [

@@ -1,8 +1,10 @@
-"""`rectiflow sample MODEL PROMPT`: pictures for a prompt."""
+"""`rectiflow sample MODEL PROMPT`: pictures for a prompt, for a list of them, or one once more."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from rectiflow.base.errors import UserError
 from rectiflow.cli.options import Verbs, add_seed, add_verb, positive_number, whole_number
 
 _DETAILS = """\
@@ -13,11 +15,19 @@ way unless told otherwise:
   --guidance  cfg, zero-star, apg, auto:weaker=MODEL, skip-layers:layers=7,8,9,
               perturb-attention:layers=5, none; around them, or around cfg:
               interval:low=0.2,high=0.9, rescale:amount=0.7, as in zero-star+rescale
+
+  rectiflow sample MODEL --prompts FILE     a list: .txt with a prompt a line, or .jsonl or .csv,
+                                            whose lines may have settings of their own; the same
+                                            command completes what was stopped
+  rectiflow sample --replay PICTURE         draws a picture once more from what its file says; exit
+                                            code 0 if it is identical, 1 if it differs
 """
+
+_DEFAULT_OUT = Path("samples")
 
 
 def add_parser(verbs: Verbs) -> None:
-    """Adds the verb."""
+    """Adds the verb. Which of MODEL and PROMPT are needed depends on the options, so `run` says."""
     parser = add_verb(
         verbs,
         "sample",
@@ -25,19 +35,24 @@ def add_parser(verbs: Verbs) -> None:
         usage="rectiflow sample MODEL PROMPT [-n N] [--seed S] [--out DIR] [--steps N] ...",
         summary="draw pictures for a prompt",
         details=_DETAILS,
+        takes_overrides=True,
     )
-    parser.add_argument("model", metavar="MODEL", help='a run folder, or "tiny"')
-    parser.add_argument("prompt", metavar="PROMPT", help="what to draw")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help='a run folder, or "tiny"')
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to draw")
     parser.add_argument(
-        "-n", type=whole_number(1), default=1, metavar="N", help="number of pictures (default: 1)"
+        "-n", type=whole_number(1), metavar="N", help="number of pictures (default: 1)"
     )
     add_seed(parser)
+    # None where it is not given: a replay takes no seed.
+    parser.set_defaults(seed=None)
+    parser.add_argument("--negative", metavar="TEXT", help="what to lead away from")
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("samples"),
-        metavar="DIR",
-        help="folder of the PNG files (default: samples)",
+        "--out", type=Path, metavar="DIR", help=f"folder of the PNG files (default: {_DEFAULT_OUT})"
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a list of prompts")
+    parser.add_argument("--replay", type=Path, metavar="PICTURE", help="a picture to draw again")
+    parser.add_argument(
+        "--model", dest="replay_model", metavar="MODEL", help="where the model of --replay lies now"
     )
 
     sampling = parser.add_argument_group("sampling")
@@ -45,6 +60,8 @@ def add_parser(verbs: Verbs) -> None:
         ("--steps", whole_number(1, 1000), "N", "number of steps"),
         ("--guidance-scale", float, "X", "how strongly to guide; 1 is not at all"),
         ("--shift", positive_number, "X", "shift of the grid towards noise; 1 is none"),
+        ("--height", whole_number(1), "PX", "height of a picture"),
+        ("--width", whole_number(1), "PX", "width of a picture"),
         ("--solver", str, "NAME", "how a step is made"),
         ("--grid", str, "NAME", "where steps end"),
         ("--guidance", str, "NAME", "how the prompt is stressed"),
@@ -52,39 +69,100 @@ def add_parser(verbs: Verbs) -> None:
         sampling.add_argument(option, type=kind, metavar=metavar, help=about)
 
 
-def run(options: argparse.Namespace) -> None:
+_SETTINGS = ("steps", "guidance_scale", "shift", "height", "width", "solver", "grid", "guidance")
+_NOT_OF_A_REPLAY = ("n", "seed", "negative", "prompts", *_SETTINGS)
+
+
+def run(options: argparse.Namespace) -> int:
     """Draws the pictures and prints where each lies."""
+    words = _words(options)
+    if options.replay is not None:
+        return _replay(options, words)
+    if options.replay_model is not None:
+        raise UserError("--model goes with --replay; otherwise the model is the first word")
+    names = ["MODEL"] if options.prompts else ["MODEL", "PROMPT"]
+    if len(words) < len(names):
+        missing = ", ".join(names[len(words) :])
+        options.parser.error(f"the following arguments are required: {missing}")
+    if len(words) > len(names):
+        if options.prompts and len(words) == 2:
+            raise UserError(f"both --prompts and the prompt {words[1]!r} were given; leave one out")
+        options.parser.refuse(words[len(names)])
+    for path in _draw(options, *words):
+        print(path)
+    return 0
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    """MODEL and PROMPT, if given. After an option argparse leaves the second one over."""
+    words = [word for word in (options.model, options.prompt) if word is not None]
+    rest: list[str] = options.overrides
+    end = rest.index("--") if "--" in rest else len(rest)
+    for word in rest[:end]:
+        if word.startswith("-") and word != "-":
+            options.parser.refuse(word)
+    return words + rest[:end] + rest[end + 1 :]
+
+
+def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = None) -> list[Path]:
     from dataclasses import replace
 
+    from rectiflow.generation.draw_list import draw_list
     from rectiflow.generation.folder import refuse_file, sample_to_folder
     from rectiflow.generation.model import load_model
+    from rectiflow.generation.prompt_list import read_prompt_list
+    from rectiflow.generation.settings import SETTING_NAMES
     from rectiflow.recipes.progress import Counter
-    from rectiflow.sampling import parse_grid, parse_guidance, parse_solver
 
-    changes = {
-        name: parse(given)
-        for name, given, parse in (
-            ("num_steps", options.steps, int),
-            ("guidance_scale", options.guidance_scale, float),
-            ("shift", options.shift, float),
-            ("solver", options.solver, parse_solver),
-            ("grid", options.grid, parse_grid),
-            ("guidance", options.guidance, parse_guidance),
-        )
-        if given is not None
+    changes: dict[str, Any] = {}
+    for option in _SETTINGS:
+        field, parse = SETTING_NAMES[option]
+        if getattr(options, option) is not None:
+            changes[field] = parse(getattr(options, option))
+    out = options.out or _DEFAULT_OUT
+    refuse_file(out)
+    entries = read_prompt_list(options.prompts) if options.prompts else []
+    model = load_model(model_name)
+    usual: dict[str, Any] = {
+        "count": options.n or 1,
+        "seed": options.seed or 0,
+        "out": out,
+        "negative_prompt": options.negative or "",
+        "settings": replace(model.settings, **changes),
     }
-    refuse_file(options.out)
-    model = load_model(options.model)
-    settings = replace(model.settings, **changes)
     with Counter("pictures") as progress:
-        paths = sample_to_folder(
-            model,
-            options.prompt,
-            count=options.n,
-            seed=options.seed,
-            out=options.out,
-            settings=settings,
-            progress=progress,
+        if prompt is not None:
+            return sample_to_folder(model, prompt, **usual, progress=progress)
+        lines = draw_list(model, entries, **usual, progress=progress)
+    return list(dict.fromkeys(path for paths in lines for path in paths))
+
+
+def _replay(options: argparse.Namespace, words: list[str]) -> int:
+    given = [
+        f"-{'-' * (len(name) > 1)}{name.replace('_', '-')}"
+        for name in _NOT_OF_A_REPLAY
+        if getattr(options, name) is not None
+    ]
+    if words or given:
+        raise UserError(
+            f"--replay takes model, prompt and settings from the picture; leave out "
+            f"{', '.join(words[:1] + given)} (a model that lies elsewhere now: --model)"
         )
-    for path in paths:
+
+    from rectiflow.generation.folder import refuse_file, save_picture
+    from rectiflow.generation.replay import replay
+
+    if options.out is not None:
+        refuse_file(options.out)
+        if options.out.resolve() == options.replay.resolve().parent:
+            raise UserError(
+                f"the picture itself lies in {options.out} and would be written over; choose "
+                "another folder for what is drawn again"
+            )
+    result = replay(options.replay, model=options.replay_model)
+    print(f"{options.replay}: {result}")
+    if options.out is not None:
+        path = options.out / result.redrawn.file_name
+        save_picture(path, result.image, result.redrawn)
         print(path)
+    return 0 if result.is_identical else 1

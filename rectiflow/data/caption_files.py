@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from rectiflow.base.errors import UserError
-from rectiflow.base.files import explain_os_error
+from rectiflow.base.files import read_text
 
 JSONL = "captions.jsonl"
 CSV = "captions.csv"
@@ -170,13 +170,4 @@ def _example(path: Path) -> str:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise explain_os_error(error, path, "read the captions in") from error
-    try:
-        # A byte order mark at the start is not part of the text.
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: the text is not UTF-8; save the file as UTF-8") from error
+    return read_text(path, doing="read the captions in")

@@ -19,9 +19,9 @@ from rectiflow.base.errors import UserError
 from rectiflow.base.seeds import derive_seed
 from rectiflow.evaluation.bootstrap import Interval, bootstrap_mean_of_strata
 from rectiflow.evaluation.results import Evaluation, JudgedPicture, Score, SplitScore
-from rectiflow.generation.folder import picture_metadata
+from rectiflow.generation.folder import save_picture
+from rectiflow.generation.metadata import picture_metadata
 from rectiflow.generation.model import Model
-from rectiflow.generation.pictures import save_png
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import OnProgress, generate
 from rectiflow.shapeworld.benchmark import BenchmarkPrompt, benchmark_prompts
@@ -212,7 +212,7 @@ def _keep(
     split = "unseen" if picture.is_held_out else "seen"
     name = f"{number:05d}-{picture.task}-{split}.png"
     about = picture_metadata(model, picture.prompt, picture.seed, settings)
-    save_png(folder / name, image, about)
+    save_picture(folder / name, image, about)
     return replace(picture, file=name)
 
 

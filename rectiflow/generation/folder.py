@@ -1,29 +1,34 @@
 """Pictures of one prompt into a folder: what `rectiflow sample` does.
 
-Last stop on the walk of a prompt. File names follow from prompt, model, settings and seed, so that
+Last stop on the walk of a prompt. File names follow from prompts, model, settings and seed, so that
 drawing again writes the same bytes under the same name and nothing else is written over.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from rectiflow import __version__
+import numpy as np
+from numpy.typing import NDArray
+
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
+from rectiflow.generation.metadata import PictureMetadata, describe_truncations, picture_metadata
 from rectiflow.generation.model import Model, load_model, with_weaker
+from rectiflow.generation.parameters_text import parameters_of
 from rectiflow.generation.pictures import save_png
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import OnProgress, generate
 
-MAX_SLUG_CHARACTERS = 48
-MAX_SHOWN_CHARACTERS = 200
+Warn = Callable[[str], None]
+
+
+def warn_on_stderr(text: str) -> None:
+    """One line to whoever looks on."""
+    print(f"rectiflow: {text}", file=sys.stderr)
 
 
 def sample_to_folder(
@@ -33,9 +38,10 @@ def sample_to_folder(
     count: int,
     seed: int,
     out: Path | str,
+    negative_prompt: str = "",
     settings: SamplingSettings | None = None,
     progress: OnProgress | None = None,
-    warn: Callable[[str], None] = lambda text: print(f"rectiflow: {text}", file=sys.stderr),
+    warn: Warn = warn_on_stderr,
 ) -> list[Path]:
     """Draw `count` pictures of a prompt with seeds seed, seed + 1, … and save each as PNG.
 
@@ -43,7 +49,7 @@ def sample_to_folder(
     without a condition.
 
     Raises:
-        UserError: the model, the prompt or a number is unusable, or a file cannot be written.
+        UserError: the model, a prompt or a number is unusable, or a file cannot be written.
     """
     if count < 1:
         raise UserError(f"{count} pictures were asked for; give a number of at least 1")
@@ -52,66 +58,58 @@ def sample_to_folder(
     loaded = model if isinstance(model, Model) else load_model(model)
     settings = settings or loaded.settings
     loaded = with_weaker(loaded, settings)
-    for text in describe_truncations(loaded, prompt):
+    pictures = [
+        picture_metadata(loaded, prompt, seed + i, settings, negative_prompt=negative_prompt)
+        for i in range(count)
+    ]
+    for text in describe_truncations(pictures[0]):
         warn(text)
-    seeds = [seed + i for i in range(count)]
+    draw_to_files(loaded, pictures, out, progress=progress)
+    return [out / about.file_name for about in pictures]
+
+
+def draw_to_files(
+    model: Model,
+    pictures: Sequence[PictureMetadata],
+    out: Path,
+    *,
+    progress: OnProgress | None = None,
+) -> None:
+    """Draw what the metadata of `pictures` say, all of equal settings, each saved once drawn.
+
+    Raises:
+        UserError: one cannot be drawn, or its file cannot be written.
+    """
+    settings = pictures[0].settings
+    negative_prompts = [about.negative_prompt for about in pictures]
     evaluations: list[int] = []
-    images = generate(
-        loaded,
-        [prompt] * count,
-        seeds,
-        settings,
-        progress=progress,
-        on_evaluated=evaluations.append,
-    )
-    paths: list[Path] = []
-    for i, (image, picture_seed) in enumerate(zip(images, seeds)):
-        about = picture_metadata(loaded, prompt, picture_seed, settings)
+
+    def save(place: int, image: NDArray[np.uint8]) -> None:
+        about = pictures[place]
         if settings.solver.couples_samples:
             # The solver chose its steps, picture by picture.
-            about["num_evaluations"] = evaluations[i]
-        path = out / f"{_stem(about)}-seed{picture_seed}.png"
-        save_png(path, image, about)
-        paths.append(path)
-    return paths
+            about = replace(about, num_evaluations=evaluations[-1])
+        save_picture(out / about.file_name, image, about)
+
+    generate(
+        model,
+        [about.prompt for about in pictures],
+        [about.seed for about in pictures],
+        settings,
+        negative_prompts=negative_prompts if any(negative_prompts) else None,
+        progress=progress,
+        on_evaluated=evaluations.append,
+        on_drawn=save,
+    )
 
 
-def picture_metadata(
-    model: Model, prompt: str, seed: int, settings: SamplingSettings
-) -> dict[str, Any]:
-    """All that a picture depends on, as it stands in its file."""
-    about: dict[str, Any] = {
-        "prompt": prompt,
-        "seed": seed,
-        "settings": to_json(settings),
-        "model": {"name": model.name, "sha256": model.digest},
-        "rectiflow": __version__,
-    }
-    if model.weaker is not None:
-        about["weaker"] = {"name": model.weaker.name, "sha256": model.weaker.digest}
-    return about
+def save_picture(path: Path, image: NDArray[np.uint8], about: PictureMetadata) -> None:
+    """A picture as PNG with how it was made, as JSON and as other tools read it.
 
-
-def describe_truncations(model: Model, prompt: str) -> list[str]:
-    """One line for each text encoder that does not read the whole prompt, with what it loses."""
-    lines: list[str] = []
-    for encoder, lost in model.conditioner.truncations(prompt):
-        shown = " ".join(lost.split())
-        if len(shown) > MAX_SHOWN_CHARACTERS:
-            shown = f"{shown[:MAX_SHOWN_CHARACTERS]}… ({len(lost):,} characters)"
-        lines.append(f'the prompt is too long for {encoder}, which does not see: "{shown}"')
-    return lines
-
-
-def _stem(about: dict[str, Any]) -> str:
-    """A readable name; the hash tells models, settings and look-alike prompts apart."""
-    key = [about["prompt"], about["settings"], about["model"]["sha256"]]
-    if "weaker" in about:
-        key.append(about["weaker"]["sha256"])
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-    words = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")
-    words = words[:MAX_SLUG_CHARACTERS].strip("-")
-    return f"{words}-{digest}" if words else f"picture-{digest}"
+    Raises:
+        UserError: the file cannot be written.
+    """
+    save_png(path, image, to_json(about), parameters=str(parameters_of(about)))
 
 
 def refuse_file(out: Path) -> None:

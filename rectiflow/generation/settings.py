@@ -5,7 +5,9 @@ On the walk of a prompt: stands in each model's card as its default, and in each
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rectiflow.base.config import LATER
 from rectiflow.base.errors import ConfigError
@@ -18,6 +20,9 @@ from rectiflow.sampling import (
     NoGuidance,
     Solver,
     TimeGrid,
+    parse_grid,
+    parse_guidance,
+    parse_solver,
     spell,
 )
 from rectiflow.sampling.guidance import check_guidance_scale
@@ -71,3 +76,17 @@ class SamplingSettings:
             if value != getattr(usual, name):
                 text += f", {name} {spell(value)}"
         return text
+
+
+#: What `rectiflow sample` and prompt lists call each of the settings, the field that it is, and how
+#: it is read.
+SETTING_NAMES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "steps": ("num_steps", int),
+    "guidance_scale": ("guidance_scale", float),
+    "shift": ("shift", float),
+    "height": ("height_px", int),
+    "width": ("width_px", int),
+    "solver": ("solver", parse_solver),
+    "grid": ("grid", parse_grid),
+    "guidance": ("guidance", parse_guidance),
+}

@@ -17,6 +17,7 @@ from rectiflow.base.files import (
     atomic_write,
     explain_os_error,
     read_json,
+    read_text,
     refuse_unwritable,
     refuse_used_folder,
     sha256_file,
@@ -210,3 +211,13 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 300_000)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(b"x" * 300_000).hexdigest()
+
+
+def test_text_is_utf8_without_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("\ufeffé\r\n".encode())
+    assert read_text(tmp_path / "a") == "é\r\n"
+    (tmp_path / "a").write_bytes(b"a\nb\n\xff")
+    with pytest.raises(UserError, match="a:3: the text is not UTF-8; save the file as UTF-8"):
+        read_text(tmp_path / "a")
+    with pytest.raises(UserError, match="cannot look at .*none: it does not exist"):
+        read_text(tmp_path / "none", doing="look at")

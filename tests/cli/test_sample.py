@@ -9,9 +9,9 @@ from tiny_model import tiny_model
 from rectiflow.base.config import from_json
 from rectiflow.cli.main import main
 from rectiflow.evaluation.results import read_evaluation
-from rectiflow.generation import folder
+from rectiflow.generation import folder, replay
 from rectiflow.generation import model as model_files
-from rectiflow.generation.pictures import read_metadata
+from rectiflow.generation.pictures import read_metadata, read_png, save_png
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.sampling import ReleasedGrid, parse_guidance, parse_solver
 from rectiflow.shapeworld.scene import TASKS
@@ -43,7 +43,7 @@ def test_no_model_is_one_line(
 def random_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every name means a small model of random weights."""
     model = tiny_model()
-    for module in (folder, model_files):
+    for module in (folder, model_files, replay):
         monkeypatch.setattr(module, "load_model", lambda _: model)
 
 
@@ -102,6 +102,8 @@ def test_solver_grid_and_guidance_by_name(solver: str, guidance: str, tmp_path: 
         ),
         ("--guidance-scale", "-1", "guidance_scale=-1.0 must be a finite number"),
         ("--steps", "0", "expected a whole number from 1 to 1000, got '0'"),
+        ("--height", "40", "height 40 px does not fit this model; give a multiple of 16 px"),
+        ("--model", "other", "--model goes with --replay; otherwise the model is the first word"),
     ],
 )
 def test_what_sampling_does_not_know_is_one_line(
@@ -110,6 +112,72 @@ def test_what_sampling_does_not_know_is_one_line(
     assert main(["sample", "any", "a ring", "--out", str(tmp_path), f"{option}={value}"]) == 2
     assert told in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
+def test_negative_prompt_and_size(tmp_path: Path) -> None:
+    line = ["sample", "any", "a ring", "--out", str(tmp_path), "--negative", "a circle"]
+    assert main([*line, "--height", "32", "--width", "48"]) == 0
+    (path,) = tmp_path.iterdir()
+    assert read_metadata(path)["negative_prompt"] == "a circle"
+    assert read_png(path).shape == (32, 48, 3)
+
+
+@pytest.mark.usefixtures("random_model")
+@pytest.mark.parametrize(
+    "line", ["any RING --steps 1", "--steps 1 any RING", "any --steps 1 RING", "any --steps 1 --"]
+)
+def test_words_may_stand_around_options(line: str, tmp_path: Path) -> None:
+    words = ["a ring" if word == "RING" else word for word in line.split()]
+    dashed = ["-a ring"] if words[-1] == "--" else []
+    assert main(["sample", "--out", str(tmp_path), *words, *dashed]) == 0
+    (path,) = tmp_path.iterdir()
+    assert read_metadata(path)["prompt"] == (dashed or ["a ring"])[0]
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
+def test_a_list_of_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a ring"}\n{"prompt": "a cross", "steps": 1, "n": 1}\n')
+    line = ["sample", "any", "--prompts", str(prompts), "--out", str(tmp_path / "out")]
+    line += ["-n", "2", "--seed", "3", "--steps", "2", "--negative", "a circle"]
+    assert main(line) == 0
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    about = [read_metadata(path) for path in paths]
+    assert [each["prompt"] for each in about] == ["a ring", "a ring", "a cross"]
+    assert [each["seed"] for each in about] == [3, 4, 3]
+    assert [each["settings"]["num_steps"] for each in about] == [2, 2, 1]
+    assert {each["negative_prompt"] for each in about} == {"a circle"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [path.name for path in paths] + ["index.jsonl"]
+    )
+    prompts.write_text('{"prompt": "a ring", "cfg": 3}\n')
+    assert main(line) == 2
+    assert 'prompts.jsonl:1: unknown key "cfg"' in capsys.readouterr().err
+    assert main([*line, "any", "a ring"]) == 2
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
+def test_replay_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert main(["sample", "any", "a ring", "--out", str(out), "--steps", "1"]) == 0
+    (path,) = out.iterdir()
+    capsys.readouterr()
+    assert main(["sample", "--replay", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: identical\n"
+    image = read_png(path)
+    save_png(path, 255 - image, read_metadata(path))
+    line = ["sample", "--replay", str(path), "--model", "other", "--out"]
+    assert main([*line, str(again)]) == 1
+    told = capsys.readouterr().out
+    assert told.startswith(f"{path}: differs\n  pixels: ")
+    assert told.endswith(f"{again / path.name}\n")
+    assert (read_png(again / path.name) == image).all()
+    assert main([*line, str(out)]) == 2
+    assert "itself lies in" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("random_model")

@@ -12,7 +12,8 @@ from tiny_model import tiny_model
 from rectiflow.base.errors import UserError
 from rectiflow.generation.folder import sample_to_folder
 from rectiflow.generation.model import Model
-from rectiflow.generation.pictures import read_metadata, read_png
+from rectiflow.generation.parameters_text import parse_parameters
+from rectiflow.generation.pictures import read_metadata, read_png, read_texts
 from rectiflow.generation.text_to_image import generate
 
 
@@ -30,6 +31,9 @@ def test_pictures_carry_how_they_were_made(model: Model, tmp_path: Path) -> None
     assert about["seed"] == 6
     assert about["settings"]["num_steps"] == 1
     assert about["model"] == {"name": "test", "sha256": "0" * 64}
+    other_tools = parse_parameters(read_texts(paths[1])["parameters"])
+    assert other_tools.prompt == "A red circle!"
+    assert other_tools.values["Seed"] == "6"
     images = generate(model, [about["prompt"]], [about["seed"]])
     np.testing.assert_array_equal(read_png(paths[1]), images[0])
 
@@ -47,8 +51,23 @@ def test_names_tell_models_settings_and_prompts_apart(model: Model, tmp_path: Pa
         sample_to_folder(model, "a ring!", count=1, seed=1, out=tmp_path),
         sample_to_folder(model, "a ring", count=1, seed=1, out=tmp_path, settings=stronger),
         sample_to_folder(replace(model, digest="1" * 64), "a ring", count=1, seed=1, out=tmp_path),
+        sample_to_folder(model, "a ring", count=1, seed=1, out=tmp_path, negative_prompt="a"),
     ]
-    assert len({paths[0] for paths in made}) == 4
+    assert len({paths[0] for paths in made}) == 5
+
+
+def test_a_negative_prompt_is_drawn_and_told(model: Model, tmp_path: Path) -> None:
+    path = sample_to_folder(
+        model, "a ring", count=1, seed=1, out=tmp_path, negative_prompt="a circle"
+    )[0]
+    assert read_metadata(path)["negative_prompt"] == "a circle"
+    images = generate(model, ["a ring"], [1], negative_prompts=["a circle"])
+    np.testing.assert_array_equal(read_png(path), images[0])
+    unguided = replace(model.settings, guidance_scale=1.0)
+    with pytest.raises(UserError, match="a negative prompt changes nothing"):
+        sample_to_folder(
+            model, "a", count=1, seed=1, out=tmp_path, negative_prompt="b", settings=unguided
+        )
 
 
 @pytest.mark.parametrize("prompt", ["", "🦊🦊", "   ", "\x00\n", "日本語", 'the word "🦊"'])

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from rectiflow.base.errors import UserError
-from rectiflow.generation.pictures import encode_png, read_metadata, read_png, save_png
+from rectiflow.generation.pictures import (
+    encode_png,
+    read_metadata,
+    read_png,
+    read_texts,
+    save_png,
+)
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 
@@ -35,6 +41,25 @@ def test_damage_is_told(tmp_path: Path) -> None:
     Image.fromarray(IMAGE).save(tmp_path / "plain.png")
     with pytest.raises(UserError, match="carries no rectiflow metadata"):
         read_metadata(tmp_path / "plain.png")
+
+
+def test_both_texts_stand_side_by_side(tmp_path: Path) -> None:
+    text = "a 🦊\nNegative prompt: é, a\nSteps: 1"
+    save_png(tmp_path / "a.png", IMAGE, {"prompt": "a"}, parameters=text)
+    texts = read_texts(tmp_path / "a.png")
+    assert list(texts) == ["rectiflow", "parameters"]
+    assert texts["parameters"] == text
+    Image.fromarray(IMAGE).save(tmp_path / "a.jpg")
+    assert read_texts(tmp_path / "a.jpg") == {}
+
+
+def test_metadata_that_others_changed(tmp_path: Path) -> None:
+    for content in ("{", "[1]"):
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text("rectiflow", content)
+        Image.fromarray(IMAGE).save(tmp_path / "a.png", pnginfo=chunks)
+        with pytest.raises(UserError, match="has metadata that is no JSON object"):
+            read_metadata(tmp_path / "a.png")
 
 
 def test_only_pictures_are_encoded() -> None:

@@ -1,0 +1,190 @@
+"""A list of prompts into a folder: what `rectiflow sample --prompts` does.
+
+Pictures of equal settings are drawn together, whichever lines they are of. A file's name follows
+from its content, so a list that was stopped, or has grown, is only completed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rectiflow.base.config import to_json
+from rectiflow.base.errors import UserError
+from rectiflow.base.files import atomic_write
+from rectiflow.generation.folder import Warn, draw_to_files, refuse_file, warn_on_stderr
+from rectiflow.generation.metadata import PictureMetadata, describe_truncations, picture_metadata
+from rectiflow.generation.model import Model, load_model, with_weaker
+from rectiflow.generation.pictures import read_metadata
+from rectiflow.generation.prompt_list import PromptEntry
+from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.text_to_image import OnProgress, check_request
+
+INDEX_FILE = "index.jsonl"
+#: Pictures of one call of `generate`: enough to fill its batches, few enough to lie in memory.
+MAX_TOGETHER = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """A picture, and the first line that asks for it."""
+
+    about: PictureMetadata
+    entry: PromptEntry
+
+
+def draw_list(
+    model: Model | str | Path,
+    entries: Sequence[PromptEntry],
+    out: Path | str,
+    *,
+    count: int = 1,
+    seed: int = 0,
+    negative_prompt: str = "",
+    settings: SamplingSettings | None = None,
+    progress: OnProgress | None = None,
+    warn: Warn = warn_on_stderr,
+) -> list[list[Path]]:
+    """Draw every line of a list; the files of each line, whose seeds count up from the line's own.
+
+    `count`, `seed`, `negative_prompt` and `settings` are for what a line leaves open. Lines are
+    checked before the first is drawn, as far as can be told without drawing. A whole picture in
+    `out` that says the same of itself is taken as drawn, wherever it was; `progress(done, total)`
+    counts the others. At the end `index.jsonl` in `out` gives the files of each line.
+
+    Raises:
+        UserError: the model is unusable, a line cannot be drawn, two different pictures would have
+            the same name, or a file cannot be written. The text gives the line.
+    """
+    out = Path(out)
+    refuse_file(out)
+    loaded = model if isinstance(model, Model) else load_model(model)
+    usual = settings or loaded.settings
+    models: dict[SamplingSettings, Model] = {}
+    planned: list[list[PictureMetadata]] = []
+    for entry in entries:
+        with _telling(entry.place):
+            own = entry.settings(usual)
+            if own not in models:
+                models[own] = _guided(loaded, own, models)
+            pictures = _plan(models[own], entry, own, count, seed, negative_prompt)
+        for text in describe_truncations(pictures[0]):
+            warn(f"{entry.place}: {text}")
+        planned.append(pictures)
+    groups: dict[SamplingSettings, list[_Wanted]] = {}
+    for wanted in _distinct(entries, planned):
+        if not _is_drawn(out, wanted.about):
+            groups.setdefault(wanted.about.settings, []).append(wanted)
+    _draw_groups(models, groups, out, progress)
+    _write_index(out, entries, planned)
+    return [[out / about.file_name for about in pictures] for pictures in planned]
+
+
+def _plan(
+    model: Model,
+    entry: PromptEntry,
+    settings: SamplingSettings,
+    count: int,
+    seed: int,
+    negative_prompt: str,
+) -> list[PictureMetadata]:
+    count = count if entry.count is None else entry.count
+    seed = seed if entry.seed is None else entry.seed
+    if entry.negative_prompt is not None:
+        negative_prompt = entry.negative_prompt
+    seeds = [seed + i for i in range(count)]
+    check_request(model, [entry.prompt] * count, seeds, settings, [negative_prompt] * count)
+    first = picture_metadata(model, entry.prompt, seed, settings, negative_prompt=negative_prompt)
+    return [replace(first, seed=each) for each in seeds]
+
+
+def _guided(model: Model, settings: SamplingSettings, models: Mapping[Any, Model]) -> Model:
+    """The model with the weaker one that the settings name, loaded once for all settings."""
+    for known in models.values():
+        weaker = known.weaker
+        if weaker is not None and weaker.name == settings.guidance.weaker_model:
+            return known
+    return with_weaker(model, settings)
+
+
+def _distinct(
+    entries: Sequence[PromptEntry], planned: Sequence[Sequence[PictureMetadata]]
+) -> list[_Wanted]:
+    """Each picture once, however many lines ask for it."""
+    by_name: dict[str, _Wanted] = {}
+    for entry, pictures in zip(entries, planned):
+        for about in pictures:
+            first = by_name.setdefault(about.file_name, _Wanted(about=about, entry=entry))
+            if first.about != about:
+                raise UserError(
+                    f"{entry.place}: the picture would have the same file name as another of "
+                    f"{first.entry.place}, {about.file_name}; change a word or the seed of one"
+                )
+    return list(by_name.values())
+
+
+def _is_drawn(out: Path, about: PictureMetadata) -> bool:
+    """Whether a whole picture is there that was asked for in the same way."""
+    path = out / about.file_name
+    if not path.exists():
+        return False
+    try:
+        found = read_metadata(path)
+    except UserError:  # damaged, or something else: drawn anew
+        return False
+    # How often its solver stepped is not known before, where it was drawn does not matter.
+    wanted = to_json(about)
+    for name in ("environment", "num_evaluations"):
+        found.pop(name, None)
+        wanted.pop(name, None)
+    return found == wanted
+
+
+def _draw_groups(
+    models: Mapping[SamplingSettings, Model],
+    groups: Mapping[SamplingSettings, Sequence[_Wanted]],
+    out: Path,
+    progress: OnProgress | None,
+) -> None:
+    total, done = sum(map(len, groups.values())), 0
+
+    def count_on(num_here: int, _: int) -> None:
+        if progress is not None:
+            progress(done + num_here, total)
+
+    for settings, pictures in groups.items():
+        for start in range(0, len(pictures), MAX_TOGETHER):
+            together = pictures[start : start + MAX_TOGETHER]
+            others = f" and {len(together) - 1} pictures drawn with it" * (len(together) > 1)
+            with _telling(together[0].entry.place + others):
+                wanted = [each.about for each in together]
+                draw_to_files(models[settings], wanted, out, progress=count_on)
+            done += len(together)
+
+
+def _write_index(
+    out: Path, entries: Sequence[PromptEntry], planned: Sequence[Sequence[PictureMetadata]]
+) -> None:
+    with atomic_write(out / INDEX_FILE, "w") as file:
+        for entry, pictures in zip(entries, planned):
+            line: dict[str, Any] = {
+                "source": entry.source,
+                "line": entry.line,
+                "prompt": entry.prompt,
+                "files": [about.file_name for about in pictures],
+            }
+            if pictures[0].cut is not None:
+                line["cut"] = pictures[0].cut
+            file.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def _telling(place: str) -> Generator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{place}: {error}") from error

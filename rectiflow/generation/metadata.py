@@ -1,0 +1,129 @@
+"""What a picture says about itself: all that it depends on, and where it was drawn.
+
+Last stop on the walk of a prompt. A file's name, its JSON chunk and a replay follow from this.
+Nothing in it tells one drawing from the next: equal pictures from one machine are equal files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+
+import torch
+
+from rectiflow import __version__
+from rectiflow.base.config import LATER, to_json
+from rectiflow.generation.model import Model
+from rectiflow.generation.settings import SamplingSettings
+from rectiflow.models.precision import compute_dtype
+
+MAX_SLUG_CHARACTERS = 48
+MAX_SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReference:
+    """A model by the name it was asked for, and its weights by their hash."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingEnvironment:
+    """What the last bits of a picture depend on beside all that was asked for.
+
+    `processor` is the GPU's name, or the widest instructions that torch uses on a CPU. `threads`
+    counts where they matter: sums are split among a CPU's threads, and round differently.
+    """
+
+    torch: str
+    device: str
+    processor: str
+    precision: str
+    threads: int | None = field(default=None, metadata=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureMetadata:
+    """All that a picture depends on, as it stands in its file.
+
+    `cut` has for each of "prompt" and "negative_prompt" the words that an encoder did not read, by
+    encoder. `num_evaluations` is there if the solver chose its steps.
+    """
+
+    prompt: str
+    seed: int
+    settings: SamplingSettings
+    model: ModelReference
+    rectiflow: str
+    negative_prompt: str = field(default="", metadata=LATER)
+    weaker: ModelReference | None = field(default=None, metadata=LATER)
+    cut: dict[str, dict[str, str]] | None = field(default=None, metadata=LATER)
+    environment: DrawingEnvironment | None = field(default=None, metadata=LATER)
+    num_evaluations: int | None = field(default=None, metadata=LATER)
+
+    @property
+    def file_name(self) -> str:
+        """Readable; the hash tells models, settings and look-alike prompts apart."""
+        key = [self.prompt, to_json(self.settings), self.model.sha256]
+        if self.weaker is not None:
+            key.append(self.weaker.sha256)
+        if self.negative_prompt:
+            key.append({"negative_prompt": self.negative_prompt})
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")
+        words = words[:MAX_SLUG_CHARACTERS].strip("-") or "picture"
+        return f"{words}-{digest}-seed{self.seed}.png"
+
+
+def picture_metadata(
+    model: Model, prompt: str, seed: int, settings: SamplingSettings, *, negative_prompt: str = ""
+) -> PictureMetadata:
+    """What a picture will say about itself when it is drawn here.
+
+    Raises:
+        UserError: a prompt is not valid text.
+    """
+    prompts = {"prompt": prompt, "negative_prompt": negative_prompt}
+    cut = {name: dict(model.conditioner.truncations(text)) for name, text in prompts.items()}
+    return PictureMetadata(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        settings=settings,
+        model=ModelReference(name=model.name, sha256=model.digest),
+        rectiflow=__version__,
+        weaker=model.weaker and ModelReference(name=model.weaker.name, sha256=model.weaker.digest),
+        cut={name: lost for name, lost in cut.items() if lost} or None,
+        environment=drawing_environment(model.device),
+    )
+
+
+def drawing_environment(device: torch.device) -> DrawingEnvironment:
+    """Where pictures are drawn on this device, in this process."""
+    is_cuda = device.type == "cuda"
+    return DrawingEnvironment(
+        torch=str(torch.__version__),
+        device=device.type,
+        processor=torch.cuda.get_device_name(device)
+        if is_cuda
+        else torch.backends.cpu.get_cpu_capability(),
+        precision=str(compute_dtype("auto", device)).removeprefix("torch."),
+        threads=None if is_cuda else torch.get_num_threads(),
+    )
+
+
+def describe_truncations(about: PictureMetadata) -> list[str]:
+    """One line for each text encoder that does not read a whole prompt, with what it loses."""
+    lines: list[str] = []
+    for name, cut in (about.cut or {}).items():
+        for encoder, lost in cut.items():
+            shown = " ".join(lost.split())
+            if len(shown) > MAX_SHOWN_CHARACTERS:
+                shown = f"{shown[:MAX_SHOWN_CHARACTERS]}… ({len(lost):,} characters)"
+            what = name.replace("_", " ")
+            lines.append(f'the {what} is too long for {encoder}, which does not see: "{shown}"')
+    return lines

@@ -1,0 +1,159 @@
+"""A picture drawn once more from what its file says, and compared: `rectiflow sample --replay`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from rectiflow.base.config import from_json
+from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.metadata import (
+    DrawingEnvironment,
+    ModelReference,
+    PictureMetadata,
+    picture_metadata,
+)
+from rectiflow.generation.model import Model, load_model, with_weaker
+from rectiflow.generation.pictures import read_metadata, read_png
+from rectiflow.generation.text_to_image import generate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """A picture as its file has it, beside the same drawn anew; `str()` tells the outcome."""
+
+    recorded: PictureMetadata
+    redrawn: PictureMetadata
+    recorded_image: UInt8[np.ndarray, "H W 3"]
+    image: UInt8[np.ndarray, "h w 3"]
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every pixel is the same."""
+        return np.array_equal(self.recorded_image, self.image)
+
+    @property
+    def differences(self) -> list[str]:
+        """What was otherwise when the picture was drawn, whether or not it shows."""
+        then, now = self.recorded, self.redrawn
+        lines = [
+            *_compare_models("model", then.model, now.model),
+            *_compare_models("weaker model", then.weaker, now.weaker),
+        ]
+        if then.rectiflow != now.rectiflow:
+            lines.append(f"rectiflow: {then.rectiflow} then, {now.rectiflow} now")
+        return lines + _compare_environments(then.environment, now.environment)
+
+    @property
+    def pixels(self) -> str:
+        """How far the pixels are from each other."""
+        if self.recorded_image.shape != self.image.shape:
+            (old_h, old_w, _), (h, w, _) = self.recorded_image.shape, self.image.shape
+            return f"pixels: the file has {old_w}×{old_h} of them, its settings make {w}×{h}"
+        apart = np.abs(self.recorded_image.astype(int) - self.image.astype(int)).max(axis=2)
+        share = np.count_nonzero(apart) / apart.size
+        return f"pixels: {share:.2%} differ, by at most {apart.max()} of 255"
+
+    def __str__(self) -> str:
+        if self.is_identical:
+            return "\n  ".join(["identical", *self.differences])
+        causes = self.differences or [
+            "nothing that the file records differs: it was changed since, or drawn on another "
+            "processor"
+        ]
+        return "\n  ".join(["differs", self.pixels, *causes])
+
+
+def replay(path: Path | str, *, model: Model | str | Path | None = None) -> Replay:
+    """Draw a picture again from its metadata, on as many threads, and compare.
+
+    `model` replaces the one that is recorded by name; if it has other weights, the result says so.
+
+    Raises:
+        UserError: the file is no picture of ours, was made by what this version cannot repeat, or
+            its model is not to be found.
+    """
+    recorded, image = _read(path), read_png(path)
+    loaded = _load(recorded.model.name, path) if model is None else model
+    loaded = loaded if isinstance(loaded, Model) else load_model(loaded)
+    loaded = with_weaker(loaded, recorded.settings)
+    with _threads(recorded.environment, loaded.device):
+        redrawn = picture_metadata(
+            loaded,
+            recorded.prompt,
+            recorded.seed,
+            recorded.settings,
+            negative_prompt=recorded.negative_prompt,
+        )
+        (again,) = generate(
+            loaded,
+            [recorded.prompt],
+            [recorded.seed],
+            recorded.settings,
+            negative_prompts=[recorded.negative_prompt],
+        )
+    return Replay(recorded=recorded, redrawn=redrawn, recorded_image=image, image=again)
+
+
+def _read(path: Path | str) -> PictureMetadata:
+    try:
+        return from_json(PictureMetadata, read_metadata(path))
+    except ConfigError as error:
+        raise UserError(
+            f"{path} cannot be drawn again from its metadata ({error}); use the version of "
+            "rectiflow that drew it"
+        ) from error
+
+
+def _load(name: str, path: Path | str) -> Model:
+    try:
+        return load_model(name)
+    except UserError as error:
+        raise UserError(
+            f"{path} was drawn by the model {name!r}, which cannot be had by that name: {error}; "
+            "or name where it lies now, with --model"
+        ) from error
+
+
+@contextmanager
+def _threads(environment: DrawingEnvironment | None, device: torch.device) -> Generator[None]:
+    """As many threads as were used, if this machine has them: their number changes last bits."""
+    before, wanted = torch.get_num_threads(), environment and environment.threads
+    if device.type == "cuda" or not wanted or not 1 <= wanted <= (os.cpu_count() or 1):
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compare_models(
+    what: str, then: ModelReference | None, now: ModelReference | None
+) -> list[str]:
+    if (then and then.sha256) == (now and now.sha256):
+        return []
+    old, new = (
+        f"{each.name} (SHA-256 {each.sha256[:12]}…)" if each else "none" for each in (then, now)
+    )
+    return [f"{what}: {old} then, {new} now"]
+
+
+def _compare_environments(
+    then: DrawingEnvironment | None, now: DrawingEnvironment | None
+) -> list[str]:
+    if then is None or now is None:
+        return ["environment: the file does not say where it was drawn"] if then is None else []
+    return [
+        f"{field.name}: {getattr(then, field.name)} then, {getattr(now, field.name)} now"
+        for field in fields(DrawingEnvironment)
+        if getattr(then, field.name) != getattr(now, field.name)
+    ]

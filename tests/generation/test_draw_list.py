@@ -1,0 +1,228 @@
+"""A list drawn at once, in parts or twice gives the same folder, and nothing is drawn twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_model import tiny_model
+
+from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation import draw_list as drawing
+from rectiflow.generation import folder
+from rectiflow.generation.draw_list import INDEX_FILE, draw_list
+from rectiflow.generation.folder import sample_to_folder
+from rectiflow.generation.metadata import PictureMetadata
+from rectiflow.generation.model import Model
+from rectiflow.generation.pictures import encode_png, read_metadata
+from rectiflow.generation.prompt_list import PromptEntry
+from rectiflow.sampling import parse_guidance, parse_solver
+
+ENTRIES = (
+    PromptEntry(prompt="a ring", line=1, count=2),
+    PromptEntry(prompt="a circle", line=2, changes={"height_px": 32}, negative_prompt="a ring"),
+    PromptEntry(prompt="three green crosses", line=4, seed=5),
+    # The second picture of line 1 once more.
+    PromptEntry(prompt="a ring", line=5, seed=1),
+)
+NUM_PICTURES = 4
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model(num_steps=1)
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the pictures that are drawn from here on."""
+    names: list[str] = []
+    save = folder.save_picture
+
+    def note(path: Path, image: np.ndarray, about: PictureMetadata) -> None:
+        names.append(path.name)
+        save(path, image, about)
+
+    monkeypatch.setattr(folder, "save_picture", note)
+    return names
+
+
+def test_each_line_has_the_pictures_that_it_would_have_alone(model: Model, tmp_path: Path) -> None:
+    together = draw_list(model, ENTRIES, tmp_path / "list", count=1, seed=0)
+    assert [len(paths) for paths in together] == [2, 1, 1, 1]
+    assert together[3] == together[0][1:]
+    alone = [
+        sample_to_folder(
+            model,
+            entry.prompt,
+            count=entry.count or 1,
+            seed=entry.seed or 0,
+            out=tmp_path / "alone",
+            negative_prompt=entry.negative_prompt or "",
+            settings=entry.settings(model.settings),
+        )
+        for entry in ENTRIES
+    ]
+    files = content(tmp_path / "list")
+    index = [json.loads(line) for line in files.pop(INDEX_FILE).decode().splitlines()]
+    assert files == content(tmp_path / "alone")
+    assert [line["line"] for line in index] == [1, 2, 4, 5]
+    assert [line["files"] for line in index] == [[p.name for p in paths] for paths in alone]
+
+
+def test_a_list_goes_on_where_it_was_stopped(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_list(model, ENTRIES, tmp_path / "whole")
+    expected = content(tmp_path / "whole")
+    out = tmp_path / "stopped"
+    # Killed after one picture, again and again.
+    for num_drawn in range(1, NUM_PICTURES + 1):
+        with monkeypatch.context() as patch:
+            save, saved = folder.save_picture, list[str]()
+
+            def save_once(path: Path, image: np.ndarray, about: PictureMetadata) -> None:
+                if saved:  # noqa: B023
+                    raise KeyboardInterrupt
+                saved.append(path.name)  # noqa: B023
+                save(path, image, about)  # noqa: B023
+
+            patch.setattr(folder, "save_picture", save_once)
+            with contextlib.suppress(KeyboardInterrupt):
+                draw_list(model, ENTRIES, out)
+        assert len(list(out.glob("*.png"))) == num_drawn
+        assert (out / INDEX_FILE).exists() == (num_drawn == NUM_PICTURES)
+    names = drawn(monkeypatch)
+    draw_list(model, ENTRIES, out)
+    assert names == []
+    assert content(out) == expected
+
+
+def test_what_is_damaged_or_of_another_is_drawn_anew(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, *_), *_ = draw_list(model, ENTRIES, tmp_path)
+    expected = content(tmp_path)
+    about = read_metadata(first)
+    image = np.zeros((64, 64, 3), np.uint8)
+    for spoiled in (
+        expected[first.name][:200],
+        encode_png(image, about | {"seed": 9}),
+        encode_png(image),
+        b"",
+    ):
+        first.write_bytes(spoiled)
+        names = drawn(monkeypatch)
+        draw_list(model, ENTRIES, tmp_path)
+        monkeypatch.undo()
+        assert names == [first.name]
+        assert content(tmp_path) == expected
+    # Where a picture was drawn is no reason to draw it again.
+    first.write_bytes(encode_png(image, about | {"environment": None}))
+    kept = content(tmp_path)
+    draw_list(model, ENTRIES, tmp_path)
+    assert content(tmp_path) == kept
+
+
+def test_pictures_whose_solver_chose_its_steps_are_found_again(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = PromptEntry(
+        prompt="a ring", line=1, changes={"solver": parse_solver("dormand-prince:tolerance=1")}
+    )
+    ((path,),) = draw_list(model, [entry], tmp_path)
+    assert read_metadata(path)["num_evaluations"] > 0
+    names = drawn(monkeypatch)
+    draw_list(model, [entry], tmp_path)
+    assert names == []
+
+
+def test_progress_counts_over_all_settings(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "MAX_TOGETHER", 2)
+    seen: list[tuple[int, int]] = []
+    draw_list(model, ENTRIES, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (NUM_PICTURES, NUM_PICTURES)
+    assert seen == sorted(seen)
+
+
+def test_a_weaker_model_is_loaded_once(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(model: Model, settings: object) -> Model:
+        loaded.append("weaker")
+        return replace(model, weaker=replace(model, name="other"))
+
+    monkeypatch.setattr(drawing, "with_weaker", load)
+    auto = parse_guidance("auto:weaker=other")
+    entries = [
+        PromptEntry(prompt="a ring", line=n, changes={"guidance": auto, "guidance_scale": float(n)})
+        for n in (2, 3)
+    ]
+    draw_list(model, entries, tmp_path)
+    assert loaded == ["weaker"]
+
+
+def test_cut_prompts_are_told_with_their_line(model: Model, tmp_path: Path) -> None:
+    long = "a red circle and " * 40
+    warnings: list[str] = []
+    entries = [
+        PromptEntry(prompt="a ring", line=3, source="list.txt"),
+        PromptEntry(prompt="a ring", line=7, source="list.txt", negative_prompt=long),
+    ]
+    draw_list(model, entries, tmp_path, warn=warnings.append)
+    assert [text.split(",")[0] for text in warnings] == [
+        f"list.txt:7: the negative prompt is too long for {name}"
+        for name in ("clip_l", "clip_g", "t5")
+    ]
+    lines = [json.loads(text) for text in (tmp_path / INDEX_FILE).read_text().splitlines()]
+    assert "cut" not in lines[0]
+    assert set(lines[1]["cut"]["negative_prompt"]) == {"clip_l", "clip_g", "t5"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "told"),
+    [
+        ({"changes": {"height_px": 40}}, UserError, "height 40 px does not fit this model"),
+        ({"changes": {"num_steps": 0}}, ConfigError, "num_steps=0 must be from 1"),
+        ({"changes": {"guidance_scale": 1.0}, "negative_prompt": "a"}, UserError, "a negative"),
+        ({"seed": 2**63 - 1, "count": 2}, UserError, "seed 9223372036854775808 is out of range"),
+        ({"prompt": "a \udcff"}, UserError, "not valid Unicode"),
+        (
+            {"changes": {"guidance": parse_guidance("perturb-attention:layers=2")}},
+            UserError,
+            "this model has no block 2",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_with_its_line(
+    model: Model, tmp_path: Path, bad: dict[str, object], kind: type[UserError], told: str
+) -> None:
+    entry = PromptEntry(**{"prompt": "a", "line": 7, "source": "list.csv"} | bad)  # type: ignore[arg-type]
+    with pytest.raises(kind, match=f"list.csv:7: .*{told}"):
+        draw_list(model, [entry], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_pictures_of_one_name_are_refused(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PictureMetadata, "file_name", property(lambda about: "a.png"))
+    with pytest.raises(UserError, match="line 2: the picture would have the same .* of line 1"):
+        draw_list(model, [replace(ENTRIES[0], count=1), replace(ENTRIES[2], line=2)], tmp_path)
+
+
+def test_a_list_needs_a_folder(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        draw_list(model, ENTRIES, tmp_path / "file")
