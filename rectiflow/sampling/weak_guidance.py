@@ -17,6 +17,7 @@ from torch import Tensor
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone
+from rectiflow.models.inpainting import InpaintingNetwork
 from rectiflow.models.weakening import perturb_attention, skip_blocks
 from rectiflow.sampling.guidance import (
     Branch,
@@ -100,15 +101,15 @@ class DisturbedGuidance(Guidance):
         return guided
 
     def weak_network(self, backbone: Network, weaker: Network | None) -> Network:
-        if not isinstance(backbone, Backbone):
+        network = backbone.backbone if isinstance(backbone, InpaintingNetwork) else backbone
+        if not isinstance(network, Backbone):
             raise ConfigError(
-                f"{type(self).__name__} disturbs blocks, and {type(backbone).__name__} has none"
+                f"{type(self).__name__} disturbs blocks, and {type(network).__name__} has none"
             )
-        network = backbone
 
         def disturbed(z_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
             with self.disturb(network):
-                return network(z_t, t, conditioning)
+                return backbone(z_t, t, conditioning)
 
         return disturbed
 

@@ -128,6 +128,7 @@ def refuse_unfit(facts: StoreFacts, recipe: TrainRecipe) -> None:
     channels, height, width = facts.latent_shape
     for name, own, theirs in (
         ("in_channels", backbone.in_channels, channels),
+        ("out_channels", backbone.latent_channels, channels),
         ("context_dim", backbone.context_dim, facts.context_dim),
         ("pooled_dim", backbone.pooled_dim, facts.pooled_dim),
     ):
