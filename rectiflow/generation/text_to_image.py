@@ -20,8 +20,11 @@ from rectiflow.base.errors import UserError
 from rectiflow.base.seeds import derive_seed
 from rectiflow.flow import ResolutionShift
 from rectiflow.generation.chunks import plan_chunks, trusted_sizes
+from rectiflow.generation.editing import Edit, EncodedEdit, check_edit, encode_edit
 from rectiflow.generation.model import Model, with_weaker
 from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.variations import Variation, turn_noise
+from rectiflow.models.autoencoder.tiling import decode_in_strips
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.precision import autocast
 from rectiflow.models.text import assemble
@@ -36,6 +39,8 @@ NOISE_STREAM = 0
 #: Pictures drawn together up to this many image tokens; larger ones fill the processor by fewer.
 MAX_TOKENS_OF_SMALL = 256
 PROBE_STEPS = 2
+#: Larger pictures are decoded in strips.
+MAX_PIXELS_AT_ONCE = 1024 * 1024
 
 
 @torch.inference_mode()
@@ -45,29 +50,36 @@ def generate(
     seeds: Sequence[int],
     settings: SamplingSettings | None = None,
     *,
+    edit: Edit | None = None,
+    variations: Sequence[Variation] | None = None,
     progress: OnProgress | None = None,
     on_evaluated: OnEvaluated | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Draw one picture for each prompt and its seed.
 
-    An empty prompt is allowed and draws without a condition. `progress(done, total)` counts
-    pictures. `on_evaluated` is told the field's evaluations for each batch, which with a solver
-    that chooses its steps is one picture.
+    An empty prompt is allowed and draws without a condition. With an `edit` all start from its
+    picture, with `variations`, one a picture, from noise that is turned. `progress(done, total)`
+    counts pictures. `on_evaluated` is told the field's evaluations for each batch, which with a
+    solver that chooses its steps is one picture.
 
     Raises:
-        UserError: prompts and seeds differ in number, a seed is out of range, the size does not
-            fit the model, a prompt is not valid text, or the guidance does not go with the model.
+        UserError: prompts, seeds and variations differ in number, a seed is out of range, the size
+            does not fit the model, a prompt is not valid text, or the guidance or the edit does
+            not go with the model.
         DivergedError: latents are not finite any more.
     """
     settings = settings or model.settings
     model = with_weaker(model, settings)
     check_request(model, prompts, seeds, settings)
+    check_edit(model, edit, settings)
     conditioning, null = encode_prompts(model, prompts)
-    noise = initial_noise(model, seeds, settings)
+    noise = initial_noise(model, seeds, settings, variations)
+    encoded_edit = encode_edit(model, edit) if edit is not None else None
     images: list[Tensor] = []
     # Within one autocast block the cast weights are kept, so they are cast once.
     with autocast("auto", model.device):
-        plan = plan_chunks(len(prompts), _chunk_sizes(model, null, settings, len(prompts)))
+        sizes = _chunk_sizes(model, null, settings, len(prompts), encoded_edit)
+        plan = plan_chunks(len(prompts), sizes)
         for size in plan:
             start = len(images)
             rows = torch.arange(start, start + size).clamp(max=len(prompts) - 1)
@@ -77,6 +89,7 @@ def generate(
                 null,
                 noise[rows],
                 settings,
+                edit=encoded_edit,
                 on_evaluated=on_evaluated,
             )
             # One by one: convolutions round differently in every size of batch.
@@ -84,7 +97,8 @@ def generate(
             images += [decode_latents(model, row) for row in latents[:num_left].split(1)]
             if progress is not None:
                 progress(len(images), len(prompts))
-    return to_pixels(torch.cat(images))
+    drawn = to_pixels(torch.cat(images))
+    return drawn if edit is None else edit.finish(drawn)
 
 
 def check_request(
@@ -101,8 +115,7 @@ def check_request(
             "prompt and one seed for each"
         )
     for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed {seed} is out of range; give a whole number from 0 to 2^63 - 1")
+        _check_seed(seed)
     multiple = model.autoencoder.config.downsample_factor * model.backbone.config.patch_size
     largest = multiple * model.backbone.config.position_side
     for name, side_px in (("height", settings.height_px), ("width", settings.width_px)):
@@ -111,6 +124,11 @@ def check_request(
                 f"{name} {side_px} px does not fit this model; give a multiple of {multiple} px "
                 f"up to {largest} px (it was trained at {model.resolution_px} px)"
             )
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is out of range; give a whole number from 0 to 2^63 - 1")
 
 
 def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
@@ -124,12 +142,32 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Conditioning, 
 
 
 def initial_noise(
-    model: Model, seeds: Sequence[int], settings: SamplingSettings
+    model: Model,
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    variations: Sequence[Variation] | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Standard normal latents, row i a function of seeds[i] and the size alone."""
+    """Standard normal latents, row i a function of seeds[i], its variation and the size alone.
+
+    Raises:
+        UserError: seeds and variations differ in number, or a variation's seed is out of range.
+    """
+    if variations is not None:
+        if len(variations) != len(seeds):
+            raise UserError(
+                f"{len(variations)} variations came with {len(seeds)} seeds; give one for each, or "
+                "none at all"
+            )
+        for variation in variations:
+            _check_seed(variation.seed)
+        return turn_noise(
+            initial_noise(model, seeds, settings),
+            initial_noise(model, [variation.seed for variation in variations], settings),
+            [variation.amount for variation in variations],
+        )
     factor = model.autoencoder.config.downsample_factor
     shape = (
-        model.backbone.config.in_channels,
+        model.backbone.config.latent_channels,
         settings.height_px // factor,
         settings.width_px // factor,
     )
@@ -144,19 +182,24 @@ def draw_latents(
     noise: Float[Tensor, "b c h w"],
     settings: SamplingSettings,
     *,
+    edit: EncodedEdit | None = None,
     on_step: OnStep | None = None,
     on_evaluated: OnEvaluated | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step` as in `integrate`."""
+    """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step` as in `integrate`.
+
+    With an `edit`, from a noisy picture at the time that its strength says.
+    """
+    weaker = model.weaker.backbone if model.weaker is not None else None
     field = CountedField(
         Field(
-            backbone=model.backbone,
+            backbone=model.backbone if edit is None else edit.network(model.backbone),
             formulation=model.formulation,
             guidance=settings.guidance,
             guidance_scale=settings.guidance_scale,
             conditioning=conditioning,
             null=null.expand(len(conditioning)),
-            weaker=model.weaker.backbone if model.weaker is not None else None,
+            weaker=weaker if edit is None or weaker is None else edit.network(weaker),
         )
     )
     rows, columns = model.backbone.token_grid(noise)
@@ -166,18 +209,30 @@ def draw_latents(
         shift=ResolutionShift(alpha=settings.shift),
         grid=settings.grid,
         num_tokens=rows * columns,
-    )
-    times = times[settings.guidance.num_resting_steps :].to(noise.device)
-    start = model.formulation.start(noise)
-    latents = integrate(field, settings.solver, start, times, on_step)
+    ).to(noise.device)
+    start, solver = model.formulation.start(noise), settings.solver
+    num_resting_steps = settings.guidance.num_resting_steps
+    if edit is None:
+        times = times[num_resting_steps:]
+    else:
+        start, times, solver = edit.begin(
+            model.backbone, solver, start, noise, times, num_resting_steps=num_resting_steps
+        )
+    latents = integrate(field, solver, start, times, on_step)
     if on_evaluated is not None:
         on_evaluated(field.num_evaluations)
     return latents
 
 
 def decode_latents(model: Model, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-    """Latents to images, in float32 whatever the backbone computes in."""
+    """Latents to images, in float32 whatever the backbone computes in.
+
+    Large pictures are decoded in strips, to the same result within rounding.
+    """
+    num_pixels = latents[0, 0].numel() * model.autoencoder.config.downsample_factor**2
     with torch.autocast(latents.device.type, enabled=False):
+        if num_pixels > MAX_PIXELS_AT_ONCE:
+            return decode_in_strips(model.autoencoder, latents.float())
         return model.autoencoder.decode(latents.float())
 
 
@@ -188,12 +243,16 @@ def to_pixels(images: Float[Tensor, "b 3 H W"]) -> UInt8[np.ndarray, "b H W 3"]:
 
 
 def _chunk_sizes(
-    model: Model, null: Conditioning, settings: SamplingSettings, count: int
+    model: Model,
+    null: Conditioning,
+    settings: SamplingSettings,
+    count: int,
+    edit: EncodedEdit | None,
 ) -> tuple[int, ...]:
     """How many pictures to draw together, after the probe of `chunks.trusted_sizes`.
 
     The reference size follows from model and settings only, never from `count`. Each phase of the
-    guidance is probed, for each has batches of its own size.
+    guidance is probed, for each has batches of its own size. An edit is probed from pure noise on.
     """
     if settings.solver.couples_samples:
         return (1,)
@@ -213,11 +272,14 @@ def _chunk_sizes(
         for phase in settings.guidance.phases
     ]
     noise = initial_noise(model, [0], settings)
+    if edit is not None:
+        edit = replace(edit, strength=1.0)
 
     def probe(size: int) -> Tensor:
         rows = noise.expand(size, -1, -1, -1)
-        return torch.cat(
-            [draw_latents(model, null.expand(size), null, rows, phase) for phase in probed], dim=1
-        )
+        drawn = [
+            draw_latents(model, null.expand(size), null, rows, phase, edit=edit) for phase in probed
+        ]
+        return torch.cat(drawn, dim=1)
 
     return trusted_sizes(probe, [s for s in others if s <= count], reference=reference)

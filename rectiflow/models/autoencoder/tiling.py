@@ -18,7 +18,13 @@ from torch.nn import functional as F
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.autoencoder.autoencoder import Autoencoder
-from rectiflow.models.autoencoder.layers import MidBlock, ResidualBlock, SpatialAttention, Upsample
+from rectiflow.models.autoencoder.layers import (
+    Level,
+    MidBlock,
+    ResidualBlock,
+    SpatialAttention,
+    Upsample,
+)
 
 #: Rows of a strip, at each resolution. Every strip computes some rows of its neighbours again.
 STRIP_ROWS = 64
@@ -82,7 +88,9 @@ def decode_in_strips(
     decoder = autoencoder.decoder
     x = FeatureMap.of(_middle(decoder.mid, decoder.conv_in(autoencoder.raw_latents(latents))))
     for level in reversed(decoder.up):
+        assert isinstance(level, Level)
         for block in level.block:
+            assert isinstance(block, ResidualBlock)
             x = _residual(block, x, strip_rows)
         if isinstance(level.resample, Upsample):
             x = _upsampled(level.resample.conv, x)
