@@ -183,11 +183,11 @@ def with_weaker(model: Model, settings: SamplingSettings) -> Model:
     if (model.formulation.path, model.formulation.prediction) != (
         weaker.formulation.path,
         weaker.formulation.prediction,
-    ) or ours.in_channels != theirs.in_channels:
+    ) or ours.latent_channels != theirs.latent_channels:
         raise UserError(
-            f"{name} cannot guide {model.name}: it draws {theirs.in_channels} channels by "
-            f"{weaker.formulation}, not {ours.in_channels} by {model.formulation}; name a model "
-            "of the same path, prediction and autoencoder"
+            f"{name} cannot guide {model.name}: it draws {theirs.latent_channels} channels by "
+            f"{weaker.formulation}, not {ours.latent_channels} by {model.formulation}; name a "
+            "model of the same path, prediction and autoencoder"
         )
     return replace(model, weaker=weaker)
 

@@ -21,8 +21,11 @@ from rectiflow.base.errors import UserError
 from rectiflow.base.seeds import derive_seed
 from rectiflow.flow import ResolutionShift
 from rectiflow.generation.chunks import plan_chunks, trusted_sizes
+from rectiflow.generation.editing import Edit, EncodedEdit, check_edit, encode_edit
 from rectiflow.generation.model import Model, with_weaker
 from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.variations import Variation, turn_noise
+from rectiflow.models.autoencoder.tiling import decode_in_strips
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.precision import autocast
 from rectiflow.models.text import assemble
@@ -39,6 +42,8 @@ NOISE_STREAM = 0
 #: Pictures drawn together up to this many image tokens; larger ones fill the processor by fewer.
 MAX_TOKENS_OF_SMALL = 256
 PROBE_STEPS = 2
+#: Larger pictures are decoded in strips.
+MAX_PIXELS_AT_ONCE = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,8 @@ def generate(
     settings: SamplingSettings | None = None,
     *,
     negative_prompts: Sequence[str] | None = None,
+    edit: Edit | None = None,
+    variations: Sequence[Variation] | None = None,
     progress: OnProgress | None = None,
     on_evaluated: OnEvaluated | None = None,
     on_drawn: OnDrawn | None = None,
@@ -75,37 +82,48 @@ def generate(
     """Draw one picture for each prompt and its seed.
 
     An empty prompt is allowed and draws without a condition. Guidance leads picture i away from
-    its negative prompt, which is the empty one where none are given. `progress(done, total)` counts
-    pictures. `on_evaluated` is told the field's evaluations for each batch, which with a solver
-    that chooses its steps is one picture. `on_drawn` gets each picture as soon as there is one.
+    its negative prompt, which is the empty one where none are given. With an `edit` all start from
+    its picture, with `variations`, one a picture, from turned noise. `progress(done, total)`
+    counts pictures. `on_evaluated` is told the field's evaluations for each batch, which with a
+    solver that chooses its steps is one picture. `on_drawn` gets each picture as soon as there is
+    one.
 
     Raises:
-        UserError: prompts, negative prompts and seeds differ in number, a seed is out of range, the
-            size does not fit the model, a prompt is not valid text, or the guidance does not go
-            with the model, or has no use for a negative prompt.
+        UserError: prompts, negative prompts, seeds and variations differ in number, a seed is out
+            of range, the size does not fit the model, a prompt is not valid text, or the guidance
+            or the edit does not go with the model, or has no use for a negative prompt.
         DivergedError: latents are not finite any more.
     """
     settings = settings or model.settings
     model = with_weaker(model, settings)
     check_request(model, prompts, seeds, settings, negative_prompts)
+    check_edit(model, edit, settings)
     conditioning, null = encode_prompts(model, [*prompts, *(negative_prompts or ())])
     inputs = Inputs(
         conditioning=conditioning[: len(prompts)],
         negative=conditioning[len(prompts) :] if negative_prompts else null.expand(len(prompts)),
-        noise=initial_noise(model, seeds, settings),
+        noise=initial_noise(model, seeds, settings, variations),
     )
     images: list[UInt8[np.ndarray, "h w 3"]] = []
 
     def keep(rows: Tensor) -> None:
         # One by one: convolutions round differently in every size of batch.
         for row in rows.split(1):
-            images.append(to_pixels(decode_latents(model, row))[0])
+            pixels = to_pixels(decode_latents(model, row))
+            images.append((pixels if edit is None else edit.finish(pixels))[0])
             if on_drawn is not None:
                 on_drawn(len(images) - 1, images[-1])
         if progress is not None:
             progress(len(images), len(prompts))
 
-    draw_in_chunks(model, inputs, settings, keep, on_evaluated=on_evaluated)
+    draw_in_chunks(
+        model,
+        inputs,
+        settings,
+        keep,
+        edit=None if edit is None else encode_edit(model, edit),
+        on_evaluated=on_evaluated,
+    )
     return np.stack(images)
 
 
@@ -116,19 +134,21 @@ def draw_in_chunks(
     settings: SamplingSettings,
     on_latents: Callable[[Float[Tensor, "b c h w"]], None],
     *,
+    edit: EncodedEdit | None = None,
     on_step: OnStep | None = None,
     on_evaluated: OnEvaluated | None = None,
 ) -> None:
     """Draw the latents of all rows, as many together as leave each its bits.
 
-    `on_latents` gets them chunk by chunk, in order; `on_step` and `on_evaluated` are as in
+    `on_latents` gets them chunk by chunk, in order; `edit`, `on_step` and `on_evaluated` are as in
     `draw_latents`, for each chunk.
     """
     num = len(inputs)
     # Within one autocast block the cast weights are kept, so they are cast once.
     with autocast("auto", model.device):
         done = 0
-        for size in plan_chunks(num, _chunk_sizes(model, inputs.negative[:1], settings, num)):
+        sizes = _chunk_sizes(model, inputs.negative[:1], settings, num, edit)
+        for size in plan_chunks(num, sizes):
             chunk = inputs[torch.arange(done, done + size).clamp(max=num - 1)]
             latents = draw_latents(
                 model,
@@ -136,6 +156,7 @@ def draw_in_chunks(
                 chunk.negative,
                 chunk.noise,
                 settings,
+                edit=edit,
                 on_step=on_step,
                 on_evaluated=on_evaluated,
             )
@@ -169,8 +190,7 @@ def check_request(
         if any(negative_prompts):
             check_uses_null(settings)
     for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed {seed} is out of range; give a whole number from 0 to 2^63 - 1")
+        check_seed(seed)
     check_size(model, settings)
 
 
@@ -204,6 +224,16 @@ def check_uses_null(settings: SamplingSettings) -> None:
         )
 
 
+def check_seed(seed: int) -> None:
+    """Pass if it is one.
+
+    Raises:
+        UserError: it is out of range.
+    """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is out of range; give a whole number from 0 to 2^63 - 1")
+
+
 def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
     """The prompts' conditioning [n …] and that of the empty prompt [1 …]."""
     text = model.conditioner.encode(list(prompts))
@@ -215,12 +245,32 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Conditioning, 
 
 
 def initial_noise(
-    model: Model, seeds: Sequence[int], settings: SamplingSettings
+    model: Model,
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    variations: Sequence[Variation] | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Standard normal latents, row i a function of seeds[i] and the size alone."""
+    """Standard normal latents, row i a function of seeds[i], its variation and the size alone.
+
+    Raises:
+        UserError: seeds and variations differ in number, or a variation's seed is out of range.
+    """
+    if variations is not None:
+        if len(variations) != len(seeds):
+            raise UserError(
+                f"{len(variations)} variations came with {len(seeds)} seeds; give one for each, or "
+                "none at all"
+            )
+        for variation in variations:
+            check_seed(variation.seed)
+        return turn_noise(
+            initial_noise(model, seeds, settings),
+            initial_noise(model, [variation.seed for variation in variations], settings),
+            [variation.amount for variation in variations],
+        )
     factor = model.autoencoder.config.downsample_factor
     shape = (
-        model.backbone.config.in_channels,
+        model.backbone.config.latent_channels,
         settings.height_px // factor,
         settings.width_px // factor,
     )
@@ -235,22 +285,25 @@ def draw_latents(
     noise: Float[Tensor, "b c h w"],
     settings: SamplingSettings,
     *,
+    edit: EncodedEdit | None = None,
     on_step: OnStep | None = None,
     on_evaluated: OnEvaluated | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step` as in `integrate`.
 
-    `null` is of one prompt for all rows, or of one for each.
+    `null` is of one prompt for all rows, or of one for each. With an `edit`, from a noisy picture
+    at the time that its strength says.
     """
+    weaker = model.weaker.backbone if model.weaker is not None else None
     field = CountedField(
         Field(
-            backbone=model.backbone,
+            backbone=model.backbone if edit is None else edit.network(model.backbone),
             formulation=model.formulation,
             guidance=settings.guidance,
             guidance_scale=settings.guidance_scale,
             conditioning=conditioning,
             null=null.expand(len(conditioning)) if len(null) == 1 else null,
-            weaker=model.weaker.backbone if model.weaker is not None else None,
+            weaker=weaker if edit is None or weaker is None else edit.network(weaker),
         )
     )
     rows, columns = model.backbone.token_grid(noise)
@@ -260,18 +313,30 @@ def draw_latents(
         shift=ResolutionShift(alpha=settings.shift),
         grid=settings.grid,
         num_tokens=rows * columns,
-    )
-    times = times[settings.guidance.num_resting_steps :].to(noise.device)
-    start = model.formulation.start(noise)
-    latents = integrate(field, settings.solver, start, times, on_step)
+    ).to(noise.device)
+    start, solver = model.formulation.start(noise), settings.solver
+    num_resting_steps = settings.guidance.num_resting_steps
+    if edit is None:
+        times = times[num_resting_steps:]
+    else:
+        start, times, solver = edit.begin(
+            model.backbone, solver, start, noise, times, num_resting_steps=num_resting_steps
+        )
+    latents = integrate(field, solver, start, times, on_step)
     if on_evaluated is not None:
         on_evaluated(field.num_evaluations)
     return latents
 
 
 def decode_latents(model: Model, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-    """Latents to images, in float32 whatever the backbone computes in."""
+    """Latents to images, in float32 whatever the backbone computes in.
+
+    Large pictures are decoded in strips, to the same result within rounding.
+    """
+    num_pixels = latents[0, 0].numel() * model.autoencoder.config.downsample_factor**2
     with torch.autocast(latents.device.type, enabled=False):
+        if num_pixels > MAX_PIXELS_AT_ONCE:
+            return decode_in_strips(model.autoencoder, latents.float())
         return model.autoencoder.decode(latents.float())
 
 
@@ -282,12 +347,16 @@ def to_pixels(images: Float[Tensor, "b 3 H W"]) -> UInt8[np.ndarray, "b H W 3"]:
 
 
 def _chunk_sizes(
-    model: Model, null: Conditioning, settings: SamplingSettings, count: int
+    model: Model,
+    null: Conditioning,
+    settings: SamplingSettings,
+    count: int,
+    edit: EncodedEdit | None,
 ) -> tuple[int, ...]:
     """How many pictures to draw together, after the probe of `chunks.trusted_sizes`.
 
     The reference size follows from model and settings only, never from `count`. Each phase of the
-    guidance is probed, for each has batches of its own size.
+    guidance is probed, for each has batches of its own size. An edit is probed from pure noise on.
     """
     if settings.solver.couples_samples:
         return (1,)
@@ -307,11 +376,14 @@ def _chunk_sizes(
         for phase in settings.guidance.phases
     ]
     noise = initial_noise(model, [0], settings)
+    if edit is not None:
+        edit = replace(edit, strength=1.0)
 
     def probe(size: int) -> Tensor:
         rows = noise.expand(size, -1, -1, -1)
-        return torch.cat(
-            [draw_latents(model, null.expand(size), null, rows, phase) for phase in probed], dim=1
-        )
+        drawn = [
+            draw_latents(model, null.expand(size), null, rows, phase, edit=edit) for phase in probed
+        ]
+        return torch.cat(drawn, dim=1)
 
     return trusted_sizes(probe, [s for s in others if s <= count], reference=reference)

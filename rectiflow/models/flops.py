@@ -50,8 +50,8 @@ def forward_flops(config: BackboneConfig, size: InputSize) -> int:
     n = (size.height // p) * (size.width // p)
     vectors = linear(1, TIME_EMBEDDING_DIM + config.pooled_dim, d) + 2 * linear(1, d, d)
     around = vectors + linear(m, config.context_dim, d)
-    # Patches in, final modulation, patches out; a UViT has its levels instead.
-    patches = 2 * linear(n, config.patch_features, d) + linear(1, d, 2 * d)
+    # Patches in, patches out, final modulation; a UViT has its levels instead.
+    patches = linear(n, config.in_channels * p**2 + config.patch_features, d) + linear(1, d, 2 * d)
     match config:
         case MMDiTConfig():
             num_text_sets = len(config.text_streams)
@@ -99,7 +99,7 @@ def levels(config: UViTConfig, size: InputSize) -> int:
     channels, d = config.level_channels, config.hidden_dim
     places = size.height * size.width
     total = linear(places, config.in_channels * KERNEL**2, channels[0])
-    total += linear(1, d, 2 * channels[0]) + linear(places, channels[0], config.in_channels)
+    total += linear(1, d, 2 * channels[0]) + linear(places, channels[0], config.latent_channels)
     for c, below in zip(channels, (*channels[1:], d)):
         modulation = linear(1, d, 3 * c)
         down = 2 * linear(places, KERNEL**2 * c, c) + modulation

@@ -7,12 +7,13 @@ generation read, `Backbone` the part of a network that they call.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rectiflow.base.config import LATER
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.layers.embeddings import (
@@ -37,6 +38,8 @@ class BackboneSize(ABC):
     Without `width` it is 64·depth, as released. Attention has width / head_dim heads.
     `position_side` is the side of the position grid in tokens, the largest picture that fits;
     `base_side` the side that the model is first trained at (both as in `position_grid`).
+    `out_channels` is given for a network that paints into pictures, whose input holds a mask and a
+    masked picture's latents beside the latents (`models.inpainting`): 33 in, 16 out.
     Source: arXiv 2403.03206, section 4 (depth decides the width).
     """
 
@@ -50,6 +53,7 @@ class BackboneSize(ABC):
     position_side: int = 192
     base_side: int = 64
     use_qk_norm: bool = False
+    out_channels: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.depth < 1:
@@ -67,6 +71,12 @@ class BackboneSize(ABC):
             raise ConfigError(
                 f"base_side={self.base_side} does not fit into position_side={self.position_side}"
             )
+        if self.out_channels is not None and self.in_channels != 2 * self.out_channels + 1:
+            raise ConfigError(
+                f"out_channels={self.out_channels} does not go with in_channels={self.in_channels}:"
+                f" it is for inpainting, where 2·{self.out_channels} + 1 come in; leave it out "
+                "where the output has as many as the input"
+            )
 
     @property
     @abstractmethod
@@ -79,13 +89,25 @@ class BackboneSize(ABC):
         return WIDTH_PER_DEPTH * self.depth if self.width is None else self.width
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of the latents: those of the output, and the first of the input."""
+        return self.in_channels if self.out_channels is None else self.out_channels
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether it is told a mask and a masked picture."""
+        return self.out_channels is not None
+
+    @property
     def patch_features(self) -> int:
         """Numbers in one patch of latents."""
-        return self.in_channels * self.patch_size**2
+        return self.latent_channels * self.patch_size**2
 
 
 class Backbone(nn.Module, ABC):
     """(z_t [b c h w], t [b], conditioning) → the network's output, shaped as z_t.
+
+    With `out_channels`, as its first so many channels.
 
     Raises:
         ValueError: the latents' sides are not multiples of the patch size, or larger than the
@@ -113,7 +135,7 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
-    ) -> Float[Tensor, "b c h w"]: ...
+    ) -> Float[Tensor, "b o h w"]: ...
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw all weights anew from `generator` (arXiv 2212.09748, released initialisation).
@@ -200,7 +222,7 @@ class PatchTransformer(Backbone):
 
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b o h w"]:
         rows, columns = self.token_grid(z_t)
         x = self.x_embedder(z_t.to(self.compute_dtype)) + self.cropped_positions(rows, columns)
         context = self.embed_context(conditioning)

@@ -12,6 +12,7 @@ from rectiflow.sampling.guidance import (
     NoGuidance,
     RescaledGuidance,
 )
+from rectiflow.sampling.inpainting import InpaintingSolver, noisy_on_line
 from rectiflow.sampling.integrate import CountedField, OnStep, integrate
 from rectiflow.sampling.multistep import DPMSolverPP2M
 from rectiflow.sampling.names import parse_grid, parse_guidance, parse_solver, spell
@@ -47,6 +48,7 @@ __all__ = [
     "Field",
     "Guidance",
     "Heun",
+    "InpaintingSolver",
     "IntervalGuidance",
     "LinearGrid",
     "Midpoint",
@@ -61,6 +63,7 @@ __all__ = [
     "TrainingTimesGrid",
     "integrate",
     "linear_times",
+    "noisy_on_line",
     "parse_grid",
     "parse_guidance",
     "parse_solver",

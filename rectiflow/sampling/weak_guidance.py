@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone
+from rectiflow.models.inpainting import InpaintingNetwork
 from rectiflow.models.weakening import perturb_attention, skip_blocks
 from rectiflow.sampling.guidance import (
     Branch,
@@ -98,11 +100,20 @@ class DisturbedGuidance(Guidance):
         return guided
 
     def weak_network(self, backbone: Network, weaker: Network | None) -> Network:
-        if not isinstance(backbone, Backbone):
+        network = backbone.backbone if isinstance(backbone, InpaintingNetwork) else backbone
+        if not isinstance(network, Backbone):
             raise ConfigError(
-                f"{type(self).__name__} disturbs blocks, and {type(backbone).__name__} has none"
+                f"{type(self).__name__} disturbs blocks, and {type(network).__name__} has none"
             )
-        return self.disturbed(backbone)
+        disturbed = self.disturbed(network)
+        if not isinstance(backbone, InpaintingNetwork):
+            return disturbed
+        inpainting = backbone
+
+        def widened(z_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+            return disturbed(inpainting.widened(z_t), t, conditioning)
+
+        return widened
 
 
 @dataclass(frozen=True, kw_only=True)

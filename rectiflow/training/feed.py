@@ -126,6 +126,11 @@ def refuse_unfit(facts: StoreFacts, recipe: TrainRecipe) -> None:
     """
     backbone = recipe.backbone
     channels, height, width = facts.latent_shape
+    if backbone.is_inpainting:
+        raise ConfigError(
+            f"backbone.out_channels is {backbone.out_channels}: it is for inpainting, and the "
+            "store's rows have no masks to train that on; leave it out"
+        )
     for name, own, theirs in (
         ("in_channels", backbone.in_channels, channels),
         ("context_dim", backbone.context_dim, facts.context_dim),

@@ -16,7 +16,13 @@ from rectiflow.base.errors import UserError
 from rectiflow.generation import text_to_image
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
-from rectiflow.generation.text_to_image import generate, initial_noise, to_pixels
+from rectiflow.generation.text_to_image import (
+    decode_latents,
+    generate,
+    initial_noise,
+    to_pixels,
+)
+from rectiflow.models.autoencoder.tiling import decode_in_strips
 from rectiflow.sampling import DormandPrince, parse_guidance, parse_solver
 
 PROMPTS = ("a red circle", "three green crosses", "", 'the word "CAT" in yellow', "a 🦊", "a ring")
@@ -169,6 +175,25 @@ def test_initial_noise_follows_the_seed_alone(model: Model) -> None:
 def test_other_sizes_than_the_trained_one(model: Model) -> None:
     settings = SamplingSettings(num_steps=1, height_px=32, width_px=96)
     assert generate(model, ["a ring"], [0], settings).shape == (1, 32, 96, 3)
+
+
+def test_large_pictures_are_decoded_in_strips_to_the_same(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = initial_noise(model, [1], replace(model.settings, width_px=160))
+    whole = decode_latents(model, latents)
+    monkeypatch.setattr(text_to_image, "MAX_PIXELS_AT_ONCE", 64 * 160)
+    assert torch.equal(decode_latents(model, latents), whole)
+    monkeypatch.setattr(text_to_image, "MAX_PIXELS_AT_ONCE", 64 * 160 - 1)
+    calls: list[object] = []
+
+    def noted(*arguments: object) -> torch.Tensor:
+        calls.append(arguments)
+        return decode_in_strips(*arguments)
+
+    monkeypatch.setattr(text_to_image, "decode_in_strips", noted)
+    torch.testing.assert_close(decode_latents(model, latents), whole, atol=1e-5, rtol=1e-5)
+    assert len(calls) == 1
 
 
 def test_pixels_round_and_clip() -> None:

@@ -64,6 +64,10 @@ def test_facts_are_the_stores(store: Path) -> None:
         ({"context_dim": 21}, "backbone.context_dim is 21, the store's rows have 20; set it to"),
         ({"pooled_dim": 17}, "backbone.pooled_dim is 17, the store's rows have 16; set it to 16"),
         ({"in_channels": 4}, "backbone.in_channels is 4, the store's rows have 16; set it to 16"),
+        (
+            {"in_channels": 33, "out_channels": 16},
+            "backbone.out_channels is 16: it is for inpainting, and the store's rows have no masks",
+        ),
         ({"patch_size": 3}, "latents are 4×4, not a multiple of backbone.patch_size 3; encode"),
         (
             {"position_side": 1, "base_side": 1},

@@ -113,7 +113,11 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Normalised latents [b z h w] → images [b 3 fh fw], nominally in [−1, 1], not clamped."""
-        return self.decoder(latents / self.config.latent_scale + self.config.latent_shift)
+        return self.decoder(self.raw_latents(latents))
+
+    def raw_latents(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
+        """Normalised latents as the decoder takes them: latents/scale + shift."""
+        return latents / self.config.latent_scale + self.config.latent_shift
 
     def fingerprint(self) -> str:
         """SHA-256 over the config and every weight: equal fingerprints, equal latents."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,14 +47,18 @@ class SpatialAttention(nn.Module):
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], *, num_queries_at_once: int | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """As many queries at once as are given, or all: their weights on all pixels take memory."""
         b, c, height, width = x.shape
         normed = self.norm(x)
         q, k, v = (
             conv(normed).reshape(b, 1, c, height * width).transpose(2, 3)
             for conv in (self.q, self.k, self.v)
         )
-        attended = F.scaled_dot_product_attention(q, k, v)
+        parts = q.split(num_queries_at_once or height * width, dim=2)
+        attended = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in parts], dim=2)
         return x + self.proj_out(attended.transpose(2, 3).reshape(b, c, height, width))
 
 

@@ -160,7 +160,9 @@ class UViT(Backbone):
             for _ in range(config.depth)
         )
         self.up = nn.ModuleList(UpLevel(config, c, b) for c, b in zip(channels, below))
-        self.final_layer = FinalLayer(channels[0], config.in_channels, vector_dim=config.hidden_dim)
+        self.final_layer = FinalLayer(
+            channels[0], config.latent_channels, vector_dim=config.hidden_dim
+        )
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -168,7 +170,7 @@ class UViT(Backbone):
 
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b o h w"]:
         rows, columns = self.token_grid(z_t)
         positions = self.cropped_positions(rows, columns)
         context = self.embed_context(conditioning)

@@ -100,9 +100,11 @@ def infer_mmdit_config(shapes: Shapes, layout: Layout, given: Mapping[str, Any])
         "y_embedder.mlp.0.weight",
         "context_embedder.weight",
         "pos_embed",
+        "final_layer.linear.weight",
     )
     by_name = {e.ours: e.names(layout)[0] for e in mmdit_entries(probes, depth=depth)}
     width, in_channels, patch_size, _ = shapes[by_name["x_embedder.proj.weight"]]
+    out_channels = shapes[by_name["final_layer.linear.weight"]][0] // patch_size**2
     norm = "x_block.attn.ln_q.weight" if layout == "sai" else "attn.norm_q.weight"
     head = shapes.get(f"{blocks}.0.{norm}")
     num_positions = shapes[by_name["pos_embed"]][1]
@@ -121,6 +123,8 @@ def infer_mmdit_config(shapes: Shapes, layout: Layout, given: Mapping[str, Any])
         "position_side": position_side,
         "base_side": min(trained_side, position_side),
         "use_qk_norm": head is not None,
+        # Any other number is told with the shapes that do not go together.
+        "out_channels": out_channels if in_channels == 2 * out_channels + 1 else None,
     }
     return MMDiTXConfig(**sizes, num_dual_blocks=len(dual)) if dual else MMDiTConfig(**sizes)
 

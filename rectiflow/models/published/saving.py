@@ -109,7 +109,7 @@ def save_diffusers_folder(folder: Path | str, parts: Mapping[str, Part]) -> None
     """
     with atomic_directory(folder) as unfinished:
         index: dict[str, Any] = {
-            "_class_name": "StableDiffusion3Pipeline",
+            "_class_name": _pipeline_class(parts),
             "_diffusers_version": _DIFFUSERS_VERSION,
         }
         for kind, part in parts.items():
@@ -132,6 +132,12 @@ def save_diffusers_folder(folder: Path | str, parts: Mapping[str, Part]) -> None
         write_json(unfinished / "model_index.json", index)
 
 
+def _pipeline_class(parts: Mapping[str, Part]) -> str:
+    config = parts["mmdit"].config if "mmdit" in parts else None
+    is_inpainting = isinstance(config, MMDiTConfig) and config.is_inpainting
+    return f"StableDiffusion3{'Inpaint' if is_inpainting else ''}Pipeline"
+
+
 def component_config(part: Part) -> dict[str, Any]:
     """The config.json of a part's component, as diffusers or transformers writes it."""
     if isinstance(part.config, CLIPTextSize | T5TextSize):
@@ -152,7 +158,7 @@ def _mmdit_config(config: MMDiTConfig) -> dict[str, Any]:
         "joint_attention_dim": config.context_dim,
         "num_attention_heads": config.hidden_dim // config.head_dim,
         "num_layers": config.depth,
-        "out_channels": config.in_channels,
+        "out_channels": config.latent_channels,
         "patch_size": config.patch_size,
         "pooled_projection_dim": config.pooled_dim,
         "pos_embed_max_size": config.position_side,

@@ -90,7 +90,7 @@ def diffusers_transformer(config: MMDiTConfig):
         joint_attention_dim=config.context_dim,
         caption_projection_dim=config.hidden_dim,
         pooled_projection_dim=config.pooled_dim,
-        out_channels=config.in_channels,
+        out_channels=config.latent_channels,
         pos_embed_max_size=config.position_side,
         dual_attention_layers=tuple(range(config.num_second_attentions)),
         qk_norm="rms_norm" if config.use_qk_norm else None,
