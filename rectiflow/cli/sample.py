@@ -6,6 +6,7 @@ from typing import Any
 
 from rectiflow.base.errors import UserError
 from rectiflow.cli.options import Verbs, add_seed, add_verb, positive_number, whole_number
+from rectiflow.generation.load_settings import LoadSettings
 
 _DETAILS = """\
 Picture i has seed S+i, and is the same alone or among others. How it is sampled is the model's own
@@ -37,7 +38,9 @@ def add_parser(verbs: Verbs) -> None:
         details=_DETAILS,
         takes_overrides=True,
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help='a run folder, or "tiny"')
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help='a run folder, released weights, or "tiny"'
+    )
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to draw")
     parser.add_argument(
         "-n", type=whole_number(1), metavar="N", help="number of pictures (default: 1)"
@@ -68,9 +71,23 @@ def add_parser(verbs: Verbs) -> None:
     ):
         sampling.add_argument(option, type=kind, metavar=metavar, help=about)
 
+    weights = parser.add_argument_group(
+        "released weights (MODEL is a file, a folder, or on the Hub)"
+    )
+    for option, kind, metavar, about in (
+        ("--autoencoder", Path, "PATH", "where the autoencoder lies, if not in MODEL"),
+        ("--text-encoders", Path, "PATH", "where the text encoders lie, if not in MODEL"),
+        ("--tokenizers", Path, "DIR", "a folder with tokenizer, tokenizer_2 and tokenizer_3"),
+        ("--encoders", str, "NAMES", "which to use, as in clip_l,clip_g; none: not any"),
+        ("--t5-tokens", whole_number(0, 512), "N", "tokens of T5, or zeros where it is left out"),
+        ("--precision", str, "TYPE", "what weights are held in: auto, fp32, bf16, fp16"),
+    ):
+        weights.add_argument(option, type=kind, metavar=metavar, help=about)
+
 
 _SETTINGS = ("steps", "guidance_scale", "shift", "height", "width", "solver", "grid", "guidance")
-_NOT_OF_A_REPLAY = ("n", "seed", "negative", "prompts", *_SETTINGS)
+_WEIGHTS = ("autoencoder", "text_encoders", "tokenizers", "encoders", "t5_tokens", "precision")
+_NOT_OF_A_REPLAY = ("n", "seed", "negative", "prompts", *_SETTINGS, *_WEIGHTS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -122,7 +139,7 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
     out = options.out or _DEFAULT_OUT
     refuse_file(out)
     entries = read_prompt_list(options.prompts) if options.prompts else []
-    model = load_model(model_name)
+    model = load_model(model_name, _load_settings(options))
     usual: dict[str, Any] = {
         "count": options.n or 1,
         "seed": options.seed or 0,
@@ -135,6 +152,14 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
             return sample_to_folder(model, prompt, **usual, progress=progress)
         lines = draw_list(model, entries, **usual, progress=progress)
     return list(dict.fromkeys(path for paths in lines for path in paths))
+
+
+def _load_settings(options: argparse.Namespace) -> LoadSettings:
+    given = {name: getattr(options, name) for name in _WEIGHTS}
+    if given["encoders"] is not None:
+        names = () if given["encoders"] == "none" else given["encoders"].split(",")
+        given["encoders"] = tuple(names)
+    return LoadSettings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _replay(options: argparse.Namespace, words: list[str]) -> int:

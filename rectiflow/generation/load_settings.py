@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from rectiflow.base.errors import ConfigError
 
@@ -17,7 +17,7 @@ class LoadSettings:
     """What to say beside a model's path; the defaults suit a folder that holds everything.
 
     Raises:
-        ConfigError: tokens of T5 out of range, or none while T5 is asked for.
+        ConfigError: an unknown precision, tokens of T5 out of range, or none while T5 is asked for.
     """
 
     autoencoder: Path | None = None
@@ -31,12 +31,16 @@ class LoadSettings:
     t5_tokens: int | None = None
     """Tokens that T5 reads and gives, 256 unless said. Where T5 is not used: how many zeros stand
     for it, none unless said."""
-    precision: Precision = "auto"
+    precision: Precision | str = "auto"
     """What backbone and encoders are held and multiplied in; "auto" is bf16 on hardware that has
     it, else fp32."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                f"precision={self.precision!r} must be one of {', '.join(get_args(Precision))}"
+            )
         tokens = self.t5_tokens
         if tokens is None:
             return

@@ -25,7 +25,7 @@ def test_no_model_is_one_line(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text("{}")
     for name, message in (
-        ("absent", 'there is no model .*give "tiny", or the folder of a run'),
+        ("absent", 'there is no model .*give "tiny", the folder of a run'),
         ("empty", "is no model: it holds neither model.json nor model/model.json"),
         ("run", "has no model yet"),
     ):
@@ -44,7 +44,7 @@ def random_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every name means a small model of random weights."""
     model = tiny_model()
     for module in (folder, model_files, replay):
-        monkeypatch.setattr(module, "load_model", lambda _: model)
+        monkeypatch.setattr(module, "load_model", lambda *_: model)
 
 
 @pytest.mark.system
@@ -206,3 +206,29 @@ def test_an_unwritable_result_is_told_before_the_work(
     monkeypatch.setattr(model_files, "load_model", pytest.fail)
     assert main(["evaluate", "any", "--out", str(tmp_path)]) == 2
     assert "it is a folder, not a file" in capsys.readouterr().err
+
+
+def test_released_weights_with_parts_from_elsewhere(tmp_path, capsys):
+    from generation.released_folder import save_released
+
+    from rectiflow.generation.pictures import read_metadata
+    from rectiflow.models.published import convert
+
+    folder = save_released(tmp_path / "sd3")
+    convert(folder, tmp_path / "sd3.safetensors")
+    words = [
+        "sample",
+        str(tmp_path / "sd3.safetensors"),
+        "a red circle",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    size = ["--height", "64", "--width", "64", "--steps", "2"]
+    assert main([*words, *size]) == 2
+    assert "comes without tokenizers" in capsys.readouterr().err
+    parts = ["--tokenizers", str(folder), "--encoders", "clip_l,clip_g", "--precision", "fp32"]
+    assert main([*words, *size, *parts]) == 0
+    (path,) = capsys.readouterr().out.split()
+    assert read_metadata(path)["settings"]["grid"] == {"kind": "ReleasedGrid"}
+    assert main([*words, *size, "--precision", "fp8"]) == 2
+    assert "precision='fp8' must be one of auto" in capsys.readouterr().err

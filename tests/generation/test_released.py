@@ -199,6 +199,8 @@ def test_names_on_the_hub(folder, monkeypatch):
 def test_settings_that_do_not_suit(folder, tmp_path):
     with pytest.raises(ConfigError, match="t5_tokens=600 must be from 0 to 512"):
         LoadSettings(t5_tokens=600)
+    with pytest.raises(ConfigError, match="precision='fp8' must be one of auto, fp32, bf16, fp16"):
+        LoadSettings(precision="fp8")
     with pytest.raises(ConfigError, match="t5_tokens=0 leaves T5 nothing to read"):
         LoadSettings(t5_tokens=0)
     with pytest.raises(UserError, match="unknown text encoder 'clip'"):
