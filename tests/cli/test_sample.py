@@ -26,7 +26,7 @@ def test_no_model_is_one_line(
     (tmp_path / "run" / "recipe.json").write_text("{}")
     for name, message in (
         ("absent", 'there is no model .*give "tiny", the folder of a run'),
-        ("empty", "is no model: it holds neither model.json nor model/model.json"),
+        ("empty", "holds no weights: neither .safetensors files, nor the folders"),
         ("run", "has no model yet"),
     ):
         line = [str(tmp_path / name) if word == "MODEL" else word for word in verb]

@@ -132,9 +132,9 @@ def test_refusals(random_conditioner):
 def test_a_single_string_is_not_a_list_of_prompts(run_python):
     # Without the test suite's own type checks, which would stop the call first.
     source = """
-from rectiflow.models.text.conditioner import _check_prompts
+from rectiflow.models.text.conditioner import check_prompts
 try:
-    _check_prompts("a red circle")
+    check_prompts("a red circle")
 except TypeError as error:
     print(error)
 """
