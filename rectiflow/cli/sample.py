@@ -1,6 +1,7 @@
 """`rectiflow sample MODEL PROMPT`: pictures for a prompt, for a list of them, or one once more."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
     from rectiflow.generation.model import load_model
     from rectiflow.generation.prompt_list import read_prompt_list
     from rectiflow.generation.settings import SETTING_NAMES
+    from rectiflow.models.text.encoded import ENCODERS
     from rectiflow.recipes.progress import Counter
 
     changes: dict[str, Any] = {}
@@ -140,6 +142,9 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
     refuse_file(out)
     entries = read_prompt_list(options.prompts) if options.prompts else []
     model = load_model(model_name, _load_settings(options))
+    absent = [name for name in ENCODERS if name not in model.conditioner.tokenizers]
+    if absent and options.encoders is None:
+        print(f"rectiflow: the model comes without {', '.join(absent)}", file=sys.stderr)
     usual: dict[str, Any] = {
         "count": options.n or 1,
         "seed": options.seed or 0,

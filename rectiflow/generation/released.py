@@ -77,7 +77,7 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
         backbone=build_mmdit(mmdit, dtype=_dtype(settings)).requires_grad_(False),
         formulation=rectified_flow(),
         autoencoder=autoencoder,
-        conditioner=_conditioner(checkpoint, settings),
+        conditioner=_conditioner(checkpoint, settings, mmdit.config.context_dim),
         settings=replace(sampling, height_px=side_px, width_px=side_px),
         world=None,
         resolution_px=side_px,
@@ -126,7 +126,9 @@ def _part_from(checkpoint: Checkpoint, other: Path | None, kind: str, option: st
     return checkpoint.part(kind)
 
 
-def _conditioner(checkpoint: Checkpoint, settings: LoadSettings) -> CachedConditioner:
+def _conditioner(
+    checkpoint: Checkpoint, settings: LoadSettings, context_dim: int
+) -> CachedConditioner:
     where = settings.text_encoders
     source = open_checkpoint(where) if where is not None else checkpoint
     present = tuple(name for name in ENCODERS if name in source.parts)
@@ -146,6 +148,7 @@ def _conditioner(checkpoint: Checkpoint, settings: LoadSettings) -> CachedCondit
         encoders=chosen,
         t5_tokens=t5_tokens,
         dtype=_dtype(settings),
+        context_dim=context_dim,
     )
     return CachedConditioner(
         config=stored.config,

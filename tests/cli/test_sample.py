@@ -212,7 +212,7 @@ def test_released_weights_with_parts_from_elsewhere(tmp_path, capsys):
     from generation.released_folder import save_released
 
     from rectiflow.generation.pictures import read_metadata
-    from rectiflow.models.published import convert
+    from rectiflow.models.published import convert, open_checkpoint, save_single_file
 
     folder = save_released(tmp_path / "sd3")
     convert(folder, tmp_path / "sd3.safetensors")
@@ -230,5 +230,12 @@ def test_released_weights_with_parts_from_elsewhere(tmp_path, capsys):
     assert main([*words, *size, *parts]) == 0
     (path,) = capsys.readouterr().out.split()
     assert read_metadata(path)["settings"]["grid"] == {"kind": "ReleasedGrid"}
+    parts_of = open_checkpoint(folder).parts
+    save_single_file(
+        tmp_path / "no-t5.safetensors", {n: p for n, p in parts_of.items() if n != "t5"}
+    )
+    words[1] = str(tmp_path / "no-t5.safetensors")
+    assert main([*words, *size, "--tokenizers", str(folder)]) == 0
+    assert "the model comes without t5" in capsys.readouterr().err
     assert main([*words, *size, "--precision", "fp8"]) == 2
     assert "precision='fp8' must be one of auto" in capsys.readouterr().err

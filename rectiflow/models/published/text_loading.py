@@ -84,8 +84,12 @@ def find_text_encoders(
     encoders: Sequence[str] = ENCODERS,
     t5_tokens: int = SD3_LENGTHS["t5"],
     dtype: torch.dtype = torch.float32,
+    context_dim: int | None = None,
 ) -> StoredEncoders:
-    """What `load_conditioner` loads, with the same arguments and errors."""
+    """What `load_conditioner` loads, with the same arguments and errors.
+
+    `context_dim` is the width that a T5 has which is not there; SD3's when None.
+    """
     for name in encoders:
         if name not in ENCODERS:
             raise UserError(f"unknown text encoder {name!r}; choose among {', '.join(ENCODERS)}")
@@ -97,6 +101,8 @@ def find_text_encoders(
         if isinstance(part.config, CLIPTextSize | T5TextSize)
     }
     sizes = {name: _encoder_size(config, t5_tokens) for name, config in configs.items()}
+    if "t5" not in checkpoint.parts and context_dim is not None:
+        sizes["t5"] = EncoderSize(length=t5_tokens, width=context_dim)
     return StoredEncoders(
         parts=parts,
         config=TextConditionerConfig(
