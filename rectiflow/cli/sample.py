@@ -87,8 +87,9 @@ def add_parser(verbs: Verbs) -> None:
 
 
 _SETTINGS = ("steps", "guidance_scale", "shift", "height", "width", "solver", "grid", "guidance")
-_WEIGHTS = ("autoencoder", "text_encoders", "tokenizers", "encoders", "t5_tokens", "precision")
-_NOT_OF_A_REPLAY = ("n", "seed", "negative", "prompts", *_SETTINGS, *_WEIGHTS)
+_PLACES = ("autoencoder", "text_encoders", "tokenizers")
+_CHOICES = ("encoders", "t5_tokens", "precision")
+_NOT_OF_A_REPLAY = ("n", "seed", "negative", "prompts", *_SETTINGS, *_CHOICES)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -160,7 +161,7 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
 
 
 def _load_settings(options: argparse.Namespace) -> LoadSettings:
-    given = {name: getattr(options, name) for name in _WEIGHTS}
+    given = {name: getattr(options, name) for name in (*_PLACES, *_CHOICES)}
     if given["encoders"] is not None:
         names = () if given["encoders"] == "none" else given["encoders"].split(",")
         given["encoders"] = tuple(names)
@@ -189,7 +190,7 @@ def _replay(options: argparse.Namespace, words: list[str]) -> int:
                 f"the picture itself lies in {options.out} and would be written over; choose "
                 "another folder for what is drawn again"
             )
-    result = replay(options.replay, model=options.replay_model)
+    result = replay(options.replay, model=options.replay_model, places=_load_settings(options))
     print(f"{options.replay}: {result}")
     if options.out is not None:
         path = options.out / result.redrawn.file_name

@@ -56,6 +56,10 @@ def _describe(about: PictureMetadata) -> str:
     told.append(("model", _model(about.model)))
     if about.weaker is not None:
         told.append(("weaker model", _model(about.weaker)))
+    if (parts := about.parts) is not None:
+        with_t5 = "" if parts.t5_tokens is None else f", {parts.t5_tokens} tokens of T5"
+        names = ", ".join(parts.encoders) or "none"
+        told.append(("text encoders", f"{names}{with_t5}, held in {parts.precision}"))
     if about.num_evaluations is not None:
         told.append(("evaluations", str(about.num_evaluations)))
     by = f"rectiflow {about.rectiflow}" + _environment(about.environment)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -52,3 +52,24 @@ class LoadSettings:
             raise ConfigError(
                 "t5_tokens=0 leaves T5 nothing to read; leave t5 out of encoders as well"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedParts:
+    """What a model was put together from, where its weights alone do not say: stands in pictures.
+
+    `text_sha256` is over encoders, tokenizers and lengths. `t5_tokens` is None where the model
+    itself decides.
+    """
+
+    encoders: tuple[str, ...]
+    t5_tokens: int | None
+    precision: str
+    text_sha256: str
+    autoencoder_sha256: str
+
+    def settings(self, places: LoadSettings) -> LoadSettings:
+        """What loads the same again, from `places`."""
+        return replace(
+            places, encoders=self.encoders, t5_tokens=self.t5_tokens, precision=self.precision
+        )

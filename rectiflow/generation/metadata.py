@@ -15,6 +15,7 @@ import torch
 
 from rectiflow import __version__
 from rectiflow.base.config import LATER, to_json
+from rectiflow.generation.load_settings import LoadedParts
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.precision import compute_dtype
@@ -61,6 +62,7 @@ class PictureMetadata:
     rectiflow: str
     negative_prompt: str = field(default="", metadata=LATER)
     weaker: ModelReference | None = field(default=None, metadata=LATER)
+    parts: LoadedParts | None = field(default=None, metadata=LATER)
     cut: dict[str, dict[str, str]] | None = field(default=None, metadata=LATER)
     environment: DrawingEnvironment | None = field(default=None, metadata=LATER)
     num_evaluations: int | None = field(default=None, metadata=LATER)
@@ -73,6 +75,8 @@ class PictureMetadata:
             key.append(self.weaker.sha256)
         if self.negative_prompt:
             key.append({"negative_prompt": self.negative_prompt})
+        if self.parts is not None:
+            key.append(to_json(self.parts))
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")
         words = words[:MAX_SLUG_CHARACTERS].strip("-") or "picture"
@@ -97,6 +101,7 @@ def picture_metadata(
         model=ModelReference(name=model.name, sha256=model.digest),
         rectiflow=__version__,
         weaker=model.weaker and ModelReference(name=model.weaker.name, sha256=model.weaker.digest),
+        parts=model.parts,
         cut={name: lost for name, lost in cut.items() if lost} or None,
         environment=drawing_environment(model.device),
     )

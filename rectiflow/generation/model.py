@@ -7,6 +7,7 @@ Released weights go through `generation.released`.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from rectiflow.base.config import LATER, load_config
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.flow import Formulation
-from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.load_settings import LoadedParts, LoadSettings
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.backbones import BackboneConfig, build_backbone
@@ -80,7 +81,8 @@ class Model:
     """All that turns prompts into pictures; `settings` are its defaults.
 
     `digest` identifies the weights; `world` names the embedded world it was trained on, if any;
-    `weaker` is the model that its guidance contrasts with, if it does with one.
+    `weaker` is the model that its guidance contrasts with, if it does with one; `parts` says what
+    it was put together from, unless it is as it was trained.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Model:
     resolution_px: int
     provenance: dict[str, Any]
     weaker: Model | None = None
+    parts: LoadedParts | None = None
 
     @property
     def device(self) -> torch.device:
@@ -166,6 +169,18 @@ def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
         world=card.world,
         resolution_px=card.resolution_px,
         provenance=card.provenance,
+        parts=None if encoders == ENCODERS else _own_parts(encoders, card),
+    )
+
+
+def _own_parts(encoders: tuple[str, ...], card: ModelCard) -> LoadedParts:
+    text = "".join(f"{name}:{card.text[name]};" for name in ENCODERS if name in encoders)
+    return LoadedParts(
+        encoders=encoders,
+        t5_tokens=None,
+        precision="fp32",
+        text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        autoencoder_sha256=card.autoencoder["fingerprint"],
     )
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError, UserError
-from rectiflow.generation.load_settings import LoadSettings, Precision
+from rectiflow.generation.load_settings import LoadedParts, LoadSettings, Precision
 from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
@@ -69,6 +69,7 @@ class PipelineOutput:
     settings: SamplingSettings
     model: str
     digest: str
+    parts: LoadedParts | None
 
 
 class Pipeline:
@@ -225,6 +226,7 @@ class Pipeline:
             settings=settings,
             model=model.name,
             digest=model.digest,
+            parts=model.parts,
         )
 
     def _on_step(self, callback: Callback) -> Callable[[int, Tensor, Tensor], Tensor | None]:

@@ -16,7 +16,7 @@ import torch
 from rectiflow.base.cache import cached_sha256
 from rectiflow.base.errors import UserError
 from rectiflow.flow import rectified_flow
-from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.load_settings import LoadedParts, LoadSettings
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.mmdit import MMDiTConfig
@@ -30,7 +30,7 @@ from rectiflow.models.published import (
     build_mmdit,
     open_checkpoint,
 )
-from rectiflow.models.published.text_loading import find_text_encoders
+from rectiflow.models.published.text_loading import StoredEncoders, find_text_encoders
 from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.models.text.conditioner import FOLDERS
 from rectiflow.models.text.encoded import ENCODERS
@@ -47,6 +47,7 @@ RELEASED_SAMPLING = {
     "SD3.5-large": replace(_SAMPLING, num_steps=40, guidance_scale=4.5),
     "SD3.5-large-turbo": replace(_SAMPLING, num_steps=4, guidance_scale=1.0, solver=Euler()),
 }
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 #: What a model's folder on the Hub needs to hold.
 _HUB_FILES = ("*.json", "transformer/*", "vae/*", "text_encoder*/*", "tokenizer*/*")
@@ -62,10 +63,10 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     checkpoint = open_checkpoint(path)
     mmdit = checkpoint.part("mmdit")
     assert isinstance(mmdit.config, MMDiTConfig)
-    autoencoder = build_autoencoder(
-        _part_from(checkpoint, settings.autoencoder, "autoencoder", "--autoencoder"),
-        dtype=torch.float32,
-    )
+    decoding = _part_from(checkpoint, settings.autoencoder, "autoencoder", "--autoencoder")
+    autoencoder = build_autoencoder(decoding, dtype=torch.float32)
+    stored = _text_encoders(checkpoint, settings, mmdit.config.context_dim)
+    identity, dtype = stored.identity(), _dtype(settings)
     name = name_released(mmdit.config, path)
     sampling = RELEASED_SAMPLING.get(name or "", _SAMPLING)
     side_px = (
@@ -74,14 +75,26 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     return Model(
         name=str(path),
         digest=_digest(mmdit),
-        backbone=build_mmdit(mmdit, dtype=_dtype(settings)).requires_grad_(False),
+        backbone=build_mmdit(mmdit, dtype=dtype).requires_grad_(False),
         formulation=rectified_flow(),
         autoencoder=autoencoder,
-        conditioner=_conditioner(checkpoint, settings, mmdit.config.context_dim),
+        conditioner=CachedConditioner(
+            config=stored.config,
+            tokenizers=stored.tokenizers,
+            identity=identity,
+            load=stored.load,
+        ),
         settings=replace(sampling, height_px=side_px, width_px=side_px),
         world=None,
         resolution_px=side_px,
         provenance={"released": name},
+        parts=LoadedParts(
+            encoders=tuple(stored.parts),
+            t5_tokens=stored.config.t5.length,
+            precision=_PRECISIONS[dtype],
+            text_sha256=identity,
+            autoencoder_sha256=_digest(decoding),
+        ),
     )
 
 
@@ -126,9 +139,9 @@ def _part_from(checkpoint: Checkpoint, other: Path | None, kind: str, option: st
     return checkpoint.part(kind)
 
 
-def _conditioner(
+def _text_encoders(
     checkpoint: Checkpoint, settings: LoadSettings, context_dim: int
-) -> CachedConditioner:
+) -> StoredEncoders:
     where = settings.text_encoders
     source = open_checkpoint(where) if where is not None else checkpoint
     present = tuple(name for name in ENCODERS if name in source.parts)
@@ -142,19 +155,13 @@ def _conditioner(
     if t5_tokens is None:
         # T5 left out is left out of the sequence too, unless zeros are asked for.
         t5_tokens = SD3_LENGTHS["t5"] if "t5" in chosen else 0
-    stored = find_text_encoders(
+    return find_text_encoders(
         source,
         tokenizers=_tokenizer_folder(checkpoint, source, settings),
         encoders=chosen,
         t5_tokens=t5_tokens,
         dtype=_dtype(settings),
         context_dim=context_dim,
-    )
-    return CachedConditioner(
-        config=stored.config,
-        tokenizers=stored.tokenizers,
-        identity=stored.identity(),
-        load=stored.load,
     )
 
 
@@ -174,9 +181,7 @@ def _dtype(settings: LoadSettings) -> torch.dtype:
     if settings.precision == "auto":
         return compute_dtype("auto", settings.device)
     # As asked, even where the processor is slow at it: it halves the memory.
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-        settings.precision
-    ]
+    return next(dtype for dtype, name in _PRECISIONS.items() if name == settings.precision)
 
 
 def _digest(part: Part) -> str:

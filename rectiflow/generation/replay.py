@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.load_settings import LoadedParts, LoadSettings
 from rectiflow.generation.metadata import (
     DrawingEnvironment,
     ModelReference,
@@ -49,6 +50,7 @@ class Replay:
         ]
         if then.rectiflow != now.rectiflow:
             lines.append(f"rectiflow: {then.rectiflow} then, {now.rectiflow} now")
+        lines += _compare_parts(then.parts, now.parts)
         return lines + _compare_environments(then.environment, now.environment)
 
     @property
@@ -71,18 +73,29 @@ class Replay:
         return "\n  ".join(["differs", self.pixels, *causes])
 
 
-def replay(path: Path | str, *, model: Model | str | Path | None = None) -> Replay:
+def replay(
+    path: Path | str,
+    *,
+    model: Model | str | Path | None = None,
+    places: LoadSettings | None = None,
+) -> Replay:
     """Draw a picture again from its metadata, on as many threads, and compare.
 
     `model` replaces the one that is recorded by name; if it has other weights, the result says so.
+    `places` say where the parts of a model lie that it comes without; which of them to use, and
+    in which number type, the picture says.
 
     Raises:
         UserError: the file is no picture of ours, was made by what this version cannot repeat, or
             its model is not to be found.
     """
     recorded, image = _read(path), read_png(path)
-    loaded = _load(recorded.model.name, path) if model is None else model
-    loaded = loaded if isinstance(loaded, Model) else load_model(loaded)
+    places = places or LoadSettings()
+    settings = places if recorded.parts is None else recorded.parts.settings(places)
+    if model is None:
+        loaded = _load(recorded.model.name, path, settings)
+    else:
+        loaded = model if isinstance(model, Model) else load_model(model, settings)
     loaded = with_weaker(loaded, recorded.settings)
     with _threads(recorded.environment, loaded.device):
         redrawn = picture_metadata(
@@ -112,9 +125,9 @@ def _read(path: Path | str) -> PictureMetadata:
         ) from error
 
 
-def _load(name: str, path: Path | str) -> Model:
+def _load(name: str, path: Path | str, settings: LoadSettings) -> Model:
     try:
-        return load_model(name)
+        return load_model(name, settings)
     except UserError as error:
         raise UserError(
             f"{path} was drawn by the model {name!r}, which cannot be had by that name: {error}; "
@@ -145,6 +158,17 @@ def _compare_models(
         f"{each.name} (SHA-256 {each.sha256[:12]}…)" if each else "none" for each in (then, now)
     )
     return [f"{what}: {old} then, {new} now"]
+
+
+def _compare_parts(then: LoadedParts | None, now: LoadedParts | None) -> list[str]:
+    if then is None or now is None:
+        old, new = ("as trained" if each is None else "put together" for each in (then, now))
+        return [] if then == now else [f"parts: {old} then, {new} now"]
+    return [
+        f"{field.name}: {getattr(then, field.name)} then, {getattr(now, field.name)} now"
+        for field in fields(LoadedParts)
+        if getattr(then, field.name) != getattr(now, field.name)
+    ]
 
 
 def _compare_environments(

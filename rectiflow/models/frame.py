@@ -7,6 +7,7 @@ generation read, `Backbone` the part of a network that they call.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +30,8 @@ from rectiflow.models.layers.modulation import FinalLayer
 from rectiflow.models.precision import compute_dtype
 
 WIDTH_PER_DEPTH = 64
+#: Any network of the form (z_t, t, conditioning) → output shaped as z_t.
+Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ attention).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,8 @@ from torch import Tensor, nn
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.conditioning import Conditioning
-from rectiflow.models.frame import Backbone
+from rectiflow.models.frame import Backbone, Network
 from rectiflow.models.layers.attention import mask_attention
-
-#: Any network of the form (z_t, t, conditioning) → output shaped as z_t.
-Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 def skip_blocks(backbone: Backbone, layers: Sequence[int]) -> Network:

@@ -18,7 +18,8 @@ from torch import Tensor
 from rectiflow.flow import Coefficients, Formulation
 from rectiflow.flow.prediction import per_sample
 from rectiflow.models.conditioning import Conditioning
-from rectiflow.sampling.guidance import Branch, Guidance, Network, check_guidance_scale
+from rectiflow.models.frame import Network
+from rectiflow.sampling.guidance import Branch, Guidance, check_guidance_scale
 
 
 @runtime_checkable

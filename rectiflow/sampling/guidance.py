@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -20,10 +20,8 @@ from torch import Tensor
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.flow.prediction import per_sample
-from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.frame import Network
 
-#: Any network of the form (z_t, t, conditioning) → output shaped as z_t.
-Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
 #: A velocity that can be asked for: of the prompts, of the empty prompt, or of the prompts by a
 #: network that is worse than the model's.
 Branch = Literal["conditional", "null", "weak"]

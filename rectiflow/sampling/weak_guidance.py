@@ -15,14 +15,13 @@ from torch import Tensor
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.conditioning import Conditioning
-from rectiflow.models.frame import Backbone
+from rectiflow.models.frame import Backbone, Network
 from rectiflow.models.inpainting import InpaintingNetwork
 from rectiflow.models.weakening import perturb_attention, skip_blocks
 from rectiflow.sampling.guidance import (
     Branch,
     ClassifierFreeGuidance,
     Guidance,
-    Network,
     Velocities,
     check_interval,
     extrapolate,

@@ -1,6 +1,7 @@
 """Released weights draw what diffusers draws of them, from wherever their parts lie."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ from generation.released_folder import CONFIGS, TOKENS, diffusers_pipeline, save
 
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.generation import released
+from rectiflow.generation.description import describe_picture
+from rectiflow.generation.folder import sample_to_folder
 from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.model import load_model
 from rectiflow.generation.pipeline import Pipeline
 from rectiflow.generation.released import name_released
+from rectiflow.generation.replay import replay
 from rectiflow.models.published import RELEASED, convert, open_checkpoint, save_single_file
 from rectiflow.models.text import assemble
 from rectiflow.models.text.cache import CachedConditioner
@@ -155,6 +159,43 @@ def test_old_prompts_make_room(folder, monkeypatch, tmp_path):
     monkeypatch.setattr("rectiflow.models.text.cache.MAX_BYTES", 1)
     load_model(folder, LoadSettings(t5_tokens=TOKENS)).conditioner.encode(["a", "b"])
     assert not list((tmp_path / "prompts").iterdir())
+
+
+def test_a_picture_says_what_its_model_was_put_together_from(folder, single, tmp_path):
+    def draw(**choices) -> Path:
+        model = load_model(single, LoadSettings(tokenizers=folder, **choices))
+        settings = replace(model.settings, num_steps=2, height_px=64, width_px=64)
+        return sample_to_folder(model, "a", count=1, seed=0, out=tmp_path, settings=settings)[0]
+
+    clips, zeros = {"encoders": CLIPS}, {"encoders": CLIPS, "t5_tokens": TOKENS}
+    choices = [clips, zeros, clips | {"precision": "bf16"}, {"t5_tokens": TOKENS}]
+    paths = [draw(**choice) for choice in choices]
+    assert len(set(paths)) == len(paths)
+    for path in paths:
+        assert str(replay(path, places=LoadSettings(tokenizers=folder))) == "identical"
+    assert "clip_l, clip_g, 0 tokens of T5, held in fp32" in describe_picture(paths[0])
+    with pytest.raises(UserError, match=r"cannot be had by that name: .*--tokenizers"):
+        replay(paths[0])
+    other = replay(paths[0], model=load_model(folder, LoadSettings(t5_tokens=TOKENS)))
+    assert not other.is_identical
+    assert "t5_tokens: 0 then, 16 now" in str(other)
+
+
+def test_a_model_of_ours_without_an_encoder_says_so(tmp_path):
+    model = load_model("tiny", LoadSettings(encoders=CLIPS))
+    settings = replace(model.settings, num_steps=2)
+    path = sample_to_folder(model, "a", count=1, seed=0, out=tmp_path, settings=settings)[0]
+    assert str(replay(path)) == "identical"
+    assert "parts: put together then, as trained now" in str(replay(path, model=load_model("tiny")))
+
+
+def test_prompts_met_by_other_numbers_of_threads_are_kept_apart(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("RECTIFLOW_CACHE", str(tmp_path))
+    conditioner = load_model(folder, LoadSettings(t5_tokens=TOKENS)).conditioner
+    conditioner.encode(["a"])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 63)
+    conditioner.encode(["a"])
+    assert len(list((tmp_path / "prompts").iterdir())) == 2
 
 
 def test_number_types(folder):

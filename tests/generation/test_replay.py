@@ -14,6 +14,7 @@ from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
 from rectiflow.generation import replay as replaying
 from rectiflow.generation.folder import sample_to_folder, save_picture
+from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.model import Model
 from rectiflow.generation.pictures import encode_png, read_metadata, read_png, save_png
 from rectiflow.generation.replay import replay
@@ -121,7 +122,7 @@ def test_the_model_is_found_by_its_name(
         replay(picture)
     names: list[str] = []
 
-    def load(name: str) -> Model:
+    def load(name: str, settings: LoadSettings) -> Model:
         names.append(name)
         return model
 

@@ -120,8 +120,10 @@ class CachedConditioner:
             return self._conditioner
 
     def _path(self, prompt: str) -> Path:
-        # Devices and versions of torch round differently.
-        key = "\0".join([self._identity, torch.__version__, self._device.type, prompt])
+        # Devices, numbers of threads and versions of torch round differently: a picture must not
+        # depend on which of them met its prompt first.
+        where = [torch.__version__, self._device.type, str(torch.get_num_threads())]
+        key = "\0".join([self._identity, *where, torch.backends.cpu.get_cpu_capability(), prompt])
         digest = hashlib.sha256(key.encode()).hexdigest()
         return cache_folder() / _FOLDER / f"{digest}{_SUFFIX}"
 
