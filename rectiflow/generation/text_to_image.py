@@ -27,8 +27,9 @@ from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.variations import Variation, turn_noise
 from rectiflow.models.autoencoder.tiling import decode_in_strips
 from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.frame import Network
 from rectiflow.models.precision import autocast
-from rectiflow.models.text import assemble
+from rectiflow.models.text import EncodedText, assemble
 from rectiflow.sampling import CountedField, Field, NoGuidance, OnStep, integrate, spell, times_for
 
 OnProgress = Callable[[int, int], None]
@@ -236,12 +237,15 @@ def check_seed(seed: int) -> None:
 
 def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
     """The prompts' conditioning [n …] and that of the empty prompt [1 …]."""
-    text = model.conditioner.encode(list(prompts))
-    null = model.conditioner.null()
-    return (
-        assemble(text).to(model.device, torch.float32),
-        assemble(null).to(model.device, torch.float32),
-    )
+    conditioner = model.conditioner
+    # Zeros for T5 are so many equal tokens.
+    num_equal = 1 if "t5" in conditioner.tokenizers else max(1, conditioner.config.t5.length)
+
+    def condition(text: EncodedText) -> Conditioning:
+        whole = assemble(text).to(model.device, torch.float32)
+        return whole.with_last_as_one(num_equal)
+
+    return condition(conditioner.encode(list(prompts))), condition(conditioner.null())
 
 
 def initial_noise(
@@ -294,16 +298,17 @@ def draw_latents(
     `null` is of one prompt for all rows, or of one for each. With an `edit`, from a noisy picture
     at the time that its strength says.
     """
-    weaker = model.weaker.backbone if model.weaker is not None else None
+    null = null.expand(len(conditioning)) if len(null) == 1 else null
+    embed = model.backbone.embed
     field = CountedField(
         Field(
-            backbone=model.backbone if edit is None else edit.network(model.backbone),
+            backbone=_network(model, edit),
             formulation=model.formulation,
             guidance=settings.guidance,
             guidance_scale=settings.guidance_scale,
-            conditioning=conditioning,
-            null=null.expand(len(conditioning)) if len(null) == 1 else null,
-            weaker=weaker if edit is None or weaker is None else edit.network(weaker),
+            conditioning=embed(conditioning),
+            null=embed(null),
+            weaker=_weaker_network(model, conditioning, edit),
         )
     )
     rows, columns = model.backbone.token_grid(noise)
@@ -326,6 +331,20 @@ def draw_latents(
     if on_evaluated is not None:
         on_evaluated(field.num_evaluations)
     return latents
+
+
+def _network(model: Model, edit: EncodedEdit | None) -> Network:
+    return model.backbone if edit is None else edit.network(model.backbone)
+
+
+def _weaker_network(
+    model: Model, conditioning: Conditioning, edit: EncodedEdit | None
+) -> Network | None:
+    """The weaker model's network, which is told the prompts at its own width."""
+    if model.weaker is None:
+        return None
+    network, prompts = _network(model.weaker, edit), model.weaker.backbone.embed(conditioning)
+    return lambda z_t, t, _: network(z_t, t, prompts)
 
 
 def decode_latents(model: Model, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:

@@ -6,57 +6,67 @@ Source: arXiv 2403.03206, section 4 (c_ctxt and c_vec).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """A batch of prompts as a backbone sees them."""
+    """A batch of prompts as a backbone sees them.
+
+    The last token of `context` stands for `last_count` equal ones. Text tokens have no positions,
+    so what is equal stays equal through every block, and costs the work of one token.
+    """
 
     context: Float[Tensor, "b l d"]
     pooled: Float[Tensor, "b p"]
+    last_count: int = 1
 
     def __len__(self) -> int:
         return self.context.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
-        return Conditioning(context=self.context[rows], pooled=self.pooled[rows])
+        return self._each(lambda tensor: tensor[rows])
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Conditioning:
-        return Conditioning(
-            context=self.context.to(device=device, dtype=dtype),
-            pooled=self.pooled.to(device=device, dtype=dtype),
-        )
+        return self._each(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def expand(self, num: int) -> Conditioning:
         """Repeat a batch of one prompt `num` times, without copying."""
         if len(self) != 1:
             raise ValueError(f"only a batch of one prompt expands, this one has {len(self)}")
-        return Conditioning(
-            context=self.context.expand(num, -1, -1), pooled=self.pooled.expand(num, -1)
-        )
+        return self._each(lambda tensor: tensor.expand(num, *tensor.shape[1:]))
+
+    def with_last_as_one(self, count: int) -> Conditioning:
+        """The same with its last `count` tokens, which are equal in every row, held as one."""
+        return replace(self, context=self.context[:, : (1 - count) or None], last_count=count)
 
     @staticmethod
     def concat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Join batches along the batch dimension; lengths and widths must agree."""
-        return Conditioning(
+        """Join batches along the batch dimension; lengths, widths and counts must agree."""
+        counts = {part.last_count for part in parts}
+        if len(counts) > 1:
+            raise ValueError(f"last tokens that stand for {sorted(counts)} tokens do not join")
+        return replace(
+            parts[0],
             context=torch.cat([part.context for part in parts]),
             pooled=torch.cat([part.pooled for part in parts]),
         )
 
-    @staticmethod
-    def where(
-        choose_first: Bool[Tensor, " b"], first: Conditioning, second: Conditioning
-    ) -> Conditioning:
-        """Row i comes from `first` where `choose_first[i]`, otherwise from `second`."""
-        return Conditioning(
-            context=torch.where(choose_first[:, None, None], first.context, second.context),
-            pooled=torch.where(choose_first[:, None], first.pooled, second.pooled),
-        )
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        return replace(self, context=change(self.context), pooled=change(self.pooled))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedConditioning(Conditioning):
+    """Prompts at the width of one backbone, which made them by `Backbone.embed`.
+
+    They are the same at all times, so that a drawing embeds them once. What is made from them is
+    of this class too.
+    """

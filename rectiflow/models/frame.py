@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rectiflow.base.config import LATER
 from rectiflow.base.errors import ConfigError
-from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.conditioning import Conditioning, EmbeddedConditioning
 from rectiflow.models.layers.embeddings import (
     TIME_EMBEDDING_DIM,
     PatchEmbedder,
@@ -191,17 +191,23 @@ class Backbone(nn.Module, ABC):
         positions = self.pos_embed[top : top + rows, left : left + columns].flatten(0, 1)
         return positions.to(self.compute_dtype)
 
-    def embed_context(self, conditioning: Conditioning) -> Float[Tensor, "b l d"]:
-        """The text's tokens at the backbone's width."""
-        return self.context_embedder(conditioning.context.to(self.compute_dtype))
+    def embed(self, conditioning: Conditioning) -> EmbeddedConditioning:
+        """Text tokens and pooled text at the backbone's width; unchanged if they are already."""
+        if isinstance(conditioning, EmbeddedConditioning):
+            return conditioning
+        dtype = self.compute_dtype
+        return EmbeddedConditioning(
+            context=self.context_embedder(conditioning.context.to(dtype)),
+            pooled=self.y_embedder(conditioning.pooled.to(dtype)),
+            last_count=conditioning.last_count,
+        )
 
     def embed_vector(
-        self, t: Float[Tensor, " b"], conditioning: Conditioning
+        self, t: Float[Tensor, " b"], conditioning: EmbeddedConditioning
     ) -> Float[Tensor, "b d"]:
         """What modulates every layer: time and pooled text."""
-        dtype = self.compute_dtype
-        time_vector = self.t_embedder(sinusoidal_time_embedding(t).to(dtype))
-        return time_vector + self.y_embedder(conditioning.pooled.to(dtype))
+        times = sinusoidal_time_embedding(t).to(self.compute_dtype)
+        return self.t_embedder(times) + conditioning.pooled
 
 
 class PatchTransformer(Backbone):
@@ -220,15 +226,18 @@ class PatchTransformer(Backbone):
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b l d"],
         vector: Float[Tensor, "b d"],
+        *,
+        last_count: int,
     ) -> Float[Tensor, "b n d"]:
-        """Image tokens through all blocks."""
+        """Image tokens through all blocks; `last_count` is that of `Conditioning`."""
 
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
     ) -> Float[Tensor, "b o h w"]:
         rows, columns = self.token_grid(z_t)
         x = self.x_embedder(z_t.to(self.compute_dtype)) + self.cropped_positions(rows, columns)
-        context = self.embed_context(conditioning)
-        vector = self.embed_vector(t, conditioning)
-        x = self.final_layer(self.transform(x, context, vector), vector)
+        prompt = self.embed(conditioning)
+        vector = self.embed_vector(t, prompt)
+        x = self.transform(x, prompt.context, vector, last_count=prompt.last_count)
+        x = self.final_layer(x, vector)
         return unpatchify(x, rows=rows, columns=columns, patch_size=self.config.patch_size)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.frame import BackboneSize, PatchTransformer
-from rectiflow.models.layers.attention import joint_attention
+from rectiflow.models.layers.attention import joint_attention, repeat_last
 from rectiflow.models.layers.blocks import StreamBlock
 from rectiflow.models.layers.modulation import FinalLayer
 
@@ -113,16 +113,22 @@ class JointBlock(nn.Module):
         return [*(getattr(self, name) for name in self._text_names), self.x_block]
 
     def forward(
-        self, streams: Sequence[Float[Tensor, "b _ d"]], vector: Float[Tensor, "b d"]
+        self,
+        streams: Sequence[Float[Tensor, "b _ d"]],
+        vector: Float[Tensor, "b d"],
+        *,
+        last_count: int = 1,
     ) -> tuple[Float[Tensor, "b _ d"], ...]:
+        """Each stream's tokens; the last text token is looked at as `last_count` equal ones."""
         blocks = self.stream_blocks
         modulations = [block.adaLN_modulation.chunks(vector) for block in blocks]
-        attended = joint_attention(
-            [
-                block.project(x, shift, scale)
-                for block, x, (shift, scale, *_) in zip(blocks, streams, modulations, strict=True)
-            ]
-        )
+        projections = [
+            block.project(x, shift, scale)
+            for block, x, (shift, scale, *_) in zip(blocks, streams, modulations, strict=True)
+        ]
+        q, k, v = projections[-2]
+        projections[-2] = q, repeat_last(k, last_count), repeat_last(v, last_count)
+        attended = joint_attention(projections)
         first = len(blocks) - 1 if self.is_last else 0
         return tuple(
             block.finish(x, a, modulation)
@@ -160,10 +166,12 @@ class MMDiT(PatchTransformer):
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b l d"],
         vector: Float[Tensor, "b d"],
+        *,
+        last_count: int,
     ) -> Float[Tensor, "b n d"]:
         streams: tuple[Tensor, ...] = (*self._text_streams(context), x)
         for block in self.joint_blocks:
-            streams = block(streams, vector)
+            streams = block(streams, vector, last_count=last_count)
         return streams[-1]
 
     def _text_streams(self, context: Tensor) -> Sequence[Tensor]:

@@ -51,10 +51,10 @@ def perturb_attention(backbone: Backbone, layers: Sequence[int]) -> Network:
 
 
 def image_tokens_alone(
-    num_tokens: int, num_image: int, device: torch.device
-) -> Bool[Tensor, "n n"]:
-    """Which token (row) may look at which; the image's are the last `num_image`."""
-    allowed = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device)
+    num_queries: int, num_keys: int, num_image: int, device: torch.device
+) -> Bool[Tensor, "n m"]:
+    """Which query (row) may look at which key; the image's are the last `num_image` of both."""
+    allowed = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
     allowed[-num_image:, -num_image:] = torch.eye(num_image, dtype=torch.bool, device=device)
     return allowed
 
@@ -62,7 +62,9 @@ def image_tokens_alone(
 class _PassThrough(nn.Module):
     """What each kind of block returns if it does nothing; `num_out` as in `StreamBlock`."""
 
-    def forward(self, tokens: Any, *others: object, num_out: int | None = None) -> Any:
+    def forward(
+        self, tokens: Any, *others: object, num_out: int | None = None, **options: object
+    ) -> Any:
         return tokens if num_out is None else tokens[:, -num_out:]
 
 
@@ -82,7 +84,7 @@ class _PerturbedBlock(nn.Module):
             if not is_first:
                 return None
             is_first = False
-            return image_tokens_alone(k.shape[2], self.num_image, k.device)
+            return image_tokens_alone(q.shape[2], k.shape[2], self.num_image, k.device)
 
         with mask_attention(choose):
             return self.block(*arguments, **options)

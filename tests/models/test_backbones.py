@@ -13,9 +13,10 @@ from rectiflow.base.config import from_json, to_json
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.baselines.uvit import UViTConfig
-from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.conditioning import Conditioning, EmbeddedConditioning
 from rectiflow.models.layers.attention import StreamAttention
 from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.weakening import perturb_attention, skip_blocks
 
 TESTS = str(Path(__file__).parents[1])
 
@@ -69,6 +70,35 @@ def test_everything_that_is_told_counts(config):
     assert (model(z_t, 0.5 * t, conditioning) - told).abs().max() > 1e-4
     # Each place of the latents is seen from the opposite corner.
     assert (model(change(z_t, 0), t, conditioning) - told)[..., -1, -1].abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_equal_last_tokens_may_be_held_as_one(config):
+    model = random_backbone(config)
+    z_t, t, conditioning = inputs()
+    count = 3
+    context = conditioning.context.clone()
+    context[:, -count:] = context[:1, -1:]
+    whole = replace(conditioning, context=context)
+    held = whole.with_last_as_one(count)
+    assert held.context.shape[1] == context.shape[1] - count + 1
+    for network in (model, skip_blocks(model, (0,)), perturb_attention(model, (0, 1))):
+        expected = network(z_t, t, whole)
+        torch.testing.assert_close(network(z_t, t, held), expected, rtol=1e-5, atol=1e-5)
+        assert (network(z_t, t, replace(held, last_count=1)) - expected).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_prompts_may_be_embedded_once_for_all_times(config):
+    model = random_backbone(config)
+    z_t, t, conditioning = inputs()
+    embedded = model.embed(conditioning)
+    assert model.embed(embedded) is embedded
+    for time in (t, t / 2):
+        assert torch.equal(model(z_t, time, embedded), model(z_t, time, conditioning))
+    both = Conditioning.concat([embedded, embedded[:1]])
+    assert isinstance(both, EmbeddedConditioning)
+    assert both.context.shape[0] == len(embedded) + 1
 
 
 def test_every_weight_has_a_gradient(config):

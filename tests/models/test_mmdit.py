@@ -159,9 +159,9 @@ def test_conditioning_joins_selects_and_expands():
     both = Conditioning.concat([conditioning, conditioning])
     assert len(both) == 4
     assert torch.equal(both[2:].pooled, conditioning.pooled)
-    chosen = Conditioning.where(torch.tensor([True, False]), conditioning, both[1:3])
-    assert torch.equal(chosen.context[0], conditioning.context[0])
-    assert torch.equal(chosen.context[1], conditioning.context[0])
     assert len(conditioning[:1].expand(5)) == 5
     with pytest.raises(ValueError, match="only a batch of one prompt expands, this one has 2"):
         conditioning.expand(3)
+    held = conditioning.with_last_as_one(2)
+    with pytest.raises(ValueError, match=r"last tokens that stand for \[1, 2\] tokens do not join"):
+        Conditioning.concat([conditioning, held])

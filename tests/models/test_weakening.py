@@ -50,7 +50,7 @@ def test_a_model_without_its_last_block_is_the_shorter_model(kind: str) -> None:
 
 @torch.no_grad()
 def test_image_tokens_look_at_themselves_and_the_text() -> None:
-    allowed = image_tokens_alone(5, 3, torch.device("cpu"))
+    allowed = image_tokens_alone(5, 5, 3, torch.device("cpu"))
     assert allowed.int().tolist() == [
         [1, 1, 1, 1, 1],
         [1, 1, 1, 1, 1],

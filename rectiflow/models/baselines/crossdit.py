@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectiflow.models.frame import BackboneSize, PatchTransformer
+from rectiflow.models.layers.attention import repeat_last
 from rectiflow.models.layers.blocks import CrossBlock
 from rectiflow.models.layers.modulation import FinalLayer
 
@@ -44,7 +45,10 @@ class CrossDiT(PatchTransformer):
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b l d"],
         vector: Float[Tensor, "b d"],
+        *,
+        last_count: int,
     ) -> Float[Tensor, "b n d"]:
+        context = repeat_last(context, last_count)
         for block in self.transformer_blocks:
             x = block(x, context, vector)
         return x

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rectiflow.models.frame import BackboneSize, PatchTransformer
+from rectiflow.models.layers.attention import repeat_last
 from rectiflow.models.layers.blocks import StreamBlock
 from rectiflow.models.layers.modulation import FinalLayer
 
@@ -48,8 +49,10 @@ class DiT(PatchTransformer):
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b l d"],
         vector: Float[Tensor, "b d"],
+        *,
+        last_count: int,
     ) -> Float[Tensor, "b n d"]:
-        tokens = torch.cat([context, x], dim=1)
+        tokens = torch.cat([repeat_last(context, last_count), x], dim=1)
         *front, last = self.transformer_blocks
         for block in front:
             tokens = block(tokens, vector)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone, BackboneSize
+from rectiflow.models.layers.attention import repeat_last
 from rectiflow.models.layers.blocks import CrossBlock
 from rectiflow.models.layers.embeddings import unpatchify
 from rectiflow.models.layers.modulation import FinalLayer, Modulation
@@ -173,8 +174,9 @@ class UViT(Backbone):
     ) -> Float[Tensor, "b o h w"]:
         rows, columns = self.token_grid(z_t)
         positions = self.cropped_positions(rows, columns)
-        context = self.embed_context(conditioning)
-        vector = self.embed_vector(t, conditioning)
+        prompt = self.embed(conditioning)
+        context = repeat_last(prompt.context, prompt.last_count)
+        vector = self.embed_vector(t, prompt)
 
         x = self.x_embedder(z_t.to(self.compute_dtype))
         made: list[list[Tensor]] = []

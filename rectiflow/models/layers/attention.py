@@ -136,13 +136,21 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def repeat_last(tokens: Float[Tensor, "b n *d"], count: int) -> Float[Tensor, "b m *d"]:
+    """The tokens with the last one `count` times."""
+    if count == 1:
+        return tokens
+    last = tokens[:, -1:]
+    return torch.cat([tokens, last.expand(-1, count - 1, *last.shape[2:])], dim=1)
+
+
 def joint_attention(
     projections: Sequence[tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[Float[Tensor, "b n d"], ...]:
     """Attend over all streams' tokens at once, without a mask, and split the result again.
 
-    Takes (q, k, v) of each stream, [b n_i heads head_dim]; returns one [b n_i heads·head_dim] per
-    stream.
+    Takes (q, k, v) of each stream, [b n_i heads head_dim], of which a stream may have more keys
+    and values than queries; returns one [b n_i heads·head_dim] per stream.
     """
     # Heads go before tokens while the streams are joined, and back once they are split, so that
     # either way costs a single copy.
