@@ -2,12 +2,15 @@
 
 Conditional and unconditional picture go through as one batch of two, with 154 text tokens. Both
 blocks hold their weights in the same type. Ours multiplies as the backbone would on this
-processor: in float32 where it has no bfloat16, diffusers' in the weights' own type.
+processor: in float32 where it has no bfloat16, diffusers' in the weights' own type. In bfloat16
+ours is measured in int8 as well.
 
     python benchmarks/joint_block.py [--repeats 5]
 """
 
 import argparse
+import copy
+from functools import partial
 
 import torch
 from diffusers.models.attention import JointTransformerBlock
@@ -15,6 +18,7 @@ from measure import interleaved_ms, print_row
 
 from rectiflow.models.mmdit import JointBlock, MMDiTConfig
 from rectiflow.models.precision import compute_dtype
+from rectiflow.models.quantization import quantize_block
 
 CONFIG = MMDiTConfig(depth=24)
 NUM_TEXT = 154
@@ -36,23 +40,22 @@ def main() -> None:
             parameter.normal_(std=0.02)
         theirs, ours = theirs.eval().to(dtype), ours.eval().to(dtype)
         computed = torch.float32 if dtype == torch.float32 else compute_dtype("auto")
+        mine = {"rectiflow": ours}
+        if dtype == torch.bfloat16:
+            mine["rectiflow int8"] = copy.deepcopy(ours)
+            quantize_block(mine["rectiflow int8"], "int8")
         for side_px in SIDES_PX:
             x = torch.randn(2, (side_px // LATENT_FACTOR) ** 2, dim)
             context, vector = torch.randn(2, NUM_TEXT, dim), torch.randn(2, dim)
-            mine = [value.to(computed) for value in (context, x, vector)]
-            other = [value.to(dtype) for value in (context, x, vector)]
-            times = interleaved_ms(
-                {
-                    "rectiflow": lambda: ours(mine[:2], mine[2]),  # noqa: B023
-                    "diffusers": lambda: theirs(  # noqa: B023
-                        hidden_states=other[1],  # noqa: B023
-                        encoder_hidden_states=other[0],  # noqa: B023
-                        temb=other[2],  # noqa: B023
-                    ),
-                },
-                warm_up=1,
-                repeats=repeats,
+            inputs = [value.to(computed) for value in (context, x, vector)]
+            calls = {name: partial(block, inputs[:2], inputs[2]) for name, block in mine.items()}
+            calls["diffusers"] = partial(
+                theirs,
+                hidden_states=x.to(dtype),
+                encoder_hidden_states=context.to(dtype),
+                temb=vector.to(dtype),
             )
+            times = interleaved_ms(calls, warm_up=1, repeats=repeats)
             print_row(
                 "joint_block",
                 held_in=str(dtype),
@@ -60,7 +63,10 @@ def main() -> None:
                 side_px=side_px,
                 repeats=repeats,
                 forward_ms=times,
-                speedup=round(times["diffusers"]["median"] / times["rectiflow"]["median"], 3),
+                speedup={
+                    name: round(times["diffusers"]["median"] / times[name]["median"], 3)
+                    for name in mine
+                },
             )
 
 

@@ -19,22 +19,19 @@ from torch import Tensor
 from rectiflow.base import philox
 from rectiflow.base.errors import UserError
 from rectiflow.base.seeds import derive_seed
-from rectiflow.flow import ResolutionShift
 from rectiflow.generation.chunks import plan_chunks, trusted_sizes
 from rectiflow.generation.editing import Edit, EncodedEdit, check_edit, encode_edit
+from rectiflow.generation.latents import OnEvaluated, draw_latents
 from rectiflow.generation.model import Model, with_weaker
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.variations import Variation, turn_noise
 from rectiflow.models.autoencoder.tiling import decode_in_strips
 from rectiflow.models.conditioning import Conditioning
-from rectiflow.models.frame import Network
 from rectiflow.models.precision import autocast
 from rectiflow.models.text import EncodedText, assemble
-from rectiflow.sampling import CountedField, Field, NoGuidance, OnStep, integrate, spell, times_for
+from rectiflow.sampling import NoGuidance, OnStep, spell
 
 OnProgress = Callable[[int, int], None]
-#: Told how often the field was evaluated for a batch of pictures.
-OnEvaluated = Callable[[int], None]
 #: Given a picture's place among the prompts, and its pixels [h w 3].
 OnDrawn = Callable[[int, NDArray[np.uint8]], None]
 
@@ -280,71 +277,6 @@ def initial_noise(
     )
     keys = torch.tensor([derive_seed(seed, "picture") for seed in seeds], dtype=torch.int64)
     return philox.normal(keys, shape, stream=NOISE_STREAM).to(model.device)
-
-
-def draw_latents(
-    model: Model,
-    conditioning: Conditioning,
-    null: Conditioning,
-    noise: Float[Tensor, "b c h w"],
-    settings: SamplingSettings,
-    *,
-    edit: EncodedEdit | None = None,
-    on_step: OnStep | None = None,
-    on_evaluated: OnEvaluated | None = None,
-) -> Float[Tensor, "b c h w"]:
-    """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step` as in `integrate`.
-
-    `null` is of one prompt for all rows, or of one for each. With an `edit`, from a noisy picture
-    at the time that its strength says.
-    """
-    null = null.expand(len(conditioning)) if len(null) == 1 else null
-    embed = model.backbone.embed
-    field = CountedField(
-        Field(
-            backbone=_network(model, edit),
-            formulation=model.formulation,
-            guidance=settings.guidance,
-            guidance_scale=settings.guidance_scale,
-            conditioning=embed(conditioning),
-            null=embed(null),
-            weaker=_weaker_network(model, conditioning, edit),
-        )
-    )
-    rows, columns = model.backbone.token_grid(noise)
-    times = times_for(
-        model.formulation,
-        settings.num_steps,
-        shift=ResolutionShift(alpha=settings.shift),
-        grid=settings.grid,
-        num_tokens=rows * columns,
-    ).to(noise.device)
-    start, solver = model.formulation.start(noise), settings.solver
-    num_resting_steps = settings.guidance.num_resting_steps
-    if edit is None:
-        times = times[num_resting_steps:]
-    else:
-        start, times, solver = edit.begin(
-            model.backbone, solver, start, noise, times, num_resting_steps=num_resting_steps
-        )
-    latents = integrate(field, solver, start, times, on_step)
-    if on_evaluated is not None:
-        on_evaluated(field.num_evaluations)
-    return latents
-
-
-def _network(model: Model, edit: EncodedEdit | None) -> Network:
-    return model.backbone if edit is None else edit.network(model.backbone)
-
-
-def _weaker_network(
-    model: Model, conditioning: Conditioning, edit: EncodedEdit | None
-) -> Network | None:
-    """The weaker model's network, which is told the prompts at its own width."""
-    if model.weaker is None:
-        return None
-    network, prompts = _network(model.weaker, edit), model.weaker.backbone.embed(conditioning)
-    return lambda z_t, t, _: network(z_t, t, prompts)
 
 
 def decode_latents(model: Model, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:

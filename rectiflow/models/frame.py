@@ -26,7 +26,7 @@ from rectiflow.models.layers.embeddings import (
     unpatchify,
 )
 from rectiflow.models.layers.linear import Linear, ZeroLinear
-from rectiflow.models.layers.modulation import FinalLayer
+from rectiflow.models.layers.modulation import FinalLayer, Modulator
 from rectiflow.models.precision import compute_dtype
 
 WIDTH_PER_DEPTH = 64
@@ -202,12 +202,10 @@ class Backbone(nn.Module, ABC):
             last_count=conditioning.last_count,
         )
 
-    def embed_vector(
-        self, t: Float[Tensor, " b"], conditioning: EmbeddedConditioning
-    ) -> Float[Tensor, "b d"]:
-        """What modulates every layer: time and pooled text."""
+    def embed_vector(self, t: Float[Tensor, " b"], pooled: Float[Tensor, "b p"]) -> Modulator:
+        """What modulates every layer: time and pooled text, the latter as `embed` gives it."""
         times = sinusoidal_time_embedding(t).to(self.compute_dtype)
-        return self.t_embedder(times) + conditioning.pooled
+        return self.t_embedder(times) + pooled
 
 
 class PatchTransformer(Backbone):
@@ -225,7 +223,7 @@ class PatchTransformer(Backbone):
         self,
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b l d"],
-        vector: Float[Tensor, "b d"],
+        vector: Modulator,
         *,
         last_count: int,
     ) -> Float[Tensor, "b n d"]:
@@ -237,7 +235,7 @@ class PatchTransformer(Backbone):
         rows, columns = self.token_grid(z_t)
         x = self.x_embedder(z_t.to(self.compute_dtype)) + self.cropped_positions(rows, columns)
         prompt = self.embed(conditioning)
-        vector = self.embed_vector(t, prompt)
+        vector = self.embed_vector(t, prompt.pooled)
         x = self.transform(x, prompt.context, vector, last_count=prompt.last_count)
         x = self.final_layer(x, vector)
         return unpatchify(x, rows=rows, columns=columns, patch_size=self.config.patch_size)

@@ -16,7 +16,7 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.models.frame import BackboneSize, PatchTransformer
 from rectiflow.models.layers.attention import joint_attention, repeat_last
 from rectiflow.models.layers.blocks import StreamBlock
-from rectiflow.models.layers.modulation import FinalLayer
+from rectiflow.models.layers.modulation import FinalLayer, Modulator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class JointBlock(nn.Module):
     def forward(
         self,
         streams: Sequence[Float[Tensor, "b _ d"]],
-        vector: Float[Tensor, "b d"],
+        vector: Modulator,
         *,
         last_count: int = 1,
     ) -> tuple[Float[Tensor, "b _ d"], ...]:
@@ -165,7 +165,7 @@ class MMDiT(PatchTransformer):
         self,
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b l d"],
-        vector: Float[Tensor, "b d"],
+        vector: Modulator,
         *,
         last_count: int,
     ) -> Float[Tensor, "b n d"]:

@@ -29,7 +29,7 @@ def skip_blocks(backbone: Backbone, layers: Sequence[int]) -> Network:
         ConfigError: the backbone has no such block.
     """
     blocks = _chosen(backbone, layers)
-    return _with_modules(backbone, {block: _PassThrough() for block in blocks})
+    return with_modules(backbone, {block: _PassThrough() for block in blocks})
 
 
 def perturb_attention(backbone: Backbone, layers: Sequence[int]) -> Network:
@@ -45,7 +45,7 @@ def perturb_attention(backbone: Backbone, layers: Sequence[int]) -> Network:
     def network(z_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         rows, columns = backbone.token_grid(z_t)
         perturbed = {block: _PerturbedBlock(block, rows * columns) for block in blocks}
-        return _with_modules(backbone, perturbed)(z_t, t, conditioning)
+        return with_modules(backbone, perturbed)(z_t, t, conditioning)
 
     return network
 
@@ -90,11 +90,11 @@ class _PerturbedBlock(nn.Module):
             return self.block(*arguments, **options)
 
 
-def _with_modules(module: nn.Module, others: Mapping[nn.Module, nn.Module]) -> nn.Module:
+def with_modules(module: nn.Module, others: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """A module that has `others[m]` wherever `module` has m, and shares all the rest."""
     if module in others:
         return others[module]
-    children = {name: _with_modules(child, others) for name, child in module.named_children()}
+    children = {name: with_modules(child, others) for name, child in module.named_children()}
     if all(child is module.get_submodule(name) for name, child in children.items()):
         return module
     other = copy.copy(module)

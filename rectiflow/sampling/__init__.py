@@ -4,7 +4,7 @@ No text and no pixels here. Source: arXiv 2403.03206, sections 2 and 5.3.2.
 """
 
 from rectiflow.sampling.adaptive import DormandPrince
-from rectiflow.sampling.field import Backbone, Field
+from rectiflow.sampling.field import Backbone, Field, time_and_coefficients
 from rectiflow.sampling.guidance import (
     ClassifierFreeGuidance,
     Guidance,
@@ -13,7 +13,7 @@ from rectiflow.sampling.guidance import (
     RescaledGuidance,
 )
 from rectiflow.sampling.inpainting import InpaintingSolver, noisy_on_line
-from rectiflow.sampling.integrate import CountedField, OnStep, integrate
+from rectiflow.sampling.integrate import CountedField, OnStep, evaluation_times, integrate
 from rectiflow.sampling.multistep import DPMSolverPP2M
 from rectiflow.sampling.names import parse_grid, parse_guidance, parse_solver, spell
 from rectiflow.sampling.projected_guidance import AdaptiveProjectedGuidance, CFGZeroStar
@@ -61,6 +61,7 @@ __all__ = [
     "Solver",
     "TimeGrid",
     "TrainingTimesGrid",
+    "evaluation_times",
     "integrate",
     "linear_times",
     "noisy_on_line",
@@ -68,5 +69,6 @@ __all__ = [
     "parse_guidance",
     "parse_solver",
     "spell",
+    "time_and_coefficients",
     "times_for",
 ]

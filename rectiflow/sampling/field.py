@@ -75,7 +75,7 @@ class Field:
         """dz/ds for each batch of prompts, all through the network at once."""
         path, prediction = self.formulation.path, self.formulation.prediction
         num = len(prompts)
-        t, at = self._time_and_coefficients(s, num * z.shape[0])
+        t, at = time_and_coefficients(self.formulation, s, num * z.shape[0])
         z_t = torch.cat([z] * num)
         if not path.is_straight:
             z_t = z_t * per_sample(at.alpha + at.sigma, z_t)
@@ -83,18 +83,19 @@ class Field:
         output = network(seen, t, Conditioning.concat(prompts)).float()
         return self.formulation.velocity_on_line(output, z_t, at).chunk(num)
 
-    def _time_and_coefficients(
-        self, s: Float[Tensor, ""], num: int
-    ) -> tuple[Float[Tensor, " b"], Coefficients]:
-        """t and the coefficients there, `num` times, in the dtype of s but computed in float64.
 
-        Near its ends a path may turn the last bit of a float32 into a visible change of noise.
-        """
-        low, high = self.formulation.sampling_range
-        t = self.formulation.path.time_at_place(s.double().reshape(1)).clamp(low, high)
-        at = self.formulation.path.coefficients(t)
-        t, alpha, sigma, d_alpha, d_sigma = (
-            value.to(s.dtype).expand(num)
-            for value in (t, at.alpha, at.sigma, at.d_alpha, at.d_sigma)
-        )
-        return t, Coefficients(alpha=alpha, sigma=sigma, d_alpha=d_alpha, d_sigma=d_sigma)
+def time_and_coefficients(
+    formulation: Formulation, s: Float[Tensor, ""], num: int = 1
+) -> tuple[Float[Tensor, " b"], Coefficients]:
+    """The network's t at s and the coefficients there, `num` times.
+
+    In the dtype of s but computed in float64: near its ends a path may turn the last bit of a
+    float32 into a visible change of noise.
+    """
+    low, high = formulation.sampling_range
+    t = formulation.path.time_at_place(s.double().reshape(1)).clamp(low, high)
+    at = formulation.path.coefficients(t)
+    t, alpha, sigma, d_alpha, d_sigma = (
+        value.to(s.dtype).expand(num) for value in (t, at.alpha, at.sigma, at.d_alpha, at.d_sigma)
+    )
+    return t, Coefficients(alpha=alpha, sigma=sigma, d_alpha=d_alpha, d_sigma=d_sigma)

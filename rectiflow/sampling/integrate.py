@@ -63,6 +63,18 @@ def _describe(i: int, before: Tensor, z: Tensor, times: Tensor) -> str:
     )
 
 
+def evaluation_times(solver: Solver, times: Float[Tensor, " n"]) -> list[Float[Tensor, ""]]:
+    """Where a solver whose steps depend on times alone evaluates the field, in order."""
+    seen: list[Tensor] = []
+
+    def field(z: Tensor, t: Tensor) -> Tensor:
+        seen.append(t)
+        return torch.zeros_like(z)
+
+    integrate(field, solver, torch.zeros(1, 1, device=times.device), times)
+    return seen
+
+
 class CountedField:
     """A field that counts its evaluations, each of all samples of a batch at once."""
 

@@ -15,10 +15,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from rectiflow.evaluation.shapeworld import picture_seeds
+from rectiflow.generation.latents import draw_latents
 from rectiflow.generation.model import Model
 from rectiflow.generation.text_to_image import (
     decode_latents,
-    draw_latents,
     initial_noise,
     to_pixels,
 )

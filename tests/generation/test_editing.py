@@ -15,10 +15,10 @@ from torch import Tensor
 from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.flow import parse_formulation
 from rectiflow.generation.editing import Edit, EncodedEdit, encode_edit, first_step
+from rectiflow.generation.latents import draw_latents
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
-    draw_latents,
     encode_prompts,
     generate,
     initial_noise,

@@ -16,9 +16,10 @@ from PIL import Image
 from tiny_model import tiny_model
 
 from rectiflow.generation.editing import Edit, encode_edit
+from rectiflow.generation.latents import draw_latents
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
-from rectiflow.generation.text_to_image import decode_latents, draw_latents
+from rectiflow.generation.text_to_image import decode_latents
 from rectiflow.models.published import load_mmdit, part_of, save_diffusers_folder
 from rectiflow.sampling import ReleasedGrid
 

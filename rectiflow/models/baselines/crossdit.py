@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rectiflow.models.frame import BackboneSize, PatchTransformer
 from rectiflow.models.layers.attention import repeat_last
 from rectiflow.models.layers.blocks import CrossBlock
-from rectiflow.models.layers.modulation import FinalLayer
+from rectiflow.models.layers.modulation import FinalLayer, Modulator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class CrossDiT(PatchTransformer):
         self,
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b l d"],
-        vector: Float[Tensor, "b d"],
+        vector: Modulator,
         *,
         last_count: int,
     ) -> Float[Tensor, "b n d"]:

@@ -23,7 +23,7 @@ from rectiflow.models.frame import Backbone, BackboneSize
 from rectiflow.models.layers.attention import repeat_last
 from rectiflow.models.layers.blocks import CrossBlock
 from rectiflow.models.layers.embeddings import unpatchify
-from rectiflow.models.layers.modulation import FinalLayer, Modulation
+from rectiflow.models.layers.modulation import FinalLayer, Modulation, Modulator
 
 NORM_EPSILON = 1e-6
 CHANNELS_PER_GROUP = 4
@@ -92,9 +92,7 @@ class ModulatedResidualBlock(nn.Module):
         if in_channels != out_channels:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], vector: Float[Tensor, "b v"]
-    ) -> Float[Tensor, "b c2 h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], vector: Modulator) -> Float[Tensor, "b c2 h w"]:
         shift, scale, gate = (
             chunk.transpose(1, 2)[..., None] for chunk in self.adaLN_modulation.chunks(vector)
         )
@@ -115,7 +113,7 @@ class DownLevel(nn.Module):
         self.shrink = nn.Conv2d(channels, below, STRIDE, stride=STRIDE)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], vector: Float[Tensor, "b v"]
+        self, x: Float[Tensor, "b c h w"], vector: Modulator
     ) -> tuple[Float[Tensor, "b c2 h2 w2"], list[Float[Tensor, "b c h w"]]]:
         made: list[Tensor] = []
         for block in self.residuals:
@@ -139,7 +137,7 @@ class UpLevel(nn.Module):
         self,
         x: Float[Tensor, "b c2 h2 w2"],
         made: list[Float[Tensor, "b c h w"]],
-        vector: Float[Tensor, "b v"],
+        vector: Modulator,
     ) -> Float[Tensor, "b c h w"]:
         x = F.pixel_shuffle(self.grow(x), STRIDE)
         for block, skip in zip(self.residuals, reversed(made), strict=True):
@@ -176,7 +174,7 @@ class UViT(Backbone):
         positions = self.cropped_positions(rows, columns)
         prompt = self.embed(conditioning)
         context = repeat_last(prompt.context, prompt.last_count)
-        vector = self.embed_vector(t, prompt)
+        vector = self.embed_vector(t, prompt.pooled)
 
         x = self.x_embedder(z_t.to(self.compute_dtype))
         made: list[list[Tensor]] = []

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rectiflow.models.layers.attention import CrossAttention, StreamAttention, joint_attention
 from rectiflow.models.layers.feed_forward import FeedForward
-from rectiflow.models.layers.modulation import Modulation, modulated_norm
+from rectiflow.models.layers.modulation import Modulation, Modulator, modulated_norm
 
 
 class StreamBlock(nn.Module):
@@ -82,7 +82,7 @@ class StreamBlock(nn.Module):
         return torch.addcmul(x, gate, self.mlp(modulated_norm(x, shift, scale)))
 
     def forward(
-        self, x: Float[Tensor, "b n d"], vector: Float[Tensor, "b d"], *, num_out: int | None = None
+        self, x: Float[Tensor, "b n d"], vector: Modulator, *, num_out: int | None = None
     ) -> Float[Tensor, "b m d"]:
         """All tokens attend to each other; only the last `num_out` go on, if it is given."""
         shift, scale, gate, *mlp_modulation = self.adaLN_modulation.chunks(vector)
@@ -104,7 +104,7 @@ class CrossBlock(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b l d"],
-        vector: Float[Tensor, "b d"],
+        vector: Modulator,
     ) -> Float[Tensor, "b n d"]:
         block = self.x_block
         shift, scale, gate, *mlp_modulation = block.adaLN_modulation.chunks(vector)

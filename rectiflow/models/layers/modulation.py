@@ -5,13 +5,16 @@ Source: arXiv 2212.09748 (DiT), section 3.2; arXiv 2403.03206, figure 2.
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rectiflow.models.layers.linear import ZeroLinear
 
 NORM_EPSILON = 1e-6
+#: What modulates a batch: a vector for each sample, or the vector's place in a table
+#: (`models.tabulation`). Only a modulation looks into it.
+Modulator = Float[Tensor, "b v"] | Int[Tensor, " b"]
 
 
 class Modulation(nn.Sequential):
@@ -45,8 +48,6 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = Modulation(dim, num_chunks=2, vector_dim=vector_dim)
         self.linear = ZeroLinear(dim, out_features)
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], vector: Float[Tensor, "b v"]
-    ) -> Float[Tensor, "b n o"]:
+    def forward(self, x: Float[Tensor, "b n d"], vector: Modulator) -> Float[Tensor, "b n o"]:
         shift, scale = self.adaLN_modulation.chunks(vector)
         return self.linear(modulated_norm(x, shift, scale))

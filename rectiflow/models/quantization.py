@@ -1,0 +1,96 @@
+"""A backbone whose blocks multiply in 8 bits, and how far that moves its output.
+
+For drawing only. Attention, norms, modulation and whatever stands around the blocks stay as they
+are: they are a small part of the work, and the numbers that they make reach every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from rectiflow.base import philox
+from rectiflow.base.errors import ConfigError
+from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.frame import Backbone
+from rectiflow.models.layers.eight_bits import Float8Linear, Int8Linear
+from rectiflow.models.layers.modulation import Modulation
+
+EightBits = Literal["int8", "fp8"]
+_LAYERS: dict[str, Callable[[nn.Linear], nn.Module]] = {"int8": Int8Linear, "fp8": Float8Linear}
+_PROBE_SIDE, _PROBE_TOKENS, _PROBE_TIMES = 8, 16, (0.2, 0.5, 0.8)
+
+
+@torch.inference_mode()
+def quantize(backbone: Backbone, kind: EightBits) -> float:
+    """Replace the matrices of all blocks in place; returns by how much the output moves.
+
+    That is the root mean square of the change over that of the output, on noise of a few tokens at
+    three times.
+
+    Raises:
+        ConfigError: the device cannot multiply so.
+    """
+    check_device(kind, next(backbone.parameters()).device)
+    before = _probe(backbone)
+    for block in backbone.blocks:
+        quantize_block(block, kind)
+    after = _probe(backbone)
+    return ((after - before).square().mean() / before.square().mean()).sqrt().item()
+
+
+def quantize_block(block: nn.Module, kind: EightBits) -> None:
+    """Replace the matrices of a block in place."""
+    for parent in block.modules():
+        # A modulation is one row a picture, and its weights are read once.
+        if isinstance(parent, Modulation):
+            continue
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, _LAYERS[kind](child))
+
+
+def is_quantized(backbone: Backbone) -> bool:
+    """Whether its blocks multiply in 8 bits."""
+    return any(isinstance(module, Int8Linear | Float8Linear) for module in backbone.modules())
+
+
+def check_device(kind: EightBits, device: torch.device) -> None:
+    """Pass if the device multiplies in these 8 bits.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    wanted = "cpu" if kind == "int8" else "cuda"
+    if device.type != wanted:
+        other = "fp8" if kind == "int8" else "int8"
+        raise ConfigError(
+            f"{kind} is for device {wanted}, not {device.type}; choose {other} there, or bf16"
+        )
+    if kind == "int8" and not hasattr(torch.ops.onednn, "qlinear_prepack"):
+        raise ConfigError("this PyTorch was built without oneDNN, which int8 needs; choose bf16")
+    if kind == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(device)} does not multiply in fp8, which came with "
+            "compute capability 8.9; choose bf16"
+        )
+
+
+def _probe(backbone: Backbone) -> torch.Tensor:
+    config, num = backbone.config, len(_PROBE_TIMES)
+    num_text = _PROBE_TOKENS + (getattr(config, "num_clip_tokens", None) or 0)
+    device = next(backbone.parameters()).device
+    shapes = (
+        (config.in_channels, _PROBE_SIDE, _PROBE_SIDE),
+        (num_text, config.context_dim),
+        (config.pooled_dim,),
+    )
+    keys = torch.arange(num)
+    z_t, context, pooled = (
+        philox.normal(keys, shape, stream=stream).to(device) for stream, shape in enumerate(shapes)
+    )
+    t = torch.tensor(_PROBE_TIMES, device=device)
+    return backbone(z_t, t, Conditioning(context=context, pooled=pooled)).float()

@@ -1,0 +1,68 @@
+"""A backbone whose modulation is computed for a whole drawing at once, and looked up in each step.
+
+The modulation of every layer is a function of time and pooled text alone, both known before the
+first step, and holds a third of an MM-DiT's weights: reading them in every step for a handful of
+rows costs more than to multiply by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rectiflow.models.conditioning import EmbeddedConditioning
+from rectiflow.models.frame import Backbone
+from rectiflow.models.layers.modulation import Modulation
+from rectiflow.models.weakening import with_modules
+
+
+class TabulatedModulation(nn.Module):
+    """What a `Modulation` makes of each of a list of vectors, found by the vector's place there."""
+
+    def __init__(self, modulation: Modulation, vectors: Sequence[Float[Tensor, "n v"]]) -> None:
+        super().__init__()
+        # Prompt by prompt, so that a prompt's rows have the same bits whatever others there are.
+        rows = [modulation(row) for row in vectors]
+        # One more, of NaN, for what is not in the list.
+        unknown = torch.full_like(rows[0][:1], torch.nan)
+        self.table = torch.cat([*rows, unknown])
+        self.num_chunks = modulation.num_chunks
+
+    def chunks(self, places: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b 1 d"], ...]:
+        """As `Modulation.chunks`, of the vectors at those places."""
+        return self.table[places][:, None, :].chunk(self.num_chunks, dim=-1)
+
+
+def tabulate(
+    backbone: Backbone, batches: Sequence[EmbeddedConditioning], times: Float[Tensor, " n"]
+) -> tuple[Backbone, list[EmbeddedConditioning]]:
+    """The backbone with its modulation tabulated, and the prompts as it is to be told them.
+
+    It knows the prompts of `batches` at `times` only, and gives NaN at any other. All weights but
+    those of the modulation are shared with the given one, which stays as it is.
+    """
+    times = times.unique()
+    pooled = torch.cat([batch.pooled for batch in batches])
+    vectors = [backbone.embed_vector(times, row.expand(len(times), -1)) for row in pooled]
+    tables = {
+        module: TabulatedModulation(module, vectors)
+        for module in backbone.modules()
+        if isinstance(module, Modulation)
+    }
+
+    def find(t: Float[Tensor, " b"], number: Float[Tensor, "b 1"]) -> Int[Tensor, " b"]:
+        is_here = times == t[:, None]
+        place = number[:, 0].long() * len(times) + is_here.int().argmax(dim=1)
+        return torch.where(is_here.any(dim=1), place, len(pooled) * len(times))
+
+    tabulated = with_modules(backbone, tables)
+    assert isinstance(tabulated, Backbone)
+    # Of this instance, where it finds the vector's place instead of the vector.
+    tabulated.__dict__["embed_vector"] = find
+    numbers = torch.arange(len(pooled), device=pooled.device, dtype=torch.float32)[:, None]
+    rows = numbers.split([len(batch) for batch in batches])
+    return tabulated, [replace(batch, pooled=row) for batch, row in zip(batches, rows, strict=True)]

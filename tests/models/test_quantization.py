@@ -1,0 +1,96 @@
+"""Products in 8 bits: near the exact ones, the same in any batch, and honest about the change."""
+
+import pytest
+import torch
+from models.small_backbones import CONFIGS, inputs, random_backbone
+from torch import nn
+
+from rectiflow.base.errors import ConfigError
+from rectiflow.models.layers.eight_bits import Float8Linear, Int8Linear
+from rectiflow.models.quantization import check_device, is_quantized, quantize
+
+# Four standard deviations of a sum of 96 rounding errors over the largest that the product can be:
+# steps of a 63rd of the largest of 96 normal values, and of a 16th of each value.
+LAYERS = [(Int8Linear, 0.006), (Float8Linear, 0.02)]
+
+
+def example(num: int = 40) -> tuple[nn.Linear, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    linear = nn.Linear(96, 64)
+    for parameter in linear.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return linear, torch.randn(num, 96, generator=generator)
+
+
+@pytest.mark.parametrize(("layer", "tolerance"), LAYERS)
+@torch.no_grad()
+def test_products_are_near_the_exact_ones(layer, tolerance) -> None:
+    linear, x = example()
+    # Rows and outputs of very different sizes: each has a scale of its own.
+    x *= torch.logspace(-3, 3, len(x))[:, None]
+    linear.weight *= torch.logspace(-2, 2, 64)[:, None]
+    linear.bias.zero_()
+    exact, found = linear(x), layer(linear)(x)
+    assert found.dtype == torch.float32
+    largest = x.norm(dim=1)[:, None] * linear.weight.norm(dim=1)
+    assert ((found - exact).abs() / largest).max() < tolerance
+
+
+@torch.no_grad()
+def test_integers_are_summed_exactly() -> None:
+    linear = nn.Linear(300, 5, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    linear.weight.copy_(torch.randint(-127, 128, (5, 300), generator=generator))
+    linear.weight[:, 0] = 127.0
+    x = torch.randint(-63, 64, (7, 300), generator=generator).float()
+    x[:, 0] = 63.0
+    # The largest sums there can be, too.
+    x[0], linear.weight[0] = 63.0, 127.0
+    assert torch.equal(Int8Linear(linear)(x), x @ linear.weight.T)
+
+
+@pytest.mark.parametrize(("layer", "tolerance"), LAYERS)
+@torch.no_grad()
+def test_a_row_depends_on_no_other(layer, tolerance) -> None:
+    linear, x = example()
+    map_ = layer(linear)
+    together = map_(x.reshape(4, 10, 96)).reshape(40, 64)
+    x[1:] *= 100.0
+    assert torch.equal(map_(x)[0], together[0])
+    assert torch.equal(map_(x[:1])[0], together[0])
+
+
+@pytest.mark.parametrize(("layer", "tolerance"), LAYERS)
+@torch.no_grad()
+def test_zeros_give_the_bias(layer, tolerance) -> None:
+    linear, x = example()
+    linear.weight[3] = 0.0
+    found = layer(linear)(torch.zeros_like(x))
+    assert torch.equal(found, linear.bias.expand(len(x), -1))
+    assert torch.allclose(layer(linear)(x)[:, 3], linear.bias[3])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_backbone_says_by_how_much_its_output_moves(name: str) -> None:
+    model, call = random_backbone(CONFIGS[name]), inputs()
+    modulation = model.blocks[0].get_submodule(
+        next(n for n, _ in model.blocks[0].named_modules() if n.endswith("adaLN_modulation"))
+    )
+    with torch.no_grad():
+        before = model(*call)
+        assert not is_quantized(model)
+        moved = quantize(model, "int8")
+        after = model(*call)
+    assert is_quantized(model)
+    assert type(modulation[1]).__name__ == "ZeroLinear"
+    assert 0.0 < moved < 0.2
+    found = ((after - before).norm() / before.norm()).item()
+    # On other inputs it is of the same size.
+    assert moved / 3 < found < 3 * moved
+
+
+def test_the_other_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="fp8 is for device cuda, not cpu; choose int8 there"):
+        quantize(random_backbone(CONFIGS["dit"]), "fp8")
+    with pytest.raises(ConfigError, match="int8 is for device cpu, not cuda; choose fp8 there"):
+        check_device("int8", torch.device("cuda"))

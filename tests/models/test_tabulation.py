@@ -1,0 +1,55 @@
+"""Looked up or computed, the modulation is the same; what was not tabulated is NaN."""
+
+import pytest
+import torch
+from models.small_backbones import CONFIGS, inputs, random_backbone
+
+from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.tabulation import tabulate
+from rectiflow.models.weakening import perturb_attention, skip_blocks
+
+TIMES = torch.tensor([1.0, 0.75, 0.4, 0.75])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_a_tabulated_backbone_is_the_same_function(name: str) -> None:
+    model = random_backbone(CONFIGS[name])
+    z_t, _, conditioning = inputs()
+    embedded = model.embed(conditioning)
+    before = model(z_t, TIMES[:2], conditioning)
+    tabulated, (first, second) = tabulate(model, [embedded[:1], embedded], TIMES)
+    assert torch.equal(model(z_t, TIMES[:2], conditioning), before)
+    for t in TIMES:
+        both = t.expand(2)
+        expected = model(z_t, both, embedded)
+        torch.testing.assert_close(tabulated(z_t, both, second), expected, rtol=1e-5, atol=1e-5)
+        joined = Conditioning.concat([first, second])
+        torch.testing.assert_close(
+            tabulated(z_t[[0, 0, 1]], t.expand(3), joined),
+            expected[[0, 0, 1]],
+            rtol=1e-5,
+            atol=1e-5,
+        )
+        for weaken in (skip_blocks, perturb_attention):
+            torch.testing.assert_close(
+                weaken(tabulated, (0,))(z_t, both, second),
+                weaken(model, (0,))(z_t, both, embedded),
+                rtol=1e-5,
+                atol=1e-5,
+            )
+    # Where nothing was tabulated there is no silent other time.
+    assert tabulated(z_t, torch.full((2,), 0.5), second).isnan().all()
+
+
+@torch.no_grad()
+def test_a_prompt_has_the_same_bits_beside_any_other() -> None:
+    model = random_backbone(CONFIGS["mmdit"])
+    z_t, _, conditioning = inputs(num=5)
+    embedded = model.embed(conditioning)
+    alone, (own,) = tabulate(model, [embedded[3:4]], TIMES)
+    beside, (_, others) = tabulate(model, [embedded, embedded], TIMES)
+    for t in TIMES:
+        assert torch.equal(
+            alone(z_t[3:4], t.expand(1), own), beside(z_t[3:4], t.expand(1), others[3:4])
+        )
