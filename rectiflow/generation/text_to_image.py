@@ -278,6 +278,20 @@ def initial_noise(
     return philox.normal(keys, shape, stream=NOISE_STREAM).to(model.device)
 
 
+def times_of(
+    model: Model, latents: Float[Tensor, "b c h w"], settings: SamplingSettings
+) -> Float[Tensor, " n"]:
+    """The whole grid of times for latents of that size, whether or not all steps are taken."""
+    rows, columns = model.backbone.token_grid(latents)
+    return times_for(
+        model.formulation,
+        settings.num_steps,
+        shift=ResolutionShift(alpha=settings.shift),
+        grid=settings.grid,
+        num_tokens=rows * columns,
+    ).to(latents.device)
+
+
 def draw_latents(
     model: Model,
     conditioning: Conditioning,
@@ -306,14 +320,7 @@ def draw_latents(
             weaker=weaker if edit is None or weaker is None else edit.network(weaker),
         )
     )
-    rows, columns = model.backbone.token_grid(noise)
-    times = times_for(
-        model.formulation,
-        settings.num_steps,
-        shift=ResolutionShift(alpha=settings.shift),
-        grid=settings.grid,
-        num_tokens=rows * columns,
-    ).to(noise.device)
+    times = times_of(model, noise, settings)
     start, solver = model.formulation.start(noise), settings.solver
     num_resting_steps = settings.guidance.num_resting_steps
     if edit is None:
