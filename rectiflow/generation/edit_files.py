@@ -54,7 +54,8 @@ def read_edit(
     )
 
 
-def edit_of(image: Picture, mask: Picture | None = None, *, strength: float = STRENGTH) -> Edit:
+# What is given is checked below, in use too.
+def edit_of(image: Any, mask: Any = None, *, strength: float = STRENGTH) -> Edit:
     """The edit of a picture in memory, from PIL or as bytes [h w 3], under a mask, PIL or [h w].
 
     Raises:
@@ -114,7 +115,7 @@ def _grey(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
     return np.array(Image.fromarray(pixels).convert("L"))
 
 
-def _name(picture: Picture | None) -> str:
+def _name(picture: Any) -> str:
     """Of the file that Pillow opened, if it did."""
     path = getattr(picture, "filename", "")
     return Path(path).name if isinstance(path, str | Path) else ""
