@@ -7,7 +7,7 @@ from typing import Any
 
 from rectiflow.base.errors import UserError
 from rectiflow.cli.options import Verbs, add_seed, add_verb, positive_number, whole_number
-from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.load_settings import LoadSettings, LoraFile
 
 _DETAILS = """\
 Picture i has seed S+i, and is the same alone or among others. How it is sampled is the model's own
@@ -18,11 +18,18 @@ way unless told otherwise:
               perturb-attention:layers=5, none; around them, or around cfg:
               interval:low=0.2,high=0.9, rescale:amount=0.7, as in zero-star+rescale
 
+  --image FILE [--mask FILE]     draws from a picture: over all of it, or where the mask is white
+  --lora FILE[:WEIGHT]           adds a LoRA, once for each; weight 1 is as trained
+  --variation SEED[:AMOUNT]      turns the noise a little towards that of another seed; -n draws so
+                                 many variations of one picture, with seeds SEED, SEED+1, ...
+
   rectiflow sample MODEL --prompts FILE     a list: .txt with a prompt a line, or .jsonl or .csv,
                                             whose lines may have settings of their own; the same
                                             command completes what was stopped
   rectiflow sample --replay PICTURE         draws a picture once more from what its file says; exit
-                                            code 0 if it is identical, 1 if it differs
+                                            code 0 if it is identical, 1 if it differs; what it was
+                                            drawn from is found beside it or here by its name, or
+                                            by --image, --mask and --lora
 """
 
 _DEFAULT_OUT = Path("samples")
@@ -72,6 +79,18 @@ def add_parser(verbs: Verbs) -> None:
     ):
         sampling.add_argument(option, type=kind, metavar=metavar, help=about)
 
+    start = parser.add_argument_group("pictures and LoRAs to start from")
+    for option, kind, metavar, about in (
+        ("--image", Path, "FILE", "the picture to draw from; sizes follow it unless given"),
+        ("--mask", Path, "FILE", "white where the picture is painted anew, black where it stays"),
+        ("--strength", float, "X", "part of the steps that are taken, 1 is all (default: 0.6)"),
+        ("--variation", _variation, "SEED[:AMOUNT]", "noise turned so far (default: 0.2)"),
+    ):
+        start.add_argument(option, type=kind, metavar=metavar, help=about)
+    start.add_argument(
+        "--lora", action="append", metavar="FILE[:WEIGHT]", help="a LoRA; may be given repeatedly"
+    )
+
     weights = parser.add_argument_group(
         "released weights (MODEL is a file, a folder, or on the Hub)"
     )
@@ -86,10 +105,26 @@ def add_parser(verbs: Verbs) -> None:
         weights.add_argument(option, type=kind, metavar=metavar, help=about)
 
 
+def _variation(text: str) -> dict[str, Any]:
+    """SEED or SEED:AMOUNT, as fields of a `Variation`."""
+    seed, colon, amount = text.partition(":")
+    try:
+        given: dict[str, Any] = {"seed": int(seed)}
+        return given | {"amount": float(amount)} if colon else given
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a seed, or seed:amount as in 7:0.2, got {text!r}"
+        ) from error
+
+
 _SETTINGS = ("steps", "guidance_scale", "shift", "height", "width", "solver", "grid", "guidance")
 _PLACES = ("autoencoder", "text_encoders", "tokenizers")
 _CHOICES = ("encoders", "t5_tokens", "precision")
-_NOT_OF_A_REPLAY = ("n", "seed", "negative", "prompts", *_SETTINGS, *_CHOICES)
+_NOT_OF_A_REPLAY = (
+    *("n", "seed", "negative", "prompts", "strength", "variation"),
+    *_SETTINGS,
+    *_CHOICES,
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -97,6 +132,9 @@ def run(options: argparse.Namespace) -> int:
     words = _words(options)
     if options.replay is not None:
         return _replay(options, words)
+    for name in ("mask", "strength"):
+        if getattr(options, name) is not None and options.image is None:
+            raise UserError(f"--{name} goes with --image, the picture to draw from")
     if options.replay_model is not None:
         raise UserError("--model goes with --replay; otherwise the model is the first word")
     names = ["MODEL"] if options.prompts else ["MODEL", "PROMPT"]
@@ -127,10 +165,14 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
     from dataclasses import replace
 
     from rectiflow.generation.draw_list import draw_list
+    from rectiflow.generation.edit_files import read_edit
+    from rectiflow.generation.editing import STRENGTH
     from rectiflow.generation.folder import refuse_file, sample_to_folder
+    from rectiflow.generation.loras import with_loras
     from rectiflow.generation.model import load_model
     from rectiflow.generation.prompt_list import read_prompt_list
     from rectiflow.generation.settings import SETTING_NAMES
+    from rectiflow.generation.variations import Variation
     from rectiflow.models.text.encoded import ENCODERS
     from rectiflow.recipes.progress import Counter
 
@@ -139,6 +181,12 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
         field, parse = SETTING_NAMES[option]
         if getattr(options, option) is not None:
             changes[field] = parse(getattr(options, option))
+    edit = None
+    if options.image is not None:
+        strength = STRENGTH if options.strength is None else options.strength
+        edit = read_edit(options.image, options.mask, strength=strength)
+        height_px, width_px = edit.source.shape[:2]
+        changes = {"height_px": height_px, "width_px": width_px} | changes
     out = options.out or _DEFAULT_OUT
     refuse_file(out)
     entries = read_prompt_list(options.prompts) if options.prompts else []
@@ -146,12 +194,15 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
     absent = [name for name in ENCODERS if name not in model.conditioner.tokenizers]
     if absent and options.encoders is None:
         print(f"rectiflow: the model comes without {', '.join(absent)}", file=sys.stderr)
+    model = with_loras(model, [LoraFile.parse(text) for text in options.lora or ()])
     usual: dict[str, Any] = {
         "count": options.n or 1,
         "seed": options.seed or 0,
         "out": out,
         "negative_prompt": options.negative or "",
         "settings": replace(model.settings, **changes),
+        "edit": edit,
+        "variation": options.variation and Variation(**options.variation),
     }
     with Counter("pictures") as progress:
         if prompt is not None:
@@ -182,6 +233,7 @@ def _replay(options: argparse.Namespace, words: list[str]) -> int:
 
     from rectiflow.generation.folder import refuse_file, save_picture
     from rectiflow.generation.replay import replay
+    from rectiflow.generation.replay_files import ReplayFiles
 
     if options.out is not None:
         refuse_file(options.out)
@@ -190,10 +242,28 @@ def _replay(options: argparse.Namespace, words: list[str]) -> int:
                 f"the picture itself lies in {options.out} and would be written over; choose "
                 "another folder for what is drawn again"
             )
-    result = replay(options.replay, model=options.replay_model, places=_load_settings(options))
+    result = replay(
+        options.replay,
+        model=options.replay_model,
+        places=_load_settings(options),
+        files=ReplayFiles(image=options.image, mask=options.mask, loras=_replay_loras(options)),
+    )
     print(f"{options.replay}: {result}")
     if options.out is not None:
         path = options.out / result.redrawn.file_name
         save_picture(path, result.image, result.redrawn)
         print(path)
     return 0 if result.is_identical else 1
+
+
+def _replay_loras(options: argparse.Namespace) -> tuple[Path, ...]:
+    """Files alone: how strongly each was added, the picture says."""
+    paths: list[Path] = []
+    for text in options.lora or ():
+        file = LoraFile.parse(text)
+        if file.path != Path(text):
+            raise UserError(
+                f"--replay takes the weights of LoRAs from the picture; give --lora {file.path}"
+            )
+        paths.append(file.path)
+    return tuple(paths)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.editing import PictureReference
 from rectiflow.generation.metadata import DrawingEnvironment, ModelReference, PictureMetadata
 from rectiflow.generation.parameters_text import parse_parameters
 from rectiflow.generation.pictures import METADATA_KEY, PARAMETERS_KEY, read_metadata, read_texts
@@ -60,6 +61,16 @@ def _describe(about: PictureMetadata) -> str:
         with_t5 = "" if parts.t5_tokens is None else f", {parts.t5_tokens} tokens of T5"
         names = ", ".join(parts.encoders) or "none"
         told.append(("text encoders", f"{names}{with_t5}, held in {parts.precision}"))
+    for lora in about.loras:
+        told.append(("LoRA", f"{lora.name}, weight {lora.weight:g} (SHA-256 {lora.sha256})"))
+    if (edit := about.edit) is not None:
+        told.append(("drawn from", f"{_picture(edit.source)}, strength {edit.strength:g}"))
+        if edit.mask is not None:
+            ends = "" if edit.keep_source else ", all pixels from the decoder"
+            told.append(("under the mask", _picture(edit.mask) + ends))
+    if about.variation is not None:
+        seed, amount = about.variation.seed, about.variation.amount
+        told.append(("variation", f"towards seed {seed} by {amount:g}"))
     if about.num_evaluations is not None:
         told.append(("evaluations", str(about.num_evaluations)))
     by = f"rectiflow {about.rectiflow}" + _environment(about.environment)
@@ -68,6 +79,10 @@ def _describe(about: PictureMetadata) -> str:
 
 def _model(model: ModelReference) -> str:
     return f"{model.name} (SHA-256 {model.sha256})"
+
+
+def _picture(picture: PictureReference) -> str:
+    return f"{picture.name or 'a picture in memory'} (SHA-256 of its pixels {picture.sha256})"
 
 
 def _environment(environment: DrawingEnvironment | None) -> str:

@@ -9,20 +9,27 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import atomic_write
+from rectiflow.generation.editing import Edit, EditReference, check_edit
 from rectiflow.generation.folder import Warn, draw_to_files, refuse_file, warn_on_stderr
-from rectiflow.generation.metadata import PictureMetadata, describe_truncations, picture_metadata
+from rectiflow.generation.metadata import (
+    PictureMetadata,
+    count_up,
+    describe_truncations,
+    picture_metadata,
+)
 from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.pictures import read_metadata
 from rectiflow.generation.prompt_list import PromptEntry
 from rectiflow.generation.settings import SamplingSettings
-from rectiflow.generation.text_to_image import OnProgress, check_request
+from rectiflow.generation.text_to_image import OnProgress, check_request, check_seed
+from rectiflow.generation.variations import Variation
 
 INDEX_FILE = "index.jsonl"
 #: Pictures of one call of `generate`: enough to fill its batches, few enough to lie in memory.
@@ -37,6 +44,18 @@ class _Wanted:
     entry: PromptEntry
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """How lines are drawn that say nothing else."""
+
+    count: int
+    seed: int
+    negative_prompt: str
+    edit: Edit | None
+    reference: EditReference | None
+    variation: Variation | None
+
+
 def draw_list(
     model: Model | str | Path,
     entries: Sequence[PromptEntry],
@@ -46,15 +65,18 @@ def draw_list(
     seed: int = 0,
     negative_prompt: str = "",
     settings: SamplingSettings | None = None,
+    edit: Edit | None = None,
+    variation: Variation | None = None,
     progress: OnProgress | None = None,
     warn: Warn = warn_on_stderr,
 ) -> list[list[Path]]:
     """Draw every line of a list; the files of each line, whose seeds count up from the line's own.
 
-    `count`, `seed`, `negative_prompt` and `settings` are for what a line leaves open. Lines are
-    checked before the first is drawn, as far as can be told without drawing. A whole picture in
-    `out` that says the same of itself is taken as drawn, wherever it was; `progress(done, total)`
-    counts the others. At the end `index.jsonl` in `out` gives the files of each line.
+    `count`, `seed`, `negative_prompt` and `settings` are for what a line leaves open, `edit` and
+    `variation` for all lines, as in `sample_to_folder`. Lines are checked before the first is
+    drawn, as far as can be told without drawing. A whole picture in `out` that says the same of
+    itself is taken as drawn, wherever it was; `progress(done, total)` counts the others. At the end
+    `index.jsonl` in `out` gives the files of each line.
 
     Raises:
         UserError: the model is unusable, a line cannot be drawn, two different pictures would have
@@ -66,12 +88,20 @@ def draw_list(
     usual = settings or loaded.settings
     models: dict[SamplingSettings, Model] = {}
     planned: list[list[PictureMetadata]] = []
+    usual_way = _Way(
+        count=count,
+        seed=seed,
+        negative_prompt=negative_prompt,
+        edit=edit,
+        reference=None if edit is None else edit.reference,
+        variation=variation,
+    )
     for entry in entries:
         with _telling(entry.place):
             own = entry.settings(usual)
             if own not in models:
                 models[own] = _guided(loaded, own, models)
-            pictures = _plan(models[own], entry, own, count, seed, negative_prompt)
+            pictures = _plan(models[own], entry, own, usual_way)
         for text in describe_truncations(pictures[0]):
             warn(f"{entry.place}: {text}")
         planned.append(pictures)
@@ -79,27 +109,35 @@ def draw_list(
     for wanted in _distinct(entries, planned):
         if not _is_drawn(out, wanted.about):
             groups.setdefault(wanted.about.settings, []).append(wanted)
-    _draw_groups(models, groups, out, progress)
+    _draw_groups(models, groups, out, edit, progress)
     _write_index(out, entries, planned)
     return [[out / about.file_name for about in pictures] for pictures in planned]
 
 
 def _plan(
-    model: Model,
-    entry: PromptEntry,
-    settings: SamplingSettings,
-    count: int,
-    seed: int,
-    negative_prompt: str,
+    model: Model, entry: PromptEntry, settings: SamplingSettings, usual: _Way
 ) -> list[PictureMetadata]:
-    count = count if entry.count is None else entry.count
-    seed = seed if entry.seed is None else entry.seed
-    if entry.negative_prompt is not None:
-        negative_prompt = entry.negative_prompt
-    seeds = [seed + i for i in range(count)]
+    count = usual.count if entry.count is None else entry.count
+    negative_prompt = entry.negative_prompt
+    if negative_prompt is None:
+        negative_prompt = usual.negative_prompt
+    first = picture_metadata(
+        model,
+        entry.prompt,
+        usual.seed if entry.seed is None else entry.seed,
+        settings,
+        negative_prompt=negative_prompt,
+        edit=usual.reference,
+        variation=usual.variation,
+    )
+    pictures = count_up(first, count)
+    seeds = [about.seed for about in pictures]
     check_request(model, [entry.prompt] * count, seeds, settings, [negative_prompt] * count)
-    first = picture_metadata(model, entry.prompt, seed, settings, negative_prompt=negative_prompt)
-    return [replace(first, seed=each) for each in seeds]
+    check_edit(model, usual.edit, settings)
+    for about in pictures:
+        if about.variation is not None:
+            check_seed(about.variation.seed)
+    return pictures
 
 
 def _guided(model: Model, settings: SamplingSettings, models: Mapping[Any, Model]) -> Model:
@@ -148,6 +186,7 @@ def _draw_groups(
     models: Mapping[SamplingSettings, Model],
     groups: Mapping[SamplingSettings, Sequence[_Wanted]],
     out: Path,
+    edit: Edit | None,
     progress: OnProgress | None,
 ) -> None:
     total, done = sum(map(len, groups.values())), 0
@@ -162,7 +201,7 @@ def _draw_groups(
             others = f" and {len(together) - 1} pictures drawn with it" * (len(together) > 1)
             with _telling(together[0].entry.place + others):
                 wanted = [each.about for each in together]
-                draw_to_files(models[settings], wanted, out, progress=count_on)
+                draw_to_files(models[settings], wanted, out, edit=edit, progress=count_on)
             done += len(together)
 
 

@@ -7,17 +7,19 @@ Source: arXiv 2108.01073 (image to image); grid, blending and channels as diffus
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from rectiflow.base.config import LATER
 from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.data.encoded_rows import images_from_pixels
 from rectiflow.generation.model import Model
@@ -29,6 +31,26 @@ from rectiflow.sampling import InpaintingSolver, Solver, noisy_on_line
 
 #: From here on a mask's pixel counts as one to paint, where there are only the two.
 HALF = 0.5
+#: The part of the steps that is taken unless told otherwise, as in diffusers' SD3 pipelines.
+STRENGTH = 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureReference:
+    """A picture by its file's name, "" where it came from memory, and the hash of its pixels."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditReference:
+    """An edit as it stands in a picture's metadata, all of it but the pixels."""
+
+    source: PictureReference
+    strength: float
+    mask: PictureReference | None = field(default=None, metadata=LATER)
+    keep_source: bool = field(default=True, metadata=LATER)
 
 
 # Arrays have no equality that is true or false, so edits are equal where they are the same.
@@ -40,16 +62,19 @@ class Edit:
     are taken, above 0 up to 1; at 1 drawing starts from pure noise, as from text alone. `mask`,
     uint8 (0 to 255) or float (0 to 1) [h w], is white where the picture is painted anew and black
     where it stays; grey mixes. With a mask, `keep_source` puts the source's own pixels back in the
-    end, which latents would not keep; without, all pixels come from the decoder.
+    end, which latents would not keep; without, all pixels come from the decoder. The names are
+    those of their files, for metadata.
 
     Raises:
         ConfigError: one of them is of another type, size or range.
     """
 
     source: NDArray[Any]
-    strength: float = 0.6
+    strength: float = STRENGTH
     mask: NDArray[Any] | None = None
     keep_source: bool = True
+    source_name: str = ""
+    mask_name: str = ""
 
     def __post_init__(self) -> None:
         source, mask = self.source, self.mask
@@ -75,14 +100,31 @@ class Edit:
         scale = 255.0 if self.mask.dtype == np.uint8 else 1.0
         return self.mask.astype(np.float32) / np.float32(scale)
 
-    def finish(self, drawn: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n h w 3"]:
-        """Drawn pictures with the source's pixels where the mask keeps them."""
+    @property
+    def reference(self) -> EditReference:
+        """What metadata say of it."""
+        return EditReference(
+            source=PictureReference(name=self.source_name, sha256=hash_pixels(self.source)),
+            strength=self.strength,
+            mask=None
+            if self.mask is None
+            else PictureReference(name=self.mask_name, sha256=hash_pixels(self.mask)),
+            keep_source=self.keep_source,
+        )
+
+    def finish(self, drawn: NDArray[Any]) -> NDArray[Any]:
+        """Drawn pictures [n h w 3] with the source's pixels where the mask keeps them.
+
+        They are bytes, or floats from 0 to 1, and stay so.
+        """
         weights = self.weights
         if weights is None or not self.keep_source:
             return drawn
         weights = weights[..., None]
-        mixed = weights * drawn + (1.0 - weights) * self.source
-        return np.rint(mixed).astype(np.uint8)
+        is_bytes = drawn.dtype == np.uint8
+        source = self.source if is_bytes else self.source / np.float32(255.0)
+        mixed = weights * drawn + (1.0 - weights) * source
+        return np.rint(mixed).astype(np.uint8) if is_bytes else mixed.astype(drawn.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +179,13 @@ class EncodedEdit:
         return start, times, solver
 
 
+def hash_pixels(pixels: NDArray[Any]) -> str:
+    """SHA-256 of a picture's type, shape and values, whatever file they came from."""
+    digest = hashlib.sha256(f"{pixels.dtype}:{list(pixels.shape)}|".encode())
+    digest.update(np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()
+
+
 def first_step(num_steps: int, strength: float) -> int:
     """The index, in a grid of num_steps steps, of the first that is taken.
 
@@ -166,8 +215,8 @@ def check_edit(model: Model, edit: Edit | None, settings: SamplingSettings) -> N
         if asked.backbone.config.is_inpainting and (edit is None or edit.mask is None):
             raise UserError(
                 f"{asked.name} paints into pictures and was given no "
-                f"{'picture' if edit is None else 'mask'}; give an edit with a source and a mask, "
-                "all white for a whole new picture"
+                f"{'picture' if edit is None else 'mask'}; give an edit with a source and a mask "
+                "(--image, --mask), all white for a whole new picture"
             )
     if edit is None:
         return

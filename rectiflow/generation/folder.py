@@ -16,12 +16,19 @@ from numpy.typing import NDArray
 
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
-from rectiflow.generation.metadata import PictureMetadata, describe_truncations, picture_metadata
+from rectiflow.generation.editing import Edit
+from rectiflow.generation.metadata import (
+    PictureMetadata,
+    count_up,
+    describe_truncations,
+    picture_metadata,
+)
 from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.parameters_text import parameters_of
 from rectiflow.generation.pictures import save_png
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import OnProgress, generate
+from rectiflow.generation.variations import Variation
 
 Warn = Callable[[str], None]
 
@@ -40,11 +47,15 @@ def sample_to_folder(
     out: Path | str,
     negative_prompt: str = "",
     settings: SamplingSettings | None = None,
+    edit: Edit | None = None,
+    variation: Variation | None = None,
     progress: OnProgress | None = None,
     warn: Warn = warn_on_stderr,
 ) -> list[Path]:
     """Draw `count` pictures of a prompt with seeds seed, seed + 1, … and save each as PNG.
 
+    With an `edit` all start from its picture. With a `variation` all have the one seed, and the
+    variation's counts up: `count` variations of one picture.
     `warn` is told what an encoder could not take in of a long prompt. The empty prompt draws
     without a condition.
 
@@ -58,13 +69,19 @@ def sample_to_folder(
     loaded = model if isinstance(model, Model) else load_model(model)
     settings = settings or loaded.settings
     loaded = with_weaker(loaded, settings)
-    pictures = [
-        picture_metadata(loaded, prompt, seed + i, settings, negative_prompt=negative_prompt)
-        for i in range(count)
-    ]
-    for text in describe_truncations(pictures[0]):
+    first = picture_metadata(
+        loaded,
+        prompt,
+        seed,
+        settings,
+        negative_prompt=negative_prompt,
+        edit=edit,
+        variation=variation,
+    )
+    pictures = count_up(first, count)
+    for text in describe_truncations(first):
         warn(text)
-    draw_to_files(loaded, pictures, out, progress=progress)
+    draw_to_files(loaded, pictures, out, edit=edit, progress=progress)
     return [out / about.file_name for about in pictures]
 
 
@@ -73,15 +90,19 @@ def draw_to_files(
     pictures: Sequence[PictureMetadata],
     out: Path,
     *,
+    edit: Edit | None = None,
     progress: OnProgress | None = None,
 ) -> None:
     """Draw what the metadata of `pictures` say, all of equal settings, each saved once drawn.
+
+    `edit` is the one that they name. Either all or none of them are variations.
 
     Raises:
         UserError: one cannot be drawn, or its file cannot be written.
     """
     settings = pictures[0].settings
     negative_prompts = [about.negative_prompt for about in pictures]
+    variations = [about.variation for about in pictures if about.variation is not None]
     evaluations: list[int] = []
 
     def save(place: int, image: NDArray[np.uint8]) -> None:
@@ -97,6 +118,8 @@ def draw_to_files(
         [about.seed for about in pictures],
         settings,
         negative_prompts=negative_prompts if any(negative_prompts) else None,
+        edit=edit,
+        variations=variations or None,
         progress=progress,
         on_evaluated=evaluations.append,
         on_drawn=save,

@@ -1,7 +1,8 @@
-"""Which parts of a model to load, from where, and in which number type; needs no torch."""
+"""Which parts and LoRAs of a model to load, from where, in which number type; needs no torch."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -73,3 +74,44 @@ class LoadedParts:
         return replace(
             places, encoders=self.encoders, t5_tokens=self.t5_tokens, precision=self.precision
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """A LoRA's file, and how strongly it is added: 1 as trained, 0 not at all, negative allowed.
+
+    Raises:
+        ConfigError: the weight is not finite.
+    """
+
+    path: Path
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ConfigError(
+                f"the weight of {self.path} is {self.weight}; give a finite number, 1 as trained"
+            )
+
+    @staticmethod
+    def parse(text: str) -> LoraFile:
+        """FILE or FILE:WEIGHT. A text that is a file's whole name is that file, colons and all."""
+        name, colon, weight = text.rpartition(":")
+        if colon and name and not Path(text).exists():
+            try:
+                return LoraFile(path=Path(name), weight=float(weight))
+            except ValueError:  # no weight: a file that is not there, which reading it says
+                pass
+        return LoraFile(path=Path(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedLora:
+    """A LoRA that a model has in its weights: its file's name and hash, how strongly it was added.
+
+    `sha256` is of the file, or over its hash and that of PEFT's config beside it.
+    """
+
+    name: str
+    sha256: str
+    weight: float

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from rectiflow import __version__
 from rectiflow.base.config import LATER, to_json
-from rectiflow.generation.load_settings import LoadedParts
+from rectiflow.generation.editing import Edit, EditReference
+from rectiflow.generation.load_settings import LoadedLora, LoadedParts
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.variations import Variation
 from rectiflow.models.precision import compute_dtype
 
 MAX_SLUG_CHARACTERS = 48
@@ -66,10 +68,13 @@ class PictureMetadata:
     cut: dict[str, dict[str, str]] | None = field(default=None, metadata=LATER)
     environment: DrawingEnvironment | None = field(default=None, metadata=LATER)
     num_evaluations: int | None = field(default=None, metadata=LATER)
+    edit: EditReference | None = field(default=None, metadata=LATER)
+    variation: Variation | None = field(default=None, metadata=LATER)
+    loras: tuple[LoadedLora, ...] = field(default=(), metadata=LATER)
 
     @property
     def file_name(self) -> str:
-        """Readable; the hash tells models, settings and look-alike prompts apart."""
+        """Readable; the hash tells models, settings, edits and look-alike prompts apart."""
         key = [self.prompt, to_json(self.settings), self.model.sha256]
         if self.weaker is not None:
             key.append(self.weaker.sha256)
@@ -77,14 +82,31 @@ class PictureMetadata:
             key.append({"negative_prompt": self.negative_prompt})
         if self.parts is not None:
             key.append(to_json(self.parts))
+        # By what they hold, whatever their files are called.
+        if (edit := self.edit) is not None:
+            mask = edit.mask and edit.mask.sha256
+            key.append({"edit": [edit.source.sha256, mask, edit.strength, edit.keep_source]})
+        if self.loras:
+            key.append({"loras": [[lora.sha256, lora.weight] for lora in self.loras]})
+        end = f"seed{self.seed}"
+        if self.variation is not None:
+            key.append({"variation": self.variation.amount})
+            end += f"-variation{self.variation.seed}"
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")
         words = words[:MAX_SLUG_CHARACTERS].strip("-") or "picture"
-        return f"{words}-{digest}-seed{self.seed}.png"
+        return f"{words}-{digest}-{end}.png"
 
 
 def picture_metadata(
-    model: Model, prompt: str, seed: int, settings: SamplingSettings, *, negative_prompt: str = ""
+    model: Model,
+    prompt: str,
+    seed: int,
+    settings: SamplingSettings,
+    *,
+    negative_prompt: str = "",
+    edit: Edit | EditReference | None = None,
+    variation: Variation | None = None,
 ) -> PictureMetadata:
     """What a picture will say about itself when it is drawn here.
 
@@ -104,7 +126,20 @@ def picture_metadata(
         parts=model.parts,
         cut={name: lost for name, lost in cut.items() if lost} or None,
         environment=drawing_environment(model.device),
+        edit=edit.reference if isinstance(edit, Edit) else edit,
+        variation=variation,
+        loras=model.loras,
     )
+
+
+def count_up(first: PictureMetadata, count: int) -> list[PictureMetadata]:
+    """`count` pictures from this one on: seeds count up, or those of variations if it is one."""
+    variation = first.variation
+    if variation is None:
+        return [replace(first, seed=first.seed + i) for i in range(count)]
+    return [
+        replace(first, variation=replace(variation, seed=variation.seed + i)) for i in range(count)
+    ]
 
 
 def drawing_environment(device: torch.device) -> DrawingEnvironment:

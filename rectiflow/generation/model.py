@@ -17,7 +17,7 @@ import torch
 from rectiflow.base.config import LATER, load_config
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.flow import Formulation
-from rectiflow.generation.load_settings import LoadedParts, LoadSettings
+from rectiflow.generation.load_settings import LoadedLora, LoadedParts, LoadSettings
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.backbones import BackboneConfig, build_backbone
@@ -82,7 +82,8 @@ class Model:
 
     `digest` identifies the weights; `world` names the embedded world it was trained on, if any;
     `weaker` is the model that its guidance contrasts with, if it does with one; `parts` says what
-    it was put together from, unless it is as it was trained.
+    it was put together from, unless it is as it was trained; `loras` are in its weights
+    (`generation.loras`), and `digest` is that of the weights without.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Model:
     provenance: dict[str, Any]
     weaker: Model | None = None
     parts: LoadedParts | None = None
+    loras: tuple[LoadedLora, ...] = ()
 
     @property
     def device(self) -> torch.device:

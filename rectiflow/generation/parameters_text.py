@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from rectiflow.generation.load_settings import LoadedLora
 from rectiflow.generation.metadata import PictureMetadata
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.sampling import spell
@@ -68,8 +69,22 @@ def parameters_of(about: PictureMetadata) -> ParametersText:
         values["Shift"] = str(settings.shift)
     if settings.guidance != usual.guidance:
         values["Guidance"] = spell(settings.guidance)
+    if about.edit is not None:
+        values["Denoising strength"] = str(about.edit.strength)
+        values["Init image hash"] = about.edit.source.sha256[:HASH_DIGITS]
+        if about.edit.mask is not None:
+            values["Mask hash"] = about.edit.mask.sha256[:HASH_DIGITS]
+    if about.variation is not None:
+        values["Variation seed"] = str(about.variation.seed)
+        values["Variation seed strength"] = str(about.variation.amount)
+    prompt, loras = about.prompt, [(_lora_name(lora), lora) for lora in about.loras]
+    if loras:
+        # Where the form has them: in the prompt.
+        prompt += "".join(f" <lora:{name}:{lora.weight:g}>" for name, lora in loras)
+        hashes = (f"{name}: {lora.sha256[:HASH_DIGITS]}" for name, lora in loras)
+        values["Lora hashes"] = ", ".join(hashes)
     values["Version"] = f"rectiflow {about.rectiflow}"
-    return ParametersText(prompt=about.prompt, negative_prompt=about.negative_prompt, values=values)
+    return ParametersText(prompt=prompt, negative_prompt=about.negative_prompt, values=values)
 
 
 def parse_parameters(text: str) -> ParametersText:
@@ -84,6 +99,11 @@ def parse_parameters(text: str) -> ParametersText:
         negative_prompt="\n".join(lines[start:]).removeprefix(NEGATIVE).strip(),
         values={key.strip(): _unquote(value) for key, value in pairs},
     )
+
+
+def _lora_name(lora: LoadedLora) -> str:
+    """A file's name without its ending and what the form itself uses."""
+    return re.sub(r"[,:<>\n]", "", PurePath(lora.name).stem)
 
 
 def _quote(value: str) -> str:

@@ -1,12 +1,14 @@
 """The walk of a prompt as one object, called by the names that users of diffusers know.
 
-`Pipeline` holds a model and nothing that changes, so threads may share one. What it is not told
-follows the model: steps, guidance, size, number types.
+Threads may share a `Pipeline`: a call draws to its end with the model that was there when it began,
+and LoRAs are loaded into another one. What it is not told follows the model: steps, guidance,
+size, number types.
 """
 
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,24 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError, UserError
-from rectiflow.generation.load_settings import LoadedParts, LoadSettings, Precision
+from rectiflow.generation.edit_files import Picture, edit_of
+from rectiflow.generation.editing import (
+    STRENGTH,
+    Edit,
+    EditReference,
+    check_edit,
+    encode_edit,
+    first_step,
+)
+from rectiflow.generation.latents import times_of
+from rectiflow.generation.load_settings import (
+    LoadedLora,
+    LoadedParts,
+    LoadSettings,
+    LoraFile,
+    Precision,
+)
+from rectiflow.generation.loras import WeightedLora, read_loras, with_loras
 from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
@@ -58,6 +77,7 @@ _PRECISIONS: dict[torch.dtype | None, Precision] = {
 class PipelineOutput:
     """Pictures, and all that they were drawn with; `seeds` are None where noise came otherwise.
 
+    `edit` is there if they were drawn from a picture.
     `images` are PIL pictures; with output_type "np" [n h w 3] and "pt" [n 3 h w], both in [0, 1];
     with "latent" normalised latents [n c h w].
     """
@@ -70,13 +90,21 @@ class PipelineOutput:
     model: str
     digest: str
     parts: LoadedParts | None
+    edit: EditReference | None = None
+    loras: tuple[LoadedLora, ...] = ()
 
 
 class Pipeline:
-    """Text to pictures: `Pipeline.from_pretrained("sd3.5_medium")("a red circle").images[0]`."""
+    """Text to pictures: `Pipeline.from_pretrained("sd3.5_medium")("a red circle").images[0]`.
+
+    `model` is what the next call draws with, LoRAs included.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self._plain = model
+        self._loras: tuple[WeightedLora, ...] = ()
+        self._changing = threading.Lock()
 
     @staticmethod
     def from_pretrained(
@@ -121,8 +149,31 @@ class Pipeline:
         return Pipeline(load_model(path_or_id, settings))
 
     def to(self, device: torch.device | str) -> Pipeline:
-        """The same pipeline on another device."""
-        return Pipeline(self.model.to(device))
+        """Itself, on another device; not while it draws, for the weights themselves move."""
+        with self._changing:
+            self._plain = self._plain.to(device)
+            self.model = with_loras(self._plain, self._loras)
+        return self
+
+    def load_lora_weights(self, path: str | Path, *, weight: float = 1.0) -> None:
+        """Add a LoRA's file to those that calls from now on draw with; 1 is as trained.
+
+        Calls that have begun go on without. What it changes is copied, so both take memory until
+        the other is no longer drawn with or kept for `unload_lora_weights`.
+
+        Raises:
+            UserError, CheckpointError: as `generation.loras.with_loras`; nothing has changed then.
+        """
+        file = LoraFile(path=Path(path), weight=weight)
+        with self._changing:
+            loras = (*self._loras, *read_loras(self._plain, [file]))
+            self.model = with_loras(self._plain, loras)
+            self._loras = loras
+
+    def unload_lora_weights(self) -> None:
+        """Draw without LoRAs from the next call on, with the very weights from before them."""
+        with self._changing:
+            self.model, self._loras = self._plain, ()
 
     def __call__(
         self,
@@ -145,10 +196,18 @@ class Pipeline:
         grid: str | TimeGrid | None = None,
         guidance: str | Guidance | None = None,
         shift: float | None = None,
+        image: Picture | None = None,
+        mask_image: Picture | None = None,
+        strength: float | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
     ) -> PipelineOutput:
         """Draw `num_images_per_prompt` pictures of each prompt.
+
+        With an `image`, from PIL or as bytes [h w 3], all start from it and have its size;
+        `strength`, 0.6 unless said, is the part of the steps that are taken. `mask_image` is white
+        where it is painted anew, grey mixes; what it keeps are the image's own pixels
+        (`generation.editing`).
 
         `seed` counts up from picture to picture, or there is one for each: a picture is the same
         alone and among others. A `generator` draws as diffusers does, all pictures' noise at once;
@@ -161,8 +220,12 @@ class Pipeline:
                 the guidance.
             DivergedError: latents are not finite any more.
         """
+        model, edit = self.model, _edit(image, mask_image, strength)
+        if edit is not None:
+            height = edit.source.shape[0] if height is None else height
+            width = edit.source.shape[1] if width is None else width
         settings = _resolve(
-            self.model.settings,
+            model.settings,
             num_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             height_px=height,
@@ -178,8 +241,9 @@ class Pipeline:
             )
         if num_images_per_prompt < 1:
             raise UserError(f"num_images_per_prompt={num_images_per_prompt} must be at least 1")
-        model = with_weaker(self.model, settings)
+        model = with_weaker(model, settings)
         check_size(model, settings)
+        check_edit(model, edit, settings)
         prompts, conditioning = _condition(
             model, "prompt", prompt, prompt_embeds, pooled_prompt_embeds
         )
@@ -210,16 +274,24 @@ class Pipeline:
         inputs = Inputs(
             conditioning=conditioning[rows], negative=negative[rows], noise=noise.to(model.device)
         )
+        on_step = None
+        if callback_on_step_end is not None:
+            # The first step that is taken: those that an edit or the guidance leaves out are gone.
+            first = 0 if edit is None else first_step(settings.num_steps, edit.strength)
+            first = max(first, settings.guidance.num_resting_steps)
+            began = times_of(model, noise, settings)[first].item()
+            on_step = self._on_step(callback_on_step_end, began)
         drawn: list[Tensor] = []
         draw_in_chunks(
             model,
             inputs,
             settings,
             drawn.append,
-            on_step=self._on_step(callback_on_step_end) if callback_on_step_end else None,
+            edit=None if edit is None else encode_edit(model, edit),
+            on_step=on_step,
         )
         return PipelineOutput(
-            images=_finish(model, torch.cat(drawn), output_type),
+            images=_finish(model, torch.cat(drawn), output_type, edit),
             prompts=tuple(prompts[row] for row in rows.tolist()),
             negative_prompts=tuple(negatives[row] for row in rows.tolist()),
             seeds=seeds,
@@ -227,14 +299,18 @@ class Pipeline:
             model=model.name,
             digest=model.digest,
             parts=model.parts,
+            edit=None if edit is None else edit.reference,
+            loras=model.loras,
         )
 
-    def _on_step(self, callback: Callback) -> Callable[[int, Tensor, Tensor], Tensor | None]:
-        began = 1.0
+    def _on_step(
+        self, callback: Callback, first_began: float
+    ) -> Callable[[int, Tensor, Tensor], Tensor | None]:
+        began = first_began
 
         def on_step(i: int, t_next: Tensor, z: Tensor) -> Tensor | None:
             nonlocal began
-            began = 1.0 if i == 0 else began
+            began = first_began if i == 0 else began
             found = callback(self, i, TIME_SCALE * began, {"latents": z}) or {}
             if unknown := set(found) - {"latents"}:
                 raise UserError(f"the callback gave {sorted(unknown)}; it may give back latents")
@@ -246,6 +322,17 @@ class Pipeline:
 
 def _resolve(settings: SamplingSettings, **given: Any) -> SamplingSettings:
     return replace(settings, **{name: value for name, value in given.items() if value is not None})
+
+
+def _edit(image: Picture | None, mask: Picture | None, strength: float | None) -> Edit | None:
+    if image is None:
+        given = {"mask_image": mask, "strength": strength}
+        if names := [name for name, value in given.items() if value is not None]:
+            raise UserError(
+                f"{' and '.join(names)} came without an image; give the image to start from"
+            )
+        return None
+    return edit_of(image, mask, strength=STRENGTH if strength is None else strength)
 
 
 def _condition(
@@ -319,15 +406,18 @@ def _noise(
     return seeds, initial_noise(model, seeds, settings)
 
 
-def _finish(model: Model, latents: Tensor, output_type: str) -> Any:
+def _finish(model: Model, latents: Tensor, output_type: str, edit: Edit | None) -> Any:
+    """Of an edit, pictures have the source's pixels where they are kept; latents are as drawn."""
     if output_type == "latent":
         return latents
+    finish = (lambda pictures: pictures) if edit is None else edit.finish
     with torch.inference_mode():
         # One by one, as `generate` does and for the same reason.
         images = torch.cat([decode_latents(model, row) for row in latents.split(1)])
     if output_type == "pil":
-        return [Image.fromarray(pixels) for pixels in to_pixels(images)]
+        return [Image.fromarray(pixels) for pixels in finish(to_pixels(images))]
     scaled = (images.clamp(-1.0, 1.0) + 1.0) / 2.0
+    floats = finish(np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy()))
     if output_type == "pt":
-        return scaled
-    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())
+        return torch.from_numpy(floats).permute(0, 3, 1, 2).to(images.device)
+    return floats

@@ -81,6 +81,7 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
         conditioner=CachedConditioner(
             config=stored.config,
             tokenizers=stored.tokenizers,
+            sizes=stored.sizes,
             identity=identity,
             load=stored.load,
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +14,8 @@ from jaxtyping import UInt8
 
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import ConfigError, UserError
-from rectiflow.generation.load_settings import LoadedParts, LoadSettings
+from rectiflow.generation.load_settings import LoadedLora, LoadedParts, LoadSettings
+from rectiflow.generation.loras import with_loras
 from rectiflow.generation.metadata import (
     DrawingEnvironment,
     ModelReference,
@@ -23,6 +24,7 @@ from rectiflow.generation.metadata import (
 )
 from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.pictures import read_metadata, read_png
+from rectiflow.generation.replay_files import ReplayFiles, find_edit, find_loras
 from rectiflow.generation.text_to_image import generate
 
 
@@ -47,6 +49,7 @@ class Replay:
         lines = [
             *_compare_models("model", then.model, now.model),
             *_compare_models("weaker model", then.weaker, now.weaker),
+            *_compare_loras(then.loras, now.loras),
         ]
         if then.rectiflow != now.rectiflow:
             lines.append(f"rectiflow: {then.rectiflow} then, {now.rectiflow} now")
@@ -78,25 +81,32 @@ def replay(
     *,
     model: Model | str | Path | None = None,
     places: LoadSettings | None = None,
+    files: ReplayFiles | None = None,
 ) -> Replay:
     """Draw a picture again from its metadata, on as many threads, and compare.
 
     `model` replaces the one that is recorded by name; if it has other weights, the result says so.
     `places` say where the parts of a model lie that it comes without; which of them to use, and
-    in which number type, the picture says.
+    in which number type, the picture says. `files` say where the picture, mask and LoRAs lie that
+    it was drawn from, if neither beside it nor in the current folder; they must be those of then.
+    A `Model` that has LoRAs in its weights already is taken as it is.
 
     Raises:
         UserError: the file is no picture of ours, was made by what this version cannot repeat, or
-            its model is not to be found.
+            its model, or a file that it was drawn from, is not to be found, or another.
     """
-    recorded, image = _read(path), read_png(path)
-    places = places or LoadSettings()
+    path, recorded, image = Path(path), _read(path), read_png(path)
+    places, files = places or LoadSettings(), files or ReplayFiles()
+    edit = find_edit(path, recorded, files)
+    has_loras = isinstance(model, Model) and bool(model.loras)
+    loras = () if has_loras else find_loras(path, recorded, files)
     settings = places if recorded.parts is None else recorded.parts.settings(places)
     if model is None:
         loaded = _load(recorded.model.name, path, settings)
     else:
         loaded = model if isinstance(model, Model) else load_model(model, settings)
     loaded = with_weaker(loaded, recorded.settings)
+    loaded = with_loras(loaded, loras)
     with _threads(recorded.environment, loaded.device):
         redrawn = picture_metadata(
             loaded,
@@ -104,6 +114,8 @@ def replay(
             recorded.seed,
             recorded.settings,
             negative_prompt=recorded.negative_prompt,
+            edit=edit,
+            variation=recorded.variation,
         )
         (again,) = generate(
             loaded,
@@ -111,6 +123,8 @@ def replay(
             [recorded.seed],
             recorded.settings,
             negative_prompts=[recorded.negative_prompt],
+            edit=edit,
+            variations=None if recorded.variation is None else [recorded.variation],
         )
     return Replay(recorded=recorded, redrawn=redrawn, recorded_image=image, image=again)
 
@@ -158,6 +172,17 @@ def _compare_models(
         f"{each.name} (SHA-256 {each.sha256[:12]}…)" if each else "none" for each in (then, now)
     )
     return [f"{what}: {old} then, {new} now"]
+
+
+def _compare_loras(then: Sequence[LoadedLora], now: Sequence[LoadedLora]) -> list[str]:
+    old, new = ([(lora.sha256, lora.weight) for lora in each] for each in (then, now))
+    if old == new:
+        return []
+    told = (
+        ", ".join(f"{o.name} by {o.weight:g} (SHA-256 {o.sha256[:12]}…)" for o in each) or "none"
+        for each in (then, now)
+    )
+    return ["LoRAs: {} then, {} now".format(*told)]
 
 
 def _compare_parts(then: LoadedParts | None, now: LoadedParts | None) -> list[str]:

@@ -22,7 +22,7 @@ class Variation:
     """How far, from 0 (not at all) to 1 (all the way), the noise turns towards that of `seed`."""
 
     seed: int
-    amount: float
+    amount: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.amount <= 1.0:

@@ -1,9 +1,11 @@
 """`rectiflow sample` and `evaluate`: with a model of random weights, and with one that is none."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from generation.tiny_edits import lora_file, mask, save, source
 from tiny_model import tiny_model
 
 from rectiflow.base.config import from_json
@@ -11,8 +13,14 @@ from rectiflow.cli.main import main
 from rectiflow.evaluation.results import read_evaluation
 from rectiflow.generation import folder, replay
 from rectiflow.generation import model as model_files
+from rectiflow.generation.edit_files import read_edit
+from rectiflow.generation.load_settings import LoraFile
+from rectiflow.generation.loras import with_loras
+from rectiflow.generation.metadata import PictureMetadata
 from rectiflow.generation.pictures import read_metadata, read_png, save_png
 from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.text_to_image import generate
+from rectiflow.generation.variations import Variation
 from rectiflow.sampling import ReleasedGrid, parse_guidance, parse_solver
 from rectiflow.shapeworld.scene import TASKS
 
@@ -122,6 +130,110 @@ def test_negative_prompt_and_size(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     assert read_metadata(path)["negative_prompt"] == "a circle"
     assert read_png(path).shape == (32, 48, 3)
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
+def test_from_a_picture_with_loras_and_variations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "source.png", source(64, 48))
+    save(tmp_path / "mask.png", mask()[:, :48])
+    lora_file(tmp_path / "a:b.safetensors")
+    lora_file(tmp_path / "wordy.safetensors", text="t5")
+    line = "sample any RING --out out --steps 2 -n 2 --seed 3 --image source.png --mask mask.png"
+    words = ["a ring" if word == "RING" else word for word in line.split()]
+    words += ["--lora", "a:b.safetensors", "--lora=wordy.safetensors:-0.5"]
+    words += ["--strength", "0.5", "--variation", "7:0.1"]
+    assert main(words) == 0
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    about = [from_json(PictureMetadata, read_metadata(path)) for path in paths]
+    assert [each.seed for each in about] == [3, 3]
+    assert [each.variation for each in about] == [
+        Variation(seed=7, amount=0.1),
+        Variation(seed=8, amount=0.1),
+    ]
+    edit = read_edit("source.png", "mask.png", strength=0.5)
+    files = [LoraFile.parse("a:b.safetensors"), LoraFile.parse("wordy.safetensors:-0.5")]
+    expected = with_loras(tiny_model(), files)
+    assert {(each.edit, each.loras) for each in about} == {(edit.reference, expected.loras)}
+    settings = replace(expected.settings, num_steps=2, height_px=64, width_px=48)
+    images = generate(
+        expected, ["a ring"] * 2, [3, 3], settings, edit=edit,
+        variations=[each.variation for each in about if each.variation],
+    )  # fmt: skip
+    for path, image in zip(paths, images, strict=True):
+        assert (read_png(path) == image).all()
+    assert main(["sample", "--replay", str(paths[1])]) == 0
+    assert capsys.readouterr().out == f"{paths[1]}: identical\n"
+    for name in ("source.png", "mask.png", "wordy.safetensors"):
+        (tmp_path / name).rename(tmp_path / f"moved-{name}")
+    moved = ["--image", "moved-source.png", "--mask=moved-mask.png"]
+    again = ["sample", "--replay", str(paths[1]), *moved, "--lora"]
+    assert main([*again, "moved-wordy.safetensors"]) == 0
+    assert main([*again, "moved-wordy.safetensors:-0.5"]) == 2
+    assert "takes the weights of LoRAs from the picture; give" in capsys.readouterr().err
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
+def test_a_list_from_one_picture(tmp_path: Path) -> None:
+    image = save(tmp_path / "source.png", source(32, 32))
+    (tmp_path / "prompts.txt").write_text("a ring\na cross\n")
+    line = ["sample", "any", "--prompts", str(tmp_path / "prompts.txt"), "--image", str(image)]
+    line += ["--lora", str(lora_file(tmp_path / "style.safetensors"))]
+    assert main([*line, "--steps", "1", "--out", str(tmp_path / "out")]) == 0
+    paths = list((tmp_path / "out").glob("*.png"))
+    assert len(paths) == 2
+    for path in paths:
+        about = from_json(PictureMetadata, read_metadata(path))
+        assert about.edit == read_edit(image).reference
+        assert [lora.name for lora in about.loras] == ["style.safetensors"]
+        assert read_png(path).shape == (32, 32, 3)
+
+
+@pytest.mark.usefixtures("random_model")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--mask", "mask.png"], "--mask goes with --image, the picture to draw from"),
+        (["--strength", "0.5"], "--strength goes with --image"),
+        (["--image", "nowhere.png"], "cannot read nowhere.png: it does not exist"),
+        (["--image", "prompts.txt"], "prompts.txt is no picture; give a PNG, JPEG or WebP"),
+        (["--image", "source.png", "--mask", "small.png"], "small.png is 64×32 px, the picture"),
+        (["--image", "source.png", "--strength", "1.5"], "strength=1.5 must be above 0"),
+        (
+            ["--image", "source.png", "--width", "32"],
+            "the source is 64×64 px, the settings",
+        ),
+        (["--lora", "nowhere.safetensors:0.5"], "nowhere.safetensors"),
+        (["--lora", "nowhere.safetensors:nan"], "the weight of nowhere.safetensors is nan"),
+        (["--variation", "x"], "expected a seed, or seed:amount as in 7:0.2, got 'x'"),
+        (["--variation", "7:2"], "amount=2.0 must be from 0"),
+        (["--variation=-7:0.5"], "seed -7 is out of range"),
+        (
+            ["--replay", "a.png", "--variation=7", "--strength=1"],
+            "leave out any, --strength",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "source.png", source())
+    save(tmp_path / "small.png", mask()[:32])
+    (tmp_path / "prompts.txt").touch()
+    assert main(["sample", "any", "a ring", "--out", "out", *words]) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("random_model")

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from generation.tiny_edits import mask, source
 from PIL import Image, PngImagePlugin
 from tiny_model import tiny_model
 
 from rectiflow.base.errors import UserError
 from rectiflow.generation.description import describe_picture
+from rectiflow.generation.editing import Edit
 from rectiflow.generation.folder import save_picture
+from rectiflow.generation.load_settings import LoadedLora
 from rectiflow.generation.metadata import picture_metadata
 from rectiflow.generation.pictures import save_png
+from rectiflow.generation.variations import Variation
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 
@@ -28,6 +32,23 @@ def with_text(path: Path, text: str) -> Path:
     chunks.add_text("parameters", text)
     Image.fromarray(IMAGE).save(path, pnginfo=chunks)
     return path
+
+
+def test_what_a_picture_was_drawn_from(tmp_path: Path) -> None:
+    edit = Edit(source=source(), mask=mask(), source_name="a.png", keep_source=False, strength=0.5)
+    style = LoadedLora(name="style.safetensors", sha256="ab" * 32, weight=-0.5)
+    model = replace(tiny_model(), loras=(style,))
+    about = picture_metadata(
+        model, "a", 7, model.settings, edit=edit, variation=Variation(seed=5, amount=0.25)
+    )
+    save_picture(tmp_path / "a.png", IMAGE, about)
+    (lora, drawn, under, variation) = told(tmp_path / "a.png")[-5:-1]
+    assert lora == f"LoRA              style.safetensors, weight -0.5 (SHA-256 {'ab' * 32})"
+    assert drawn.startswith("drawn from        a.png (SHA-256 of its pixels ")
+    assert drawn.endswith("), strength 0.5")
+    assert under.startswith("under the mask    a picture in memory (SHA-256 of its pixels ")
+    assert under.endswith("), all pixels from the decoder")
+    assert variation == "variation         towards seed 5 by 0.25"
 
 
 def test_all_that_our_own_pictures_know(tmp_path: Path) -> None:

@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from generation.tiny_edits import source
 from tiny_model import tiny_model
 
 from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.generation import draw_list as drawing
 from rectiflow.generation import folder
 from rectiflow.generation.draw_list import INDEX_FILE, draw_list
+from rectiflow.generation.editing import Edit
 from rectiflow.generation.folder import sample_to_folder
 from rectiflow.generation.metadata import PictureMetadata
 from rectiflow.generation.model import Model
-from rectiflow.generation.pictures import encode_png, read_metadata
+from rectiflow.generation.pictures import encode_png, read_metadata, read_png
 from rectiflow.generation.prompt_list import PromptEntry
+from rectiflow.generation.text_to_image import generate
+from rectiflow.generation.variations import Variation
 from rectiflow.sampling import parse_guidance, parse_solver
 
 ENTRIES = (
@@ -226,3 +230,30 @@ def test_a_list_needs_a_folder(model: Model, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file, not a folder"):
         draw_list(model, ENTRIES, tmp_path / "file")
+
+
+def test_an_edit_and_a_variation_are_for_all_lines(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit, variation = Edit(source=source()), Variation(seed=4, amount=0.5)
+    entries = [ENTRIES[0], ENTRIES[2]]
+    paths = draw_list(model, entries, tmp_path / "a", seed=3, edit=edit, variation=variation)
+    (alone,) = sample_to_folder(
+        model, "three green crosses", count=1, seed=5, out=tmp_path / "b", edit=edit,
+        variation=variation,
+    )  # fmt: skip
+    assert paths[1][0].read_bytes() == alone.read_bytes()
+    expected = generate(
+        model, ["a ring"] * 2, [3, 3], edit=edit,
+        variations=[variation, Variation(seed=5, amount=0.5)],
+    )  # fmt: skip
+    for path, image in zip(paths[0], expected, strict=True):
+        np.testing.assert_array_equal(read_png(path), image)
+    names = drawn(monkeypatch)
+    draw_list(model, entries, tmp_path / "a", seed=3, edit=edit, variation=variation)
+    assert not names
+    with pytest.raises(UserError, match="line 2: the source is 64×64 px, the settings draw 64×32"):
+        draw_list(model, ENTRIES[:2], tmp_path / "c", edit=edit)
+    with pytest.raises(UserError, match="line 1: seed -1 is out of range"):
+        draw_list(model, ENTRIES[:1], tmp_path / "c", variation=Variation(seed=-1))
+    assert not (tmp_path / "c").exists()

@@ -15,7 +15,7 @@ from models.small_backbones import inputs
 from PIL import Image
 from tiny_model import tiny_model
 
-from rectiflow.generation.editing import Edit, encode_edit
+from rectiflow.generation.editing import STRENGTH, Edit, encode_edit
 from rectiflow.generation.latents import draw_latents
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
@@ -126,3 +126,13 @@ def test_latents_are_those_of_diffusers(
     assert expected.std() > 0.5
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     assert (pixels - expected_pixels).abs().max() < 1e-4
+
+
+@pytest.mark.parity
+def test_the_usual_strength_is_theirs() -> None:
+    import inspect
+
+    from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline
+
+    for pipeline in (StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline):
+        assert inspect.signature(pipeline.__call__).parameters["strength"].default == STRENGTH

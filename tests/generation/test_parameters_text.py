@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rectiflow.generation.editing import EditReference, PictureReference
+from rectiflow.generation.load_settings import LoadedLora
 from rectiflow.generation.metadata import ModelReference, PictureMetadata
 from rectiflow.generation.parameters_text import (
     NEGATIVE,
@@ -16,6 +18,7 @@ from rectiflow.generation.parameters_text import (
     parse_parameters,
 )
 from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.variations import Variation
 from rectiflow.sampling import parse_grid, parse_guidance, parse_solver
 
 ABOUT = PictureMetadata(
@@ -44,6 +47,31 @@ def test_the_form_is_the_usual_one() -> None:
         "Steps: 28, Sampler: Euler, CFG scale: 4.0, Seed: 7, Size: 96x64, "
         "Model hash: 0123456789, Model: mine, Version: rectiflow 0.1.0"
     )
+
+
+def test_edits_variations_and_loras_are_told_as_others_tell_them() -> None:
+    picture = PictureReference(name="a.png", sha256="ab" * 32)
+    style = LoadedLora(name="my, style.safetensors", sha256="cd" * 32, weight=0.5)
+    text = str(
+        parameters_of(
+            replace(
+                ABOUT,
+                edit=EditReference(source=picture, strength=0.5, mask=picture),
+                variation=Variation(seed=5, amount=0.25),
+                loras=(style, replace(style, name="b", weight=-1.0)),
+            )
+        )
+    )
+    assert text.startswith(f"{ABOUT.prompt} <lora:my style:0.5> <lora:b:-1>\n")
+    found = parse_parameters(text).values
+    assert list(found.items())[-7:-1] == [
+        ("Denoising strength", "0.5"),
+        ("Init image hash", "ab" * 5),
+        ("Mask hash", "ab" * 5),
+        ("Variation seed", "5"),
+        ("Variation seed strength", "0.25"),
+        ("Lora hashes", f"my style: {'cd' * 5}, b: {'cd' * 5}"),
+    ]
 
 
 @given(prompt=prompts, negative=prompts)

@@ -1,14 +1,20 @@
 """The pipeline takes what users of diffusers give, and threads share one."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from generation.tiny_edits import lora_file, mask, source
+from PIL import Image
 from tiny_model import tiny_model
 
 import rectiflow
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.editing import Edit
+from rectiflow.generation.load_settings import LoraFile
+from rectiflow.generation.loras import with_loras
 from rectiflow.generation.pipeline import Pipeline
 from rectiflow.generation.text_to_image import encode_prompts, generate
 from rectiflow.sampling import Heun
@@ -111,6 +117,70 @@ def test_the_callback_sees_and_changes_latents(pipeline):
         pipeline(PROMPTS[0], callback_on_step_end=lambda *_: {"prompt_embeds": torch.zeros(1)})
 
 
+def test_pictures_from_pictures_are_those_of_generate(pipeline):
+    image, painted = Image.fromarray(source(64, 48)), Image.fromarray(mask()[:, :48])
+    settings = replace(pipeline.model.settings, width_px=48)
+    for given, edit in (
+        ({}, Edit(source=source(64, 48))),
+        (
+            {"mask_image": painted, "strength": 0.9},
+            Edit(source=source(64, 48), mask=mask()[:, :48], strength=0.9),
+        ),
+    ):
+        drawn = pipeline(PROMPTS, seed=3, image=image, **given)
+        expected = generate(pipeline.model, PROMPTS, [3, 4], settings, edit=edit)
+        assert all(np.array_equal(a, b) for a, b in zip(drawn.images, expected, strict=True))
+        assert (drawn.edit, drawn.settings) == (edit.reference, settings)
+    as_np, as_pt = (
+        pipeline(PROMPTS, seed=3, image=image, **given, output_type=kind).images
+        for kind in ("np", "pt")
+    )
+    assert np.array_equal(as_np, as_pt.permute(0, 2, 3, 1).numpy())
+    assert np.abs(expected / 255.0 - as_np).max() <= 0.5 / 255 + 1e-6
+    kept = mask()[:, :48] == 0
+    assert np.abs(as_np[0][kept] - source(64, 48)[kept] / 255.0).max() < 1e-6
+
+
+def test_the_callback_is_told_when_the_first_step_that_is_taken_begins(pipeline):
+    for given, expected in (
+        ({"image": source(), "strength": 0.7}, [1000, 2000 / 3, 1000 / 3]),
+        ({"image": source(), "strength": 0.3}, [1000 / 3]),
+        ({"guidance": "zero-star"}, [2000 / 3, 1000 / 3]),
+    ):
+        times: list[float] = []
+        look = lambda pipe, step, time, values: times.append(time)  # noqa: B023, E731
+        latents(pipeline, PROMPTS[0], callback_on_step_end=look, **given)
+        assert times == pytest.approx(expected, rel=1e-5)
+
+
+def test_loras_come_and_go_between_calls(tmp_path):
+    pipeline = Pipeline(tiny_model(num_steps=2))
+    plain = latents(pipeline, PROMPTS[0], seed=0)
+    first = lora_file(tmp_path / "first.safetensors", text="t5")
+    second = lora_file(tmp_path / "second.safetensors", rank=1)
+
+    def load(*_):
+        if not pipeline.model.loras:
+            pipeline.load_lora_weights(first, weight=-0.5)
+
+    # Loaded in the middle of a call, which goes on as it began.
+    assert torch.equal(latents(pipeline, PROMPTS[0], seed=0, callback_on_step_end=load), plain)
+    pipeline.load_lora_weights(second)
+    with pytest.raises(UserError, match="nowhere"):
+        pipeline.load_lora_weights(tmp_path / "nowhere")
+    drawn = pipeline(PROMPTS[0], seed=0, output_type="latent")
+    assert [(lora.name, lora.weight) for lora in drawn.loras] == [
+        ("first.safetensors", -0.5),
+        ("second.safetensors", 1.0),
+    ]
+    stack = [LoraFile(path=first, weight=-0.5), LoraFile(path=second)]
+    expected = Pipeline(with_loras(tiny_model(num_steps=2), stack))
+    assert torch.equal(drawn.images, latents(expected, PROMPTS[0], seed=0))
+    assert torch.equal(latents(pipeline.to("cpu"), PROMPTS[0], seed=0), drawn.images)
+    pipeline.unload_lora_weights()
+    assert torch.equal(latents(pipeline, PROMPTS[0], seed=0), plain)
+
+
 def test_threads_share_a_pipeline(pipeline):
     guidances = ("cfg", "skip-layers:layers=1", "perturb-attention:layers=0")
     calls = [(guidance, seed) for guidance in guidances for seed in range(4)]
@@ -160,6 +230,12 @@ def test_threads_share_a_pipeline(pipeline):
         ({"prompt": "a", "num_images_per_prompt": 0}, "must be at least 1"),
         ({"prompt": "a", "num_inference_steps": 0}, "num_steps=0 must be from 1 to 1000"),
         ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale=nan must be a finite"),
+        ({"prompt": "a", "mask_image": mask()}, "mask_image came without an image; give the image"),
+        ({"prompt": "a", "strength": 0.5}, "strength came without an image"),
+        ({"prompt": "a", "image": source(), "strength": 0.0}, r"strength=0.0 must be above 0"),
+        ({"prompt": "a", "image": source(), "height": 32}, "the source is 64×64 px, the settings"),
+        ({"prompt": "a", "image": source(40, 40)}, "height 40 px does not fit this model"),
+        ({"prompt": "a", "image": source(), "mask_image": mask()[:32]}, r"mask is \[32, 64\]"),
         ({"prompt": "a", "output_type": "jpeg"}, "output_type='jpeg' must be one of pil, np"),
     ],
 )

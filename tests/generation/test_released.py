@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from generation.released_folder import CONFIGS, TOKENS, diffusers_pipeline, save_released
+from models.lora.small_loras import text_tensors, write
 
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.generation import released
 from rectiflow.generation.description import describe_picture
 from rectiflow.generation.folder import sample_to_folder
-from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.load_settings import LoadSettings, LoraFile
+from rectiflow.generation.loras import with_loras
 from rectiflow.generation.model import load_model
 from rectiflow.generation.pipeline import Pipeline
 from rectiflow.generation.released import name_released
@@ -152,6 +154,23 @@ def test_a_prompt_met_before_needs_no_encoder(folder, monkeypatch, tmp_path):
         path.write_bytes(b"cut")
     assert torch.equal(again.encode(["b"]).t5, expected.t5[1:2])
     assert again.is_loaded
+
+
+def test_a_lora_of_text_encoders_leaves_the_plain_states(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("RECTIFLOW_CACHE", str(tmp_path))
+    model = load_model(folder, LoadSettings(t5_tokens=TOKENS))
+    tensors = text_tensors(model.conditioner.sizes["clip_g"], "lora_te2_")
+    style = LoraFile(path=write(tmp_path / "style.safetensors", tensors))
+    styled = with_loras(model, [style])
+    assert not model.conditioner.is_loaded
+    changed = styled.conditioner.encode(["a"])
+    plain = model.conditioner.encode(["a"])
+    assert not torch.equal(changed.clip_g.context, plain.clip_g.context)
+    assert torch.equal(changed.t5, plain.t5)
+    fresh = load_model(folder, LoadSettings(t5_tokens=TOKENS))
+    for again, expected in ((fresh, plain), (with_loras(fresh, [style]), changed)):
+        assert torch.equal(again.conditioner.encode(["a"]).clip_g.context, expected.clip_g.context)
+    assert not fresh.conditioner.is_loaded
 
 
 def test_old_prompts_make_room(folder, monkeypatch, tmp_path):

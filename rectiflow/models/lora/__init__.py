@@ -6,7 +6,7 @@ alpha), `low_rank` is the value, `merging` changes weights and back, `saving` wr
 
 from rectiflow.models.lora.homes import text_sizes
 from rectiflow.models.lora.low_rank import Lora, LowRank
-from rectiflow.models.lora.merging import Originals, merge, merged, unmerge
+from rectiflow.models.lora.merging import Originals, merge, merged, sharing_copy, unmerge
 from rectiflow.models.lora.reading import read_lora
 from rectiflow.models.lora.saving import LoraLayout, save_lora
 
@@ -19,6 +19,7 @@ __all__ = [
     "merged",
     "read_lora",
     "save_lora",
+    "sharing_copy",
     "text_sizes",
     "unmerge",
 ]

@@ -7,16 +7,20 @@ that are mapped from a file stay there and take none.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.models.lora.low_rank import Lora
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,6 +119,20 @@ def merged(
         yield originals
     finally:
         unmerge(originals)
+
+
+def sharing_copy(network: Network) -> Network:
+    """A copy with parameters of its own in the same memory, for merging beside the original.
+
+    What is merged into the copy the original never sees, so that it may be in use meanwhile; only
+    the matrices that change take memory.
+    """
+    memo: dict[int, object] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        for parameter in network.parameters()
+    }
+    memo |= {id(buffer): buffer for buffer in network.buffers()}
+    return copy.deepcopy(network, memo)
 
 
 def _networks(

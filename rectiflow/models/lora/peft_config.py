@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rectiflow.base.errors import CheckpointError, UserError
@@ -43,6 +44,12 @@ class PeftAlpha:
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
 
+def config_beside(path: Path) -> Path | None:
+    """PEFT's config file beside its file of tensors, if this is one and it is there."""
+    beside = path.with_name(_PEFT_CONFIG)
+    return beside if path.name == _PEFT_FILE and beside.exists() else None
+
+
 def read_peft_alphas(file: SafetensorsFile) -> dict[str, PeftAlpha]:
     """For each prefix of modules ("transformer", …; "" for none) what the file says of alpha.
 
@@ -53,9 +60,9 @@ def read_peft_alphas(file: SafetensorsFile) -> dict[str, PeftAlpha]:
     try:
         if METADATA_KEY in file.metadata:
             settings = _by_prefix(json.loads(file.metadata[METADATA_KEY]))
-        elif file.path.name == _PEFT_FILE and file.path.with_name(_PEFT_CONFIG).exists():
+        elif beside := config_beside(file.path):
             source = _PEFT_CONFIG
-            settings = {_PEFT_PREFIX: read_json(file.path.with_name(_PEFT_CONFIG))}
+            settings = {_PEFT_PREFIX: read_json(beside)}
         return {prefix: _alpha(own) for prefix, own in settings.items() if "lora_alpha" in own}
     except (ValueError, TypeError, AttributeError, re.error, UserError) as error:
         raise CheckpointError(

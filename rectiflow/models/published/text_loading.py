@@ -64,6 +64,12 @@ class StoredEncoders:
             self.tokenizers,
         )
 
+    @property
+    def sizes(self) -> dict[str, TextSize]:
+        """By name, as the files have them."""
+        configs = {name: part.config for name, part in self.parts.items()}
+        return {n: c for n, c in configs.items() if isinstance(c, CLIPTextSize | T5TextSize)}
+
     def identity(self) -> str:
         """Equal for what gives equal states: files by their hash, tokenizers, lengths and type."""
         described = {

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from rectiflow.base.cache import cache_folder
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import atomic_write
+from rectiflow.models.published.text_configs import TextSize
 from rectiflow.models.text.conditioner import (
     TextConditioner,
     TextConditionerConfig,
@@ -61,6 +62,7 @@ class CachedConditioner:
     """A `TextConditioner` that is made by `load` when first needed, behind a cache on the disk.
 
     `identity` tells apart whatever gives other states: weights, tokenizers, lengths, number type.
+    `sizes` are those of the encoders in use.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class CachedConditioner:
         *,
         config: TextConditionerConfig,
         tokenizers: Mapping[str, PreTrainedTokenizerBase],
+        sizes: Mapping[str, TextSize],
         identity: str,
         load: Callable[[], TextConditioner],
     ) -> None:
         self.config = config
         self.tokenizers = dict(tokenizers)
+        self.sizes = dict(sizes)
         self._identity = identity
         self._load = load
         self._conditioner: TextConditioner | None = None
@@ -118,6 +122,23 @@ class CachedConditioner:
             if self._conditioner is None:
                 self._conditioner = self._load().to(self._device)
             return self._conditioner
+
+    def changed(
+        self, how: str, change: Callable[[TextConditioner], TextConditioner]
+    ) -> CachedConditioner:
+        """Another one, of the encoders that `change` makes of these when they are needed.
+
+        `how` tells apart whatever changes differently: its states are kept apart from these and
+        from any other's.
+        """
+        changed = CachedConditioner(
+            config=self.config,
+            tokenizers=self.tokenizers,
+            sizes=self.sizes,
+            identity=hashlib.sha256(f"{self._identity}\0{how}".encode()).hexdigest(),
+            load=lambda: change(self.conditioner()),
+        )
+        return changed.to(self._device)
 
     def _path(self, prompt: str) -> Path:
         # Devices, numbers of threads and versions of torch round differently: a picture must not

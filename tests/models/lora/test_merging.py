@@ -7,7 +7,7 @@ from models.published.small_checkpoints import SMALL, random_mmdit, write_single
 from models.small_backbones import random_backbone
 
 from rectiflow.base.errors import CheckpointError, UserError
-from rectiflow.models.lora import Lora, merge, merged, unmerge
+from rectiflow.models.lora import Lora, merge, merged, sharing_copy, unmerge
 from rectiflow.models.published import load_mmdit
 from rectiflow.models.shipped import shipped_path
 from rectiflow.models.text.loading import load_text_folder
@@ -193,3 +193,13 @@ def test_unmerging_out_of_order(model):
     unmerge(first)
     with pytest.raises(UserError, match="once each"):
         unmerge(first)
+
+
+def test_what_is_merged_into_a_copy_the_original_never_sees(model):
+    before = bits(model)
+    copy = sharing_copy(model)
+    assert same(bits(copy), before)
+    merge(copy, [(small_lora(), 1.0)])
+    assert same(bits(model), before)
+    moved = {name for name, value in copy.named_parameters() if value.data_ptr() != before[name][0]}
+    assert moved == {PROJ}
