@@ -9,12 +9,12 @@ ours is measured in int8 as well.
 """
 
 import argparse
-import copy
 from functools import partial
 
 import torch
 from diffusers.models.attention import JointTransformerBlock
 from measure import interleaved_ms, print_row
+from torch import nn
 
 from rectiflow.models.mmdit import JointBlock, MMDiTConfig
 from rectiflow.models.precision import compute_dtype
@@ -40,10 +40,9 @@ def main() -> None:
             parameter.normal_(std=0.02)
         theirs, ours = theirs.eval().to(dtype), ours.eval().to(dtype)
         computed = torch.float32 if dtype == torch.float32 else compute_dtype("auto")
-        mine = {"rectiflow": ours}
+        mine: dict[str, nn.Module] = {"rectiflow": ours}
         if dtype == torch.bfloat16:
-            mine["rectiflow int8"] = copy.deepcopy(ours)
-            quantize_block(mine["rectiflow int8"], "int8")
+            mine["rectiflow int8"] = quantize_block(ours, "int8")
         for side_px in SIDES_PX:
             x = torch.randn(2, (side_px // LATENT_FACTOR) ** 2, dim)
             context, vector = torch.randn(2, NUM_TEXT, dim), torch.randn(2, dim)

@@ -101,6 +101,7 @@ def add_parser(verbs: Verbs) -> None:
         ("--encoders", str, "NAMES", "which to use, as in clip_l,clip_g; none: not any"),
         ("--t5-tokens", whole_number(0, 512), "N", "tokens of T5, or zeros where it is left out"),
         ("--precision", str, "TYPE", "what weights are held in: auto, fp32, bf16, fp16"),
+        ("--quantize", str, "TYPE", "8 bits that blocks multiply in: int8 (CPU) or fp8 (GPU)"),
     ):
         weights.add_argument(option, type=kind, metavar=metavar, help=about)
 
@@ -121,7 +122,7 @@ _SETTINGS = ("steps", "guidance_scale", "shift", "height", "width", "solver", "g
 _PLACES = ("autoencoder", "text_encoders", "tokenizers")
 _CHOICES = ("encoders", "t5_tokens", "precision")
 _NOT_OF_A_REPLAY = (
-    *("n", "seed", "negative", "prompts", "strength", "variation"),
+    *("n", "seed", "negative", "prompts", "strength", "variation", "quantize"),
     *_SETTINGS,
     *_CHOICES,
 )
@@ -171,6 +172,7 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
     from rectiflow.generation.loras import with_loras
     from rectiflow.generation.model import load_model
     from rectiflow.generation.prompt_list import read_prompt_list
+    from rectiflow.generation.quantized import with_quantization
     from rectiflow.generation.settings import SETTING_NAMES
     from rectiflow.generation.variations import Variation
     from rectiflow.models.text.encoded import ENCODERS
@@ -195,6 +197,9 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
     if absent and options.encoders is None:
         print(f"rectiflow: the model comes without {', '.join(absent)}", file=sys.stderr)
     model = with_loras(model, [LoraFile.parse(text) for text in options.lora or ()])
+    model = with_quantization(model, options.quantize)
+    if model.quantization is not None:
+        print(f"rectiflow: {model.quantization}", file=sys.stderr)
     usual: dict[str, Any] = {
         "count": options.n or 1,
         "seed": options.seed or 0,

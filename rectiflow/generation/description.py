@@ -63,6 +63,8 @@ def _describe(about: PictureMetadata) -> str:
         told.append(("text encoders", f"{names}{with_t5}, held in {parts.precision}"))
     for lora in about.loras:
         told.append(("LoRA", f"{lora.name}, weight {lora.weight:g} (SHA-256 {lora.sha256})"))
+    if about.quantization is not None:
+        told.append(("blocks multiplied in", about.quantization))
     if (edit := about.edit) is not None:
         told.append(("drawn from", f"{_picture(edit.source)}, strength {edit.strength:g}"))
         if edit.mask is not None:

@@ -66,11 +66,16 @@ def with_loras(model: Model, loras: Sequence[LoraFile | WeightedLora]) -> Model:
     """The model with all LoRAs merged, rounded once; a weaker model beside it stays as it is.
 
     Raises:
-        UserError: it has some already, or as `read_loras` and `merge`.
+        UserError: it has some already, is in 8 bits, or as `read_loras` and `merge`.
         CheckpointError: as `read_loras`.
     """
     if not loras:
         return model
+    if model.quantization is not None:
+        raise UserError(
+            f"{model.name} is held in {model.quantization.kind}, which LoRAs cannot be merged into;"
+            " merge them before"
+        )
     if model.loras:
         raise UserError(
             f"{model.name} has LoRAs in its weights already; merge all at once into the model "

@@ -71,6 +71,7 @@ class PictureMetadata:
     edit: EditReference | None = field(default=None, metadata=LATER)
     variation: Variation | None = field(default=None, metadata=LATER)
     loras: tuple[LoadedLora, ...] = field(default=(), metadata=LATER)
+    quantization: str | None = field(default=None, metadata=LATER)
 
     @property
     def file_name(self) -> str:
@@ -88,6 +89,8 @@ class PictureMetadata:
             key.append({"edit": [edit.source.sha256, mask, edit.strength, edit.keep_source]})
         if self.loras:
             key.append({"loras": [[lora.sha256, lora.weight] for lora in self.loras]})
+        if self.quantization is not None:
+            key.append({"quantization": self.quantization})
         end = f"seed{self.seed}"
         if self.variation is not None:
             key.append({"variation": self.variation.amount})
@@ -129,6 +132,7 @@ def picture_metadata(
         edit=edit.reference if isinstance(edit, Edit) else edit,
         variation=variation,
         loras=model.loras,
+        quantization=model.quantization and model.quantization.kind,
     )
 
 

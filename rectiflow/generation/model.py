@@ -77,13 +77,25 @@ class ModelCard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """In which 8 bits a backbone multiplies, and by which share of itself that moves its output."""
+
+    kind: str
+    change: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} moves the backbone's output by {self.change:.2%}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """All that turns prompts into pictures; `settings` are its defaults.
 
     `digest` identifies the weights; `world` names the embedded world it was trained on, if any;
     `weaker` is the model that its guidance contrasts with, if it does with one; `parts` says what
     it was put together from, unless it is as it was trained; `loras` are in its weights
-    (`generation.loras`), and `digest` is that of the weights without.
+    (`generation.loras`), and `digest` is that of the weights without; `quantization` says whether
+    it multiplies in 8 bits (`generation.quantized`).
     """
 
     name: str
@@ -99,6 +111,7 @@ class Model:
     weaker: Model | None = None
     parts: LoadedParts | None = None
     loras: tuple[LoadedLora, ...] = ()
+    quantization: Quantization | None = None
 
     @property
     def device(self) -> torch.device:

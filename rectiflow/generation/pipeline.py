@@ -39,7 +39,8 @@ from rectiflow.generation.load_settings import (
     Precision,
 )
 from rectiflow.generation.loras import WeightedLora, read_loras, with_loras
-from rectiflow.generation.model import Model, load_model, with_weaker
+from rectiflow.generation.model import Model, Quantization, load_model, with_weaker
+from rectiflow.generation.quantized import with_quantization
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     Inputs,
@@ -92,6 +93,7 @@ class PipelineOutput:
     parts: LoadedParts | None
     edit: EditReference | None = None
     loras: tuple[LoadedLora, ...] = ()
+    quantization: Quantization | None = None
 
 
 class Pipeline:
@@ -104,6 +106,7 @@ class Pipeline:
         self.model = model
         self._plain = model
         self._loras: tuple[WeightedLora, ...] = ()
+        self._quantization: str | None = None
         self._changing = threading.Lock()
 
     @staticmethod
@@ -152,8 +155,20 @@ class Pipeline:
         """Itself, on another device; not while it draws, for the weights themselves move."""
         with self._changing:
             self._plain = self._plain.to(device)
-            self.model = with_loras(self._plain, self._loras)
+            self._change(loras=self._loras, quantization=self._quantization)
         return self
+
+    def quantize(self, kind: str | None) -> None:
+        """Multiply in "int8" (CPU) or "fp8" (GPU) from the next call on; None: as before.
+
+        `model.quantization` says how far that moves the backbone's output. LoRAs may come and go
+        as before.
+
+        Raises:
+            ConfigError: as `generation.quantized.with_quantization`; nothing has changed then.
+        """
+        with self._changing:
+            self._change(loras=self._loras, quantization=kind)
 
     def load_lora_weights(self, path: str | Path, *, weight: float = 1.0) -> None:
         """Add a LoRA's file to those that calls from now on draw with; 1 is as trained.
@@ -167,13 +182,16 @@ class Pipeline:
         file = LoraFile(path=Path(path), weight=weight)
         with self._changing:
             loras = (*self._loras, *read_loras(self._plain, [file]))
-            self.model = with_loras(self._plain, loras)
-            self._loras = loras
+            self._change(loras=loras, quantization=self._quantization)
 
     def unload_lora_weights(self) -> None:
         """Draw without LoRAs from the next call on, with the very weights from before them."""
         with self._changing:
-            self.model, self._loras = self._plain, ()
+            self._change(loras=(), quantization=self._quantization)
+
+    def _change(self, *, loras: tuple[WeightedLora, ...], quantization: str | None) -> None:
+        self.model = with_quantization(with_loras(self._plain, loras), quantization)
+        self._loras, self._quantization = loras, quantization
 
     def __call__(
         self,
@@ -301,6 +319,7 @@ class Pipeline:
             parts=model.parts,
             edit=None if edit is None else edit.reference,
             loras=model.loras,
+            quantization=model.quantization,
         )
 
     def _on_step(

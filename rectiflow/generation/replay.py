@@ -24,6 +24,7 @@ from rectiflow.generation.metadata import (
 )
 from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.pictures import read_metadata, read_png
+from rectiflow.generation.quantized import with_quantization
 from rectiflow.generation.replay_files import ReplayFiles, find_edit, find_loras
 from rectiflow.generation.text_to_image import generate
 
@@ -50,9 +51,9 @@ class Replay:
             *_compare_models("model", then.model, now.model),
             *_compare_models("weaker model", then.weaker, now.weaker),
             *_compare_loras(then.loras, now.loras),
+            *_compare("quantization", then.quantization, now.quantization),
         ]
-        if then.rectiflow != now.rectiflow:
-            lines.append(f"rectiflow: {then.rectiflow} then, {now.rectiflow} now")
+        lines += _compare("rectiflow", then.rectiflow, now.rectiflow)
         lines += _compare_parts(then.parts, now.parts)
         return lines + _compare_environments(then.environment, now.environment)
 
@@ -107,6 +108,8 @@ def replay(
         loaded = model if isinstance(model, Model) else load_model(model, settings)
     loaded = with_weaker(loaded, recorded.settings)
     loaded = with_loras(loaded, loras)
+    if loaded.quantization is None:
+        loaded = with_quantization(loaded, recorded.quantization)
     with _threads(recorded.environment, loaded.device):
         redrawn = picture_metadata(
             loaded,
@@ -163,6 +166,20 @@ def _threads(environment: DrawingEnvironment | None, device: torch.device) -> Ge
         torch.set_num_threads(before)
 
 
+def _compare(what: str, then: object, now: object) -> list[str]:
+    return [] if then == now else [f"{what}: {then} then, {now} now"]
+
+
+def _compare_fields(
+    then: LoadedParts | DrawingEnvironment, now: LoadedParts | DrawingEnvironment
+) -> list[str]:
+    return [
+        line
+        for field in fields(then)
+        for line in _compare(field.name, getattr(then, field.name), getattr(now, field.name))
+    ]
+
+
 def _compare_models(
     what: str, then: ModelReference | None, now: ModelReference | None
 ) -> list[str]:
@@ -189,11 +206,7 @@ def _compare_parts(then: LoadedParts | None, now: LoadedParts | None) -> list[st
     if then is None or now is None:
         old, new = ("as trained" if each is None else "put together" for each in (then, now))
         return [] if then == now else [f"parts: {old} then, {new} now"]
-    return [
-        f"{field.name}: {getattr(then, field.name)} then, {getattr(now, field.name)} now"
-        for field in fields(LoadedParts)
-        if getattr(then, field.name) != getattr(now, field.name)
-    ]
+    return _compare_fields(then, now)
 
 
 def _compare_environments(
@@ -201,8 +214,4 @@ def _compare_environments(
 ) -> list[str]:
     if then is None or now is None:
         return ["environment: the file does not say where it was drawn"] if then is None else []
-    return [
-        f"{field.name}: {getattr(then, field.name)} then, {getattr(now, field.name)} now"
-        for field in fields(DrawingEnvironment)
-        if getattr(then, field.name) != getattr(now, field.name)
-    ]
+    return _compare_fields(then, now)

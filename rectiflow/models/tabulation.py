@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rectiflow.models.conditioning import EmbeddedConditioning
 from rectiflow.models.frame import Backbone
 from rectiflow.models.layers.modulation import Modulation
-from rectiflow.models.weakening import with_modules
+from rectiflow.models.substitution import with_modules
 
 
 class TabulatedModulation(nn.Module):

@@ -8,8 +8,7 @@ attention).
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone, Network
 from rectiflow.models.layers.attention import mask_attention
+from rectiflow.models.substitution import with_modules
 
 
 def skip_blocks(backbone: Backbone, layers: Sequence[int]) -> Network:
@@ -88,18 +88,6 @@ class _PerturbedBlock(nn.Module):
 
         with mask_attention(choose):
             return self.block(*arguments, **options)
-
-
-def with_modules(module: nn.Module, others: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """A module that has `others[m]` wherever `module` has m, and shares all the rest."""
-    if module in others:
-        return others[module]
-    children = {name: with_modules(child, others) for name, child in module.named_children()}
-    if all(child is module.get_submodule(name) for name, child in children.items()):
-        return module
-    other = copy.copy(module)
-    other.__dict__["_modules"] = children
-    return other
 
 
 def _chosen(backbone: Backbone, layers: Sequence[int]) -> list[nn.Module]:

@@ -178,6 +178,25 @@ def test_from_a_picture_with_loras_and_variations(
 
 @pytest.mark.system
 @pytest.mark.usefixtures("random_model")
+def test_in_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["sample", "any", "a ring", "--steps", "2", "--out", str(tmp_path)]
+    assert main([*line, "--quantize", "int8"]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"rectiflow: int8 moves the backbone's output by \d+\.\d\d%\n", told.err)
+    path = Path(told.out.strip())
+    assert main(["info", str(path)]) == 0
+    assert re.search(r"blocks multiplied in +int8", capsys.readouterr().out)
+    assert main(["sample", "--replay", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: identical\n"
+    # Another picture, so another file.
+    assert main(line) == 0
+    assert Path(capsys.readouterr().out.strip()) != path
+    assert main([*line, "--quantize", "int4"]) == 2
+    assert "quantization 'int4' must be one of int8, fp8" in capsys.readouterr().err
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
 def test_a_list_from_one_picture(tmp_path: Path) -> None:
     image = save(tmp_path / "source.png", source(32, 32))
     (tmp_path / "prompts.txt").write_text("a ring\na cross\n")

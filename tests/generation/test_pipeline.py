@@ -16,6 +16,7 @@ from rectiflow.generation.editing import Edit
 from rectiflow.generation.load_settings import LoraFile
 from rectiflow.generation.loras import with_loras
 from rectiflow.generation.pipeline import Pipeline
+from rectiflow.generation.quantized import with_quantization
 from rectiflow.generation.text_to_image import encode_prompts, generate
 from rectiflow.sampling import Heun
 
@@ -181,9 +182,37 @@ def test_loras_come_and_go_between_calls(tmp_path):
     assert torch.equal(latents(pipeline, PROMPTS[0], seed=0), plain)
 
 
+def test_eight_bits_come_and_go_between_calls(tmp_path):
+    pipeline = Pipeline(tiny_model(num_steps=2))
+    plain = latents(pipeline, PROMPTS[0], seed=0)
+    pipeline.quantize("int8")
+    assert pipeline.model.quantization is not None
+    change = pipeline.model.quantization.change
+    rounded = pipeline(PROMPTS[0], seed=0, output_type="latent")
+    assert rounded.quantization == pipeline.model.quantization
+    moved = (rounded.images - plain).norm() / plain.norm()
+    assert 0.0 < moved < 10 * change < 1.0
+    # A LoRA goes into the weights before they are rounded.
+    file = lora_file(tmp_path / "first.safetensors")
+    pipeline.load_lora_weights(file)
+    both = with_quantization(with_loras(tiny_model(num_steps=2), [LoraFile(path=file)]), "int8")
+    expected = latents(Pipeline(both), PROMPTS[0], seed=0)
+    assert torch.equal(latents(pipeline, PROMPTS[0], seed=0), expected)
+    with pytest.raises(UserError, match="is held in int8, which LoRAs cannot be merged into; merg"):
+        Pipeline(both).load_lora_weights(file)
+    for kind, text in (("fp8", "fp8 is for device cuda, not cpu"), ("int4", "one of int8, fp8")):
+        with pytest.raises(ConfigError, match=text):
+            pipeline.quantize(kind)
+    assert torch.equal(latents(pipeline, PROMPTS[0], seed=0), expected)
+    pipeline.unload_lora_weights()
+    assert torch.equal(latents(pipeline, PROMPTS[0], seed=0), rounded.images)
+    pipeline.quantize(None)
+    assert torch.equal(latents(pipeline, PROMPTS[0], seed=0), plain)
+
+
 def test_threads_share_a_pipeline(pipeline):
     guidances = ("cfg", "skip-layers:layers=1", "perturb-attention:layers=0")
-    calls = [(guidance, seed) for guidance in guidances for seed in range(4)]
+    calls = [(guidance, seed) for guidance in guidances for seed in range(2)]
 
     def draw(call):
         return latents(pipeline, f"a red circle {call[1]}", guidance=call[0], seed=call[1])

@@ -10,19 +10,22 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 import torch
-from tiny_model import tiny_model
+from tiny_model import LENGTH, tiny_conditioner, tiny_model
 
 from rectiflow.base.errors import UserError
 from rectiflow.generation import text_to_image
+from rectiflow.generation.latents import draw_latents
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     decode_latents,
+    encode_prompts,
     generate,
     initial_noise,
     to_pixels,
 )
 from rectiflow.models.autoencoder.tiling import decode_in_strips
+from rectiflow.models.layers.attention import repeat_last
 from rectiflow.sampling import DormandPrince, parse_guidance, parse_solver
 
 PROMPTS = ("a red circle", "three green crosses", "", 'the word "CAT" in yellow', "a 🦊", "a ring")
@@ -227,3 +230,23 @@ def test_refuses_what_cannot_be_drawn(model: Model) -> None:
         generate(model, ["a"], [1], SamplingSettings(width_px=4096))
     with pytest.raises(UserError, match="not valid Unicode"):
         generate(model, ["a \udcff"], [1])
+
+
+@torch.inference_mode()
+def test_zeros_for_t5_cost_one_token() -> None:
+    whole = tiny_model()
+    model = replace(whole, conditioner=tiny_conditioner(("clip_l", "clip_g")))
+    (prompts, null) = encode_prompts(model, ["a ring", ""])
+    length = whole.conditioner.config.t5.length
+    assert {prompts.last_count, null.last_count} == {length}
+    assert prompts.context.shape[1] == null.context.shape[1] == LENGTH + 1
+    assert not prompts.context[:, -1].any()
+    noise = initial_noise(model, [1, 2], model.settings)
+    found = draw_latents(model, prompts, null, noise, model.settings)
+    full = [
+        replace(each, context=repeat_last(each.context, length), last_count=1)
+        for each in (prompts, null)
+    ]
+    expected = draw_latents(model, *full, noise, model.settings)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert encode_prompts(whole, [""])[0].last_count == 1
