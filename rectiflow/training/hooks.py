@@ -22,6 +22,7 @@ from torch import nn
 from rectiflow.base.files import atomic_write
 from rectiflow.base.log import EventLog, read_events
 from rectiflow.flow.emphasis import Emphasis
+from rectiflow.training.meter import Usage
 from rectiflow.training.validation import ValidationLoss
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class TrainLogged:
     learning_rate: float
     images_per_second: float
     elapsed_s: float
+    usage: Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,8 @@ class TensorBoard(Hook):
             case TrainLogged():
                 for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
                     writer.add_scalar(f"train/{name}", getattr(event, name), event.step)
+                for name, value in usage_figures(event.usage).items():
+                    writer.add_scalar(f"usage/{name}", value, event.step)
             case Validated():
                 for weights, result in (("raw", event.raw), ("ema", event.ema)):
                     writer.add_scalar(f"validation/{weights}", result.loss, event.step)
@@ -152,6 +156,14 @@ class TensorBoard(Hook):
 
     def close(self) -> None:
         self._writer.close()
+
+
+def usage_figures(usage: Usage) -> dict[str, float]:
+    """A `Usage` as named curves; without MFU where the device's peak is not known."""
+    figures = {f"{name}_share": share for name, share in usage.shares.items()}
+    figures["peak_memory_gb"] = usage.peak_memory_bytes / 1e9
+    figures["tflops_per_second"] = usage.flops_per_second / 1e12
+    return figures if usage.mfu is None else figures | {"mfu": usage.mfu}
 
 
 class SamplePictures(Hook):
@@ -186,6 +198,7 @@ class Progress(Hook):
         self._max_steps = 0
         self._first_step = 0
         self._loss = math.nan
+        self._usage = ""
         self._since = self._shown_at = time.monotonic()
 
     def handle(self, event: Event) -> None:
@@ -202,6 +215,8 @@ class Progress(Hook):
                 if now - self._shown_at >= self._interval_s or event.step == self._max_steps:
                     self._shown_at = now
                     self._show(event, now - self._since)
+            case TrainLogged():
+                self._usage = f"{event.usage}  "
             case Validated():
                 self._print_line(
                     f"step {event.step}  held-out loss {event.ema.loss:.4f} (EMA), "
@@ -221,7 +236,7 @@ class Progress(Hook):
         share = event.step / self._max_steps
         text = (
             f"step {event.step}/{self._max_steps}  {share:4.0%}  loss {self._loss:.4f}  "
-            f"{rate * event.num_images:.0f} images/s  ETA {clock(left_s)}"
+            f"{rate * event.num_images:.0f} images/s  {self._usage}ETA {clock(left_s)}"
         )
         if self._stream.isatty():
             bar = "█" * round(20 * share) + "░" * (20 - round(20 * share))

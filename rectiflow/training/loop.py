@@ -42,6 +42,7 @@ from rectiflow.training.hooks import (
     TrainLogged,
     Validated,
 )
+from rectiflow.training.meter import Meter
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
 from rectiflow.training.start_from import read_first_weights
@@ -146,10 +147,10 @@ class _Loop:
     on_sample: DrawSamples | None
     stop: _StopRequest
     validation: Validated | None = None
-    # Steps since the last log line of this session, and the time that they took.
-    num_timed: int = 0
-    timed_s: float = 0.0
     clock: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.recipe)
 
     def run_to_end(self) -> TrainResult:
         state, recipe = self.state, self.recipe
@@ -179,13 +180,13 @@ class _Loop:
 
     def advance(self) -> None:
         """One step, then the looks that are due after it."""
-        started = time.perf_counter()
-        batch = self.feed.batch_at(self.state.step)
-        result = train_step(self.state, batch, self.recipe)
+        with self.meter.spending("data"):
+            batch = self.feed.batch_at(self.state.step)
+        with self.meter.spending("step"):
+            result = train_step(self.state, batch, self.recipe)
         if not result.is_finite:
             self.fail(batch, result)
-        self.timed_s += time.perf_counter() - started
-        self.num_timed += 1
+        self.meter.count(batch)
         self.tell(
             StepDone(step=self.state.step, loss=result.loss, num_images=self.recipe.batch_size)
         )
@@ -221,17 +222,18 @@ class _Loop:
                 loss=sum(losses) / len(losses),
                 gradient_norm=result.gradient_norm,
                 learning_rate=recipe.optimizer.learning_rate * factor,
-                images_per_second=self.num_timed * recipe.batch_size / self.timed_s,
+                images_per_second=self.meter.images_per_second,
                 elapsed_s=round(state.elapsed_s, 2),
+                usage=self.meter.read(),
             )
         )
         state.loss_window = []
-        self.num_timed, self.timed_s = 0, 0.0
 
     def validate(self) -> None:
         batches = self.feed.validation
-        raw = validate(self.state.backbone, batches, self.recipe)
-        ema = validate(self.state.ema.model, batches, self.recipe)
+        with self.meter.spending("validation"):
+            raw = validate(self.state.backbone, batches, self.recipe)
+            ema = validate(self.state.ema.model, batches, self.recipe)
         self.count_time()
         self.validation = Validated(
             step=self.state.step, raw=raw, ema=ema, elapsed_s=round(self.state.elapsed_s, 2)
@@ -242,14 +244,16 @@ class _Loop:
         prompts = self.recipe.sample_prompts
         if self.on_sample is None or not prompts:
             return
-        images = self.on_sample(self.state.ema.model, prompts)
+        with self.meter.spending("sampling"):
+            images = self.on_sample(self.state.ema.model, prompts)
         self.tell(Sampled(step=self.state.step, prompts=prompts, images=images))
 
     def save(self) -> None:
         self.count_time()
         facts = self.feed.facts
-        path = save_checkpoint(self.run, self.state, self.recipe, facts.fingerprint)
-        export_model(self.run, self.state, self.recipe, facts)
+        with self.meter.spending("saving"):
+            path = save_checkpoint(self.run, self.state, self.recipe, facts.fingerprint)
+            export_model(self.run, self.state, self.recipe, facts)
         self.tell(CheckpointSaved(step=self.state.step, path=path))
 
     def fail(self, batch: Batch, result: StepResult) -> None:
