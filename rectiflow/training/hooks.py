@@ -22,6 +22,7 @@ from torch import nn
 from rectiflow.base.files import atomic_write
 from rectiflow.base.log import EventLog, read_events
 from rectiflow.flow.emphasis import Emphasis
+from rectiflow.training.diagnosis import Diagnosis
 from rectiflow.training.meter import Usage
 from rectiflow.training.validation import ValidationLoss
 
@@ -74,6 +75,14 @@ class Validated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Diagnosed:
+    """What went on inside the blocks during `step`."""
+
+    step: int
+    diagnosis: Diagnosis
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampled:
     """Pictures of the EMA weights [n h w 3], one a prompt."""
 
@@ -90,7 +99,7 @@ class CheckpointSaved:
     path: Path
 
 
-Event = Started | StepDone | TrainLogged | Validated | Sampled | CheckpointSaved
+Event = Started | StepDone | TrainLogged | Validated | Diagnosed | Sampled | CheckpointSaved
 
 
 class Hook(ABC):
@@ -104,7 +113,7 @@ class Hook(ABC):
 
 
 class MetricsFile(Hook):
-    """`metrics.jsonl`: a "train" line per log interval, a "validation" line per validation."""
+    """`metrics.jsonl`: a line per log interval ("train"), validation and diagnosis."""
 
     def __init__(self, path: Path, *, after_step: int) -> None:
         """Drop lines past `after_step`: the steps that a continued run will do again."""
@@ -120,6 +129,8 @@ class MetricsFile(Hook):
                 self._log.write("train", **asdict(event))
             case Validated():
                 self._log.write("validation", **asdict(event))
+            case Diagnosed():
+                self._log.write("diagnosis", step=event.step, **asdict(event.diagnosis))
             case _:
                 pass
 
@@ -147,8 +158,21 @@ class TensorBoard(Hook):
             case Validated():
                 for weights, result in (("raw", event.raw), ("ema", event.ema)):
                     writer.add_scalar(f"validation/{weights}", result.loss, event.step)
-                    for t, loss in zip(result.levels, result.per_level, strict=True):
+                    writer.add_scalar(f"validation/{weights}_error", result.error, event.step)
+                    for t, loss, error in zip(
+                        result.levels, result.per_level, result.per_level_error, strict=True
+                    ):
                         writer.add_scalar(f"validation_{weights}/t={t:.3f}", loss, event.step)
+                        writer.add_scalar(
+                            f"validation_{weights}_error/t={t:.3f}", error, event.step
+                        )
+            case Diagnosed():
+                found = event.diagnosis
+                names = [f"block_{i:02d}" for i in range(1, len(found.blocks) + 1)]
+                for name, part in zip([*names, "around"], [*found.blocks, found.around]):
+                    for figure, value in asdict(part).items():
+                        if value is not None:
+                            writer.add_scalar(f"{figure}/{name}", value, event.step)
             case Sampled():
                 writer.add_images("samples", event.images, event.step, dataformats="NHWC")
             case _:
@@ -219,8 +243,8 @@ class Progress(Hook):
                 self._usage = f"{event.usage}  "
             case Validated():
                 self._print_line(
-                    f"step {event.step}  held-out loss {event.ema.loss:.4f} (EMA), "
-                    f"{event.raw.loss:.4f} (raw)"
+                    f"step {event.step}  held-out loss {event.ema.loss:.4f} ± "
+                    f"{event.ema.error:.4f} (EMA), {event.raw.loss:.4f} (raw)"
                 )
             case _:
                 pass

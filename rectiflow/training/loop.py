@@ -23,12 +23,14 @@ from rectiflow.base.files import read_json, write_json
 from rectiflow.data.records import Batch
 from rectiflow.flow.emphasis import emphasis_of
 from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old, save_checkpoint
+from rectiflow.training.diagnosis import Diagnose
 from rectiflow.training.environment import describe_environment
 from rectiflow.training.export import export_model
 from rectiflow.training.failure import save_failure
 from rectiflow.training.feed import Feed, open_feed
 from rectiflow.training.hooks import (
     CheckpointSaved,
+    Diagnosed,
     DrawSamples,
     Event,
     Hook,
@@ -183,7 +185,7 @@ class _Loop:
         with self.meter.spending("data"):
             batch = self.feed.batch_at(self.state.step)
         with self.meter.spending("step"):
-            result = train_step(self.state, batch, self.recipe)
+            result = self.step(batch)
         if not result.is_finite:
             self.fail(batch, result)
         self.meter.count(batch)
@@ -197,6 +199,19 @@ class _Loop:
             self.validate()
         if self.is_due(self.recipe.sample_every):
             self.sample()
+
+    def step(self, batch: Batch) -> StepResult:
+        """One training step, diagnosed where that is due."""
+        every, number = self.recipe.diagnose_every, self.state.step + 1
+        if every == 0 or (number % every and number != self.recipe.max_steps):
+            return train_step(self.state, batch, self.recipe)
+        with Diagnose(self.state.backbone) as diagnose:
+            result = train_step(
+                self.state, batch, self.recipe, before_update=diagnose.before_update
+            )
+        if result.is_finite:
+            self.tell(Diagnosed(step=number, diagnosis=diagnose.read()))
+        return result
 
     def is_due(self, every: int) -> bool:
         """Whether something done every `every` steps, and after the last one, is to be done."""

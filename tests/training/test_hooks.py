@@ -47,7 +47,9 @@ def logged(step: int, loss: float = 1.0) -> TrainLogged:
 
 
 def validated(step: int) -> Validated:
-    result = ValidationLoss(loss=0.5, levels=LEVELS, per_level=(0.5,) * 7)
+    result = ValidationLoss(
+        loss=0.5, levels=LEVELS, per_level=(0.5,) * 7, error=0.01, per_level_error=(0.02,) * 7
+    )
     return Validated(step=step, raw=result, ema=result, elapsed_s=1.0)
 
 
@@ -86,7 +88,7 @@ def test_a_log_file_gets_plain_lines_now_and_then() -> None:
     progress.close()
     lines = stream.getvalue().splitlines()
     assert lines[0] == str(EMPHASIS)
-    assert lines[1] == "step 50  held-out loss 0.5000 (EMA), 0.5000 (raw)"
+    assert lines[1] == "step 50  held-out loss 0.5000 ± 0.0100 (EMA), 0.5000 (raw)"
     assert lines[2].startswith("step 100/100  100%  loss 0.2500  ")
     assert lines[2].endswith(" images/s  43.2 GFLOP/s, data 2%, 512 MB  ETA 0:00")
     assert len(lines) == 3
