@@ -24,6 +24,7 @@ from rectiflow.base.log import EventLog, read_events
 from rectiflow.flow.emphasis import Emphasis
 from rectiflow.training.diagnosis import Diagnosis
 from rectiflow.training.meter import Usage
+from rectiflow.training.spikes import Spike
 from rectiflow.training.validation import ValidationLoss
 
 if TYPE_CHECKING:
@@ -99,7 +100,26 @@ class CheckpointSaved:
     path: Path
 
 
-Event = Started | StepDone | TrainLogged | Validated | Diagnosed | Sampled | CheckpointSaved
+@dataclass(frozen=True, kw_only=True)
+class RolledBack:
+    """`step` was a spike; the run goes on after step `back_to`, without the batches `skipped`."""
+
+    step: int
+    back_to: int
+    spike: Spike
+    skipped: tuple[int, ...]
+
+
+Event = (
+    Started
+    | StepDone
+    | TrainLogged
+    | Validated
+    | Diagnosed
+    | Sampled
+    | CheckpointSaved
+    | RolledBack
+)
 
 
 class Hook(ABC):
@@ -117,11 +137,15 @@ class MetricsFile(Hook):
 
     def __init__(self, path: Path, *, after_step: int) -> None:
         """Drop lines past `after_step`: the steps that a continued run will do again."""
-        if path.exists():
-            kept = [event for event in read_events(path) if event["step"] <= after_step]
-            with atomic_write(path, "w") as file:
+        self._path = path
+        self._log = self._open(after_step)
+
+    def _open(self, after_step: int) -> EventLog:
+        if self._path.exists():
+            kept = [event for event in read_events(self._path) if event["step"] <= after_step]
+            with atomic_write(self._path, "w") as file:
                 file.writelines(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
-        self._log = EventLog(path)
+        return EventLog(self._path)
 
     def handle(self, event: Event) -> None:
         match event:
@@ -131,6 +155,9 @@ class MetricsFile(Hook):
                 self._log.write("validation", **asdict(event))
             case Diagnosed():
                 self._log.write("diagnosis", step=event.step, **asdict(event.diagnosis))
+            case RolledBack():
+                self._log.close()
+                self._log = self._open(event.back_to)
             case _:
                 pass
 
@@ -142,10 +169,14 @@ class TensorBoard(Hook):
     """The same figures, and sample pictures, as a TensorBoard log."""
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
+        self._folder = folder
+        self._writer = self._open(after_step)
+
+    def _open(self, after_step: int) -> SummaryWriter:
         # Slow to import, and not needed before the first run starts.
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer: SummaryWriter = SummaryWriter(str(folder), purge_step=after_step + 1)
+        return SummaryWriter(str(self._folder), purge_step=after_step + 1)
 
     def handle(self, event: Event) -> None:
         writer = self._writer
@@ -175,6 +206,9 @@ class TensorBoard(Hook):
                             writer.add_scalar(f"{figure}/{name}", value, event.step)
             case Sampled():
                 writer.add_images("samples", event.images, event.step, dataformats="NHWC")
+            case RolledBack():
+                writer.close()
+                self._writer = self._open(event.back_to)
             case _:
                 pass
 
@@ -245,6 +279,14 @@ class Progress(Hook):
                 self._print_line(
                     f"step {event.step}  held-out loss {event.ema.loss:.4f} ± "
                     f"{event.ema.error:.4f} (EMA), {event.raw.loss:.4f} (raw)"
+                )
+            case RolledBack():
+                # Steps taken back took their time too.
+                self._first_step -= event.step - 1 - event.back_to
+                batches = ", ".join(str(place) for place in event.skipped)
+                self._print_line(
+                    f"step {event.step}  {event.spike}: back to step {event.back_to}, without "
+                    f"batch {batches}"
                 )
             case _:
                 pass

@@ -36,6 +36,7 @@ from rectiflow.training.hooks import (
     Hook,
     MetricsFile,
     Progress,
+    RolledBack,
     Sampled,
     SamplePictures,
     Started,
@@ -47,6 +48,7 @@ from rectiflow.training.hooks import (
 from rectiflow.training.meter import Meter
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
+from rectiflow.training.spikes import Spike, read_spikes, record_spike
 from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
@@ -101,6 +103,9 @@ def train(
         recipe = settle_recipe(run, recipe, max_steps)
         clear_unfinished(run)
         state = load_latest(run, recipe, feed.facts.fingerprint) or _first_state(recipe)
+        # A decision may be younger than the checkpoint that the last session went back to.
+        for decision in read_spikes(run):
+            state.spikes.skip(decision["skipped"])
         if state.step > recipe.max_steps:
             raise UserError(
                 f"{run} has already made {state.step} steps, more than max_steps "
@@ -162,7 +167,8 @@ class _Loop:
         # A continued run starts from its checkpoint, but may have been killed before the export.
         saved_step = state.step or None
         while state.step < recipe.max_steps and self.stop.signal is None:
-            self.advance()
+            if not self.advance():
+                continue
             if self.is_due(recipe.checkpoint_every):
                 self.save()
                 saved_step = state.step
@@ -180,12 +186,24 @@ class _Loop:
             validation=self.validation,
         )
 
-    def advance(self) -> None:
-        """One step, then the looks that are due after it."""
+    def advance(self) -> bool:
+        """One step, then the looks that are due after it; False if it was taken back."""
         with self.meter.spending("data"):
-            batch = self.feed.batch_at(self.state.step)
+            batch = self.feed.batch_at(self.state.spikes.place_of(self.state.step))
+        step = self.state.step + 1
         with self.meter.spending("step"):
             result = self.step(batch)
+        guard, memory = self.recipe.spikes, self.state.spikes
+        spike = guard.judge(memory, result.loss, result.gradient_norm)
+        if spike is not None and len(read_spikes(self.run)) < guard.limit:
+            self.roll_back(spike, step)
+            return False
+        if spike is not None and result.is_finite:
+            raise DivergedError(
+                f"training stopped at step {step}: {spike}, and the run has gone back "
+                f"{guard.limit} times already (spikes.limit). Try a lower learning rate or a "
+                "longer warm-up in a new run folder"
+            )
         if not result.is_finite:
             self.fail(batch, result)
         self.meter.count(batch)
@@ -199,6 +217,7 @@ class _Loop:
             self.validate()
         if self.is_due(self.recipe.sample_every):
             self.sample()
+        return True
 
     def step(self, batch: Batch) -> StepResult:
         """One training step, diagnosed where that is due."""
@@ -270,6 +289,21 @@ class _Loop:
             path = save_checkpoint(self.run, self.state, self.recipe, facts.fingerprint)
             export_model(self.run, self.state, self.recipe, facts)
         self.tell(CheckpointSaved(step=self.state.step, path=path))
+
+    def roll_back(self, spike: Spike, step: int) -> None:
+        """Go back to the last checkpoint, or the start, and leave out what led to the spike."""
+        fingerprint = self.feed.facts.fingerprint
+        place = self.state.spikes.place_of(step - 1)
+        earlier = load_latest(self.run, self.recipe, fingerprint) or _first_state(self.recipe)
+        # What was left out before stays left out, also where this checkpoint is older than that.
+        earlier.spikes.skip(self.state.spikes.skipped)
+        skipped = self.recipe.spikes.places_to_skip(
+            place, from_place=earlier.spikes.place_of(earlier.step)
+        )
+        record_spike(self.run, spike, step=step, back_to=earlier.step, skipped=skipped)
+        earlier.spikes.skip(skipped)
+        self.state.become(earlier)
+        self.tell(RolledBack(step=step, back_to=earlier.step, spike=spike, skipped=tuple(skipped)))
 
     def fail(self, batch: Batch, result: StepResult) -> None:
         step = self.state.step + 1

@@ -18,6 +18,7 @@ from rectiflow.models.precision import Precision
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.schedule import Trapezoid
+from rectiflow.training.spikes import SpikeGuard
 
 # What a continued run may change: when to look at it and when to stop, never what is computed.
 CHANGEABLE = (
@@ -54,6 +55,7 @@ class TrainRecipe:
     each caption variant of the store; without it all weigh the same. `empty_prompt` is the
     probability that a sample shows the empty prompt instead, so that guidance, which contrasts
     with it, meets something the model has learned. `num_validation` samples are held out.
+    `spikes` says when a run goes back and leaves batches out; by default never.
     A step of `diagnose_every` also tells what goes on inside the blocks (`training.diagnosis`).
     `start_from` names the model whose averaged weights are the first ones, instead of random ones:
     a shipped model, or the folder of a run or model; its shapes are `backbone`'s.
@@ -71,6 +73,7 @@ class TrainRecipe:
     optimizer: AdamW | Muon = field(default_factory=AdamW)
     schedule: Trapezoid = field(default_factory=Trapezoid)
     gradient_clip: float = 1.0
+    spikes: SpikeGuard = field(default=SpikeGuard(), metadata=LATER)
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: Precision = "auto"
     encoder_dropout: float = 0.464
@@ -95,6 +98,11 @@ class TrainRecipe:
             probability = getattr(self, name)
             if not 0.0 <= probability <= 1.0:
                 raise ConfigError(f"{name} is {probability}; give a probability from 0 to 1")
+        if self.spikes.is_on and self.checkpoint_every == 0:
+            raise ConfigError(
+                "spikes.threshold is set and checkpoint_every is 0; after a spike a run goes back "
+                "to a checkpoint, so let it make some"
+            )
         if self.gradient_clip <= 0.0:
             raise ConfigError(
                 f"gradient_clip is {self.gradient_clip}; give a norm above 0 "
