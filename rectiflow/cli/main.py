@@ -20,6 +20,7 @@ from rectiflow.cli import (
     evaluate,
     info,
     inspect,
+    runs,
     sample,
     shapeworld,
     study,
@@ -27,7 +28,19 @@ from rectiflow.cli import (
 )
 from rectiflow.cli.options import Parser
 
-VERBS = (demo, shapeworld, encode, train, sample, info, evaluate, study, inspect, convert)
+VERBS = (
+    demo,
+    shapeworld,
+    encode,
+    train,
+    runs,
+    sample,
+    info,
+    evaluate,
+    study,
+    inspect,
+    convert,
+)
 
 _DESCRIPTION = """\
 Stable Diffusion 3 as one straight walk: captioned images become a model, captions become pictures.

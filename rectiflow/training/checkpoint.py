@@ -198,6 +198,11 @@ def checkpoint_of(run: Path, step: int) -> Path:
     return checkpoints_of(run) / f"step_{step:08d}"
 
 
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint, damaged or not; 0 where there is none."""
+    return max((_step_of(path) for path in _steps(checkpoints_of(run))), default=0)
+
+
 def clear_unfinished(run: Path) -> None:
     """Remove what a killed process left half-written; only for the holder of the run's lock."""
     for folder in (run, checkpoints_of(run)):

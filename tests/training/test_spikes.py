@@ -100,7 +100,22 @@ def test_left_out_places_are_passed_over_in_order() -> None:
     assert SpikeGuard(skip=4).places_to_skip(9, from_place=7) == [7, 8, 9]
 
 
-def test_a_run_goes_back_and_ends_as_if_the_batch_had_never_been(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def without_the_batch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The last weights of a run whose data never had the batch at place 12."""
+
+    class Without(FakeFeed):
+        def batch_at(self, step: int) -> Batch:
+            return super().batch_at(step if step < 12 else step + 1)
+
+    run = tmp_path_factory.mktemp("never")
+    train(recipe_with(SpikeGuard()), Without(), run, progress=False)
+    return weights(run)
+
+
+def test_a_run_goes_back_and_ends_as_if_the_batch_had_never_been(
+    without_the_batch: dict[str, Tensor], tmp_path: Path
+) -> None:
     events: list[Event] = []
     listener = Act(RolledBack, 13, lambda: None)
     listener.handle = events.append  # type: ignore[method-assign]
@@ -117,18 +132,13 @@ def test_a_run_goes_back_and_ends_as_if_the_batch_had_never_been(tmp_path: Path)
     logged = read_events(tmp_path / "run" / "metrics.jsonl", "train")
     assert [event["step"] for event in logged] == list(range(1, 17))
 
-    class Without(FakeFeed):
-        def batch_at(self, step: int) -> Batch:
-            return super().batch_at(step if step < 12 else step + 1)
-
-    train(recipe_with(SpikeGuard()), Without(), tmp_path / "never", progress=False)
-    assert same(weights(tmp_path / "run"), weights(tmp_path / "never"))
+    assert same(weights(tmp_path / "run"), without_the_batch)
 
 
 @pytest.mark.parametrize("moment", ["after the decision", "after going back"])
-def test_a_continued_run_decides_alike(moment: str, tmp_path: Path) -> None:
-    train(recipe_with(), SpikyFeed(12), tmp_path / "whole", progress=False)
-
+def test_a_continued_run_decides_alike(
+    moment: str, without_the_batch: dict[str, Tensor], tmp_path: Path
+) -> None:
     class Killed(Exception):
         pass
 
@@ -150,7 +160,7 @@ def test_a_continued_run_decides_alike(moment: str, tmp_path: Path) -> None:
     train(recipe_with(), feed, run, progress=False)
     assert 12 not in feed.seen
     assert len(read_events(run / "spikes.jsonl")) == 1
-    assert same(weights(tmp_path / "whole"), weights(run))
+    assert same(weights(run), without_the_batch)
 
 
 def test_the_memory_survives_a_stop(tmp_path: Path) -> None:
