@@ -20,6 +20,8 @@ from rectiflow.cli import (
     evaluate,
     info,
     inspect,
+    plan,
+    runs,
     sample,
     shapeworld,
     study,
@@ -27,7 +29,20 @@ from rectiflow.cli import (
 )
 from rectiflow.cli.options import Parser
 
-VERBS = (demo, shapeworld, encode, train, sample, info, evaluate, study, inspect, convert)
+VERBS = (
+    demo,
+    shapeworld,
+    encode,
+    plan,
+    train,
+    runs,
+    sample,
+    info,
+    evaluate,
+    study,
+    inspect,
+    convert,
+)
 
 _DESCRIPTION = """\
 Stable Diffusion 3 as one straight walk: captioned images become a model, captions become pictures.

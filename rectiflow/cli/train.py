@@ -20,7 +20,8 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "train",
         run,
-        usage="rectiflow train RECIPE --data STORE --out RUN [--max-steps N] [--FIELD VALUE ...]",
+        usage="rectiflow train RECIPE --data STORE --out RUN [--max-steps N] "
+        "[--wandb PROJECT] [--FIELD VALUE ...]",
         summary="train a recipe on a latent store, or continue a run",
         details=_DETAILS,
         takes_overrides=True,
@@ -34,6 +35,9 @@ def add_parser(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--formulation", metavar="NAME", help='another one, such as "rf/mode(1.29)" or "eps/linear"'
+    )
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="also send the figures to Weights & Biases"
     )
     parser.add_argument("-h", "--help", action="store_true", help="this, or RECIPE's fields")
 
@@ -66,12 +70,15 @@ def run(options: argparse.Namespace) -> int:
 
     from rectiflow.recipes.previews import previews
     from rectiflow.training.loop import train
+    from rectiflow.training.weights_and_biases import WeightsAndBiases
 
+    hooks = [WeightsAndBiases(options.wandb, options.out, chosen)] if options.wandb else []
     result = train(
         chosen,
         options.data,
         options.out,
         max_steps=options.max_steps,
+        hooks=hooks,
         on_sample=previews(chosen, options.data),
     )
     if result.interrupted is not None:

@@ -99,7 +99,6 @@ def write_report(path: Path | str, report: Report) -> None:
 
 def render_report(report: Report) -> str:
     """The page as HTML."""
-    style = resources.files("rectiflow.evaluation").joinpath("report.css").read_text("utf-8")
     sections = (
         _header(report),
         _gallery(report),
@@ -110,12 +109,18 @@ def render_report(report: Report) -> str:
         _recipe(report),
     )
     body = "\n".join(part for part in sections if part)
+    return html_page(report.title, body, footer=report.footer)
+
+
+def html_page(title: str, body: str, *, footer: str) -> str:
+    """A page of our style around a body, with nothing to load."""
+    style = resources.files("rectiflow.evaluation").joinpath("report.css").read_text("utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)} · rectiflow</title><style>\n{style}</style></head>\n"
+        f"<title>{escape(title)} · rectiflow</title><style>\n{style}</style></head>\n"
         f"<body><main>\n{body}\n"
-        f"<footer>{escape(report.footer)}</footer>\n</main></body></html>\n"
+        f"<footer>{escape(footer)}</footer>\n</main></body></html>\n"
     )
 
 
@@ -273,7 +278,7 @@ def _loss_panel(losses: Sequence[tuple[int, float]]) -> str:
         x_label="training step",
         y_label="loss",
     )
-    return _panel("Training loss", f"Each logged value, and a mean over {window}", chart)
+    return panel("Training loss", f"Each logged value, and a mean over {window}", chart)
 
 
 def _validation_panel(points: Sequence[ValidationPoint]) -> str:
@@ -298,7 +303,7 @@ def _validation_panel(points: Sequence[ValidationPoint]) -> str:
         x_label="training step",
         y_label="held-out loss",
     )
-    return _panel("Held-out loss", "Mean over all levels t, raw against averaged weights", chart)
+    return panel("Held-out loss", "Mean over all levels t, raw against averaged weights", chart)
 
 
 def _levels_panel(points: Sequence[ValidationPoint]) -> str:
@@ -320,7 +325,7 @@ def _levels_panel(points: Sequence[ValidationPoint]) -> str:
         y_label="held-out loss",
         format_x=lambda t: f"{t:g}",
     )
-    return _panel("Held-out loss by level", "Averaged weights, early to late", chart)
+    return panel("Held-out loss by level", "Averaged weights, early to late", chart)
 
 
 def _gap_panel(points: Sequence[ValidationPoint]) -> str:
@@ -334,10 +339,11 @@ def _gap_panel(points: Sequence[ValidationPoint]) -> str:
         y_label="held-out loss",
         format_x=lambda t: f"{t:g}",
     )
-    return _panel("At the end, raw against EMA", f"By level, after step {last.step:,}", chart)
+    return panel("At the end, raw against EMA", f"By level, after step {last.step:,}", chart)
 
 
-def _panel(title: str, subtitle: str, chart: str) -> str:
+def panel(title: str, subtitle: str, chart: str) -> str:
+    """A chart in its frame, with what it shows above."""
     return f'<div class="panel"><h3>{escape(title)}</h3><p>{escape(subtitle)}</p>{chart}</div>'
 
 

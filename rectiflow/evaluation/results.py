@@ -101,15 +101,19 @@ def format_table(evaluation: Evaluation) -> str:
                 counted = str(score.num_pictures)
                 readings = (str(score.lenient), str(score.strict), f"{score.graded.mean:.2f}")
                 rows.append((f"{name} ({split})", counted, *readings))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [_line(row, widths) for row in rows]
-    lines.insert(1, "-" * len(lines[0]))
-    lines.append(
-        f"{evaluation.model} on {evaluation.benchmark} ({evaluation.world}, "
+    return text_table(rows) + (
+        f"\n{evaluation.model} on {evaluation.benchmark} ({evaluation.world}, "
         f"{evaluation.prompt_form} prompts): {evaluation.settings}, "
         f"{evaluation.pictures_per_prompt} picture(s) a prompt, "
         f"seed {evaluation.seed}; in brackets 95 % of bootstraps over prompts"
     )
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows for a terminal, the first their header; the first column left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [_line(row, widths) for row in rows]
+    lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
 
 

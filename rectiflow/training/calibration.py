@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from rectiflow.data.records import Batch
 from rectiflow.training.feed import Feed, open_feed
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
@@ -29,14 +31,7 @@ def calibrate(recipe: TrainRecipe, store: Path | str | Feed, seconds: float) -> 
     """
     feed = store if isinstance(store, Feed) else open_feed(store, recipe)
     state = TrainState.start(recipe)
-    durations: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(durations) <= _NUM_WARMUP_STEPS or time.perf_counter() < deadline:
-        started = time.perf_counter()
-        train_step(state, feed.batch_at(state.step % recipe.max_steps), recipe)
-        durations.append(time.perf_counter() - started)
-    # The first steps compile kernels; the median forgives what else the machine is doing.
-    step_s = statistics.median(durations[_NUM_WARMUP_STEPS:])
+    step_s = time_steps(state, feed.batch_at, recipe, seconds)
     if recipe.validate_every and feed.validation:
         started = time.perf_counter()
         validate(state.ema.model, feed.validation[:1], recipe)
@@ -44,3 +39,17 @@ def calibrate(recipe: TrainRecipe, store: Path | str | Feed, seconds: float) -> 
         # twice: the raw and the averaged weights
         step_s += 2 * share * (time.perf_counter() - started) / recipe.validate_every
     return 1.0 / step_s
+
+
+def time_steps(
+    state: TrainState, batch_at: Callable[[int], Batch], recipe: TrainRecipe, seconds: float
+) -> float:
+    """Seconds of one training step with its batch, timed for about `seconds`; moves `state`."""
+    durations: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(durations) <= _NUM_WARMUP_STEPS or time.perf_counter() < deadline:
+        started = time.perf_counter()
+        train_step(state, batch_at(state.step % recipe.max_steps), recipe)
+        durations.append(time.perf_counter() - started)
+    # The first steps compile kernels; the median forgives what else the machine is doing.
+    return statistics.median(durations[_NUM_WARMUP_STEPS:])

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from rectiflow.base.files import (
     write_json,
 )
 from rectiflow.training.recipe import CHANGEABLE, TrainRecipe, differences
+from rectiflow.training.spikes import SpikeMemory
 from rectiflow.training.state import TrainState
 
 FORMAT = 1
@@ -76,6 +78,8 @@ def write_state(folder: Path, state: TrainState, recipe: TrainRecipe, store: str
         "store": store,
         "recipe": to_json(recipe),
     }
+    if recipe.spikes.is_on:
+        header["spikes"] = asdict(state.spikes)
     write_json(folder / "state.json", header)
 
 
@@ -163,6 +167,7 @@ def load_state(
     state.elapsed_s = header["elapsed_s"]
     state.loss_window = list(header["loss_window"])
     state.origin = header["origin"]
+    state.spikes = SpikeMemory(**header.get("spikes", {}))
     return state
 
 
@@ -191,6 +196,11 @@ def checkpoints_of(run: Path) -> Path:
 def checkpoint_of(run: Path, step: int) -> Path:
     """The folder of one step's checkpoint, kept or not."""
     return checkpoints_of(run) / f"step_{step:08d}"
+
+
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint, damaged or not; 0 where there is none."""
+    return max((_step_of(path) for path in _steps(checkpoints_of(run))), default=0)
 
 
 def clear_unfinished(run: Path) -> None:

@@ -22,6 +22,9 @@ from torch import nn
 from rectiflow.base.files import atomic_write
 from rectiflow.base.log import EventLog, read_events
 from rectiflow.flow.emphasis import Emphasis
+from rectiflow.training.diagnosis import Diagnosis
+from rectiflow.training.meter import Usage
+from rectiflow.training.spikes import Spike
 from rectiflow.training.validation import ValidationLoss
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ class TrainLogged:
     learning_rate: float
     images_per_second: float
     elapsed_s: float
+    usage: Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,14 @@ class Validated:
     raw: ValidationLoss
     ema: ValidationLoss
     elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosed:
+    """What went on inside the blocks during `step`."""
+
+    step: int
+    diagnosis: Diagnosis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +100,26 @@ class CheckpointSaved:
     path: Path
 
 
-Event = Started | StepDone | TrainLogged | Validated | Sampled | CheckpointSaved
+@dataclass(frozen=True, kw_only=True)
+class RolledBack:
+    """`step` was a spike; the run goes on after step `back_to`, without the batches `skipped`."""
+
+    step: int
+    back_to: int
+    spike: Spike
+    skipped: tuple[int, ...]
+
+
+Event = (
+    Started
+    | StepDone
+    | TrainLogged
+    | Validated
+    | Diagnosed
+    | Sampled
+    | CheckpointSaved
+    | RolledBack
+)
 
 
 class Hook(ABC):
@@ -102,15 +133,19 @@ class Hook(ABC):
 
 
 class MetricsFile(Hook):
-    """`metrics.jsonl`: a "train" line per log interval, a "validation" line per validation."""
+    """`metrics.jsonl`: a line per log interval ("train"), validation and diagnosis."""
 
     def __init__(self, path: Path, *, after_step: int) -> None:
         """Drop lines past `after_step`: the steps that a continued run will do again."""
-        if path.exists():
-            kept = [event for event in read_events(path) if event["step"] <= after_step]
-            with atomic_write(path, "w") as file:
+        self._path = path
+        self._log = self._open(after_step)
+
+    def _open(self, after_step: int) -> EventLog:
+        if self._path.exists():
+            kept = [event for event in read_events(self._path) if event["step"] <= after_step]
+            with atomic_write(self._path, "w") as file:
                 file.writelines(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
-        self._log = EventLog(path)
+        return EventLog(self._path)
 
     def handle(self, event: Event) -> None:
         match event:
@@ -118,6 +153,11 @@ class MetricsFile(Hook):
                 self._log.write("train", **asdict(event))
             case Validated():
                 self._log.write("validation", **asdict(event))
+            case Diagnosed():
+                self._log.write("diagnosis", step=event.step, **asdict(event.diagnosis))
+            case RolledBack():
+                self._log.close()
+                self._log = self._open(event.back_to)
             case _:
                 pass
 
@@ -129,10 +169,14 @@ class TensorBoard(Hook):
     """The same figures, and sample pictures, as a TensorBoard log."""
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
+        self._folder = folder
+        self._writer = self._open(after_step)
+
+    def _open(self, after_step: int) -> SummaryWriter:
         # Slow to import, and not needed before the first run starts.
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer: SummaryWriter = SummaryWriter(str(folder), purge_step=after_step + 1)
+        return SummaryWriter(str(self._folder), purge_step=after_step + 1)
 
     def handle(self, event: Event) -> None:
         writer = self._writer
@@ -140,18 +184,44 @@ class TensorBoard(Hook):
             case TrainLogged():
                 for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
                     writer.add_scalar(f"train/{name}", getattr(event, name), event.step)
+                for name, value in usage_figures(event.usage).items():
+                    writer.add_scalar(f"usage/{name}", value, event.step)
             case Validated():
                 for weights, result in (("raw", event.raw), ("ema", event.ema)):
                     writer.add_scalar(f"validation/{weights}", result.loss, event.step)
-                    for t, loss in zip(result.levels, result.per_level, strict=True):
+                    writer.add_scalar(f"validation/{weights}_error", result.error, event.step)
+                    for t, loss, error in zip(
+                        result.levels, result.per_level, result.per_level_error, strict=True
+                    ):
                         writer.add_scalar(f"validation_{weights}/t={t:.3f}", loss, event.step)
+                        writer.add_scalar(
+                            f"validation_{weights}_error/t={t:.3f}", error, event.step
+                        )
+            case Diagnosed():
+                found = event.diagnosis
+                names = [f"block_{i:02d}" for i in range(1, len(found.blocks) + 1)]
+                for name, part in zip([*names, "around"], [*found.blocks, found.around]):
+                    for figure, value in asdict(part).items():
+                        if value is not None:
+                            writer.add_scalar(f"{figure}/{name}", value, event.step)
             case Sampled():
                 writer.add_images("samples", event.images, event.step, dataformats="NHWC")
+            case RolledBack():
+                writer.close()
+                self._writer = self._open(event.back_to)
             case _:
                 pass
 
     def close(self) -> None:
         self._writer.close()
+
+
+def usage_figures(usage: Usage) -> dict[str, float]:
+    """A `Usage` as named curves; without MFU where the device's peak is not known."""
+    figures = {f"{name}_share": share for name, share in usage.shares.items()}
+    figures["peak_memory_gb"] = usage.peak_memory_bytes / 1e9
+    figures["tflops_per_second"] = usage.flops_per_second / 1e12
+    return figures if usage.mfu is None else figures | {"mfu": usage.mfu}
 
 
 class SamplePictures(Hook):
@@ -186,6 +256,7 @@ class Progress(Hook):
         self._max_steps = 0
         self._first_step = 0
         self._loss = math.nan
+        self._usage = ""
         self._since = self._shown_at = time.monotonic()
 
     def handle(self, event: Event) -> None:
@@ -202,10 +273,20 @@ class Progress(Hook):
                 if now - self._shown_at >= self._interval_s or event.step == self._max_steps:
                     self._shown_at = now
                     self._show(event, now - self._since)
+            case TrainLogged():
+                self._usage = f"{event.usage}  "
             case Validated():
                 self._print_line(
-                    f"step {event.step}  held-out loss {event.ema.loss:.4f} (EMA), "
-                    f"{event.raw.loss:.4f} (raw)"
+                    f"step {event.step}  held-out loss {event.ema.loss:.4f} ± "
+                    f"{event.ema.error:.4f} (EMA), {event.raw.loss:.4f} (raw)"
+                )
+            case RolledBack():
+                # Steps taken back took their time too.
+                self._first_step -= event.step - 1 - event.back_to
+                batches = ", ".join(str(place) for place in event.skipped)
+                self._print_line(
+                    f"step {event.step}  {event.spike}: back to step {event.back_to}, without "
+                    f"batch {batches}"
                 )
             case _:
                 pass
@@ -221,7 +302,7 @@ class Progress(Hook):
         share = event.step / self._max_steps
         text = (
             f"step {event.step}/{self._max_steps}  {share:4.0%}  loss {self._loss:.4f}  "
-            f"{rate * event.num_images:.0f} images/s  ETA {clock(left_s)}"
+            f"{rate * event.num_images:.0f} images/s  {self._usage}ETA {clock(left_s)}"
         )
         if self._stream.isatty():
             bar = "█" * round(20 * share) + "░" * (20 - round(20 * share))

@@ -23,17 +23,20 @@ from rectiflow.base.files import read_json, write_json
 from rectiflow.data.records import Batch
 from rectiflow.flow.emphasis import emphasis_of
 from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old, save_checkpoint
+from rectiflow.training.diagnosis import Diagnose
 from rectiflow.training.environment import describe_environment
 from rectiflow.training.export import export_model
 from rectiflow.training.failure import save_failure
 from rectiflow.training.feed import Feed, open_feed
 from rectiflow.training.hooks import (
     CheckpointSaved,
+    Diagnosed,
     DrawSamples,
     Event,
     Hook,
     MetricsFile,
     Progress,
+    RolledBack,
     Sampled,
     SamplePictures,
     Started,
@@ -42,8 +45,10 @@ from rectiflow.training.hooks import (
     TrainLogged,
     Validated,
 )
+from rectiflow.training.meter import Meter
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
+from rectiflow.training.spikes import Spike, read_spikes, record_spike
 from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
@@ -98,6 +103,9 @@ def train(
         recipe = settle_recipe(run, recipe, max_steps)
         clear_unfinished(run)
         state = load_latest(run, recipe, feed.facts.fingerprint) or _first_state(recipe)
+        # A decision may be younger than the checkpoint that the last session went back to.
+        for decision in read_spikes(run):
+            state.spikes.skip(decision["skipped"])
         if state.step > recipe.max_steps:
             raise UserError(
                 f"{run} has already made {state.step} steps, more than max_steps "
@@ -146,10 +154,10 @@ class _Loop:
     on_sample: DrawSamples | None
     stop: _StopRequest
     validation: Validated | None = None
-    # Steps since the last log line of this session, and the time that they took.
-    num_timed: int = 0
-    timed_s: float = 0.0
     clock: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.recipe)
 
     def run_to_end(self) -> TrainResult:
         state, recipe = self.state, self.recipe
@@ -159,7 +167,8 @@ class _Loop:
         # A continued run starts from its checkpoint, but may have been killed before the export.
         saved_step = state.step or None
         while state.step < recipe.max_steps and self.stop.signal is None:
-            self.advance()
+            if not self.advance():
+                continue
             if self.is_due(recipe.checkpoint_every):
                 self.save()
                 saved_step = state.step
@@ -177,15 +186,27 @@ class _Loop:
             validation=self.validation,
         )
 
-    def advance(self) -> None:
-        """One step, then the looks that are due after it."""
-        started = time.perf_counter()
-        batch = self.feed.batch_at(self.state.step)
-        result = train_step(self.state, batch, self.recipe)
+    def advance(self) -> bool:
+        """One step, then the looks that are due after it; False if it was taken back."""
+        with self.meter.spending("data"):
+            batch = self.feed.batch_at(self.state.spikes.place_of(self.state.step))
+        step = self.state.step + 1
+        with self.meter.spending("step"):
+            result = self.step(batch)
+        guard, memory = self.recipe.spikes, self.state.spikes
+        spike = guard.judge(memory, result.loss, result.gradient_norm)
+        if spike is not None and len(read_spikes(self.run)) < guard.limit:
+            self.roll_back(spike, step)
+            return False
+        if spike is not None and result.is_finite:
+            raise DivergedError(
+                f"training stopped at step {step}: {spike}, and the run has gone back "
+                f"{guard.limit} times already (spikes.limit). Try a lower learning rate or a "
+                "longer warm-up in a new run folder"
+            )
         if not result.is_finite:
             self.fail(batch, result)
-        self.timed_s += time.perf_counter() - started
-        self.num_timed += 1
+        self.meter.count(batch)
         self.tell(
             StepDone(step=self.state.step, loss=result.loss, num_images=self.recipe.batch_size)
         )
@@ -196,6 +217,20 @@ class _Loop:
             self.validate()
         if self.is_due(self.recipe.sample_every):
             self.sample()
+        return True
+
+    def step(self, batch: Batch) -> StepResult:
+        """One training step, diagnosed where that is due."""
+        every, number = self.recipe.diagnose_every, self.state.step + 1
+        if every == 0 or (number % every and number != self.recipe.max_steps):
+            return train_step(self.state, batch, self.recipe)
+        with Diagnose(self.state.backbone) as diagnose:
+            result = train_step(
+                self.state, batch, self.recipe, before_update=diagnose.before_update
+            )
+        if result.is_finite:
+            self.tell(Diagnosed(step=number, diagnosis=diagnose.read()))
+        return result
 
     def is_due(self, every: int) -> bool:
         """Whether something done every `every` steps, and after the last one, is to be done."""
@@ -221,17 +256,18 @@ class _Loop:
                 loss=sum(losses) / len(losses),
                 gradient_norm=result.gradient_norm,
                 learning_rate=recipe.optimizer.learning_rate * factor,
-                images_per_second=self.num_timed * recipe.batch_size / self.timed_s,
+                images_per_second=self.meter.images_per_second,
                 elapsed_s=round(state.elapsed_s, 2),
+                usage=self.meter.read(),
             )
         )
         state.loss_window = []
-        self.num_timed, self.timed_s = 0, 0.0
 
     def validate(self) -> None:
         batches = self.feed.validation
-        raw = validate(self.state.backbone, batches, self.recipe)
-        ema = validate(self.state.ema.model, batches, self.recipe)
+        with self.meter.spending("validation"):
+            raw = validate(self.state.backbone, batches, self.recipe)
+            ema = validate(self.state.ema.model, batches, self.recipe)
         self.count_time()
         self.validation = Validated(
             step=self.state.step, raw=raw, ema=ema, elapsed_s=round(self.state.elapsed_s, 2)
@@ -242,15 +278,32 @@ class _Loop:
         prompts = self.recipe.sample_prompts
         if self.on_sample is None or not prompts:
             return
-        images = self.on_sample(self.state.ema.model, prompts)
+        with self.meter.spending("sampling"):
+            images = self.on_sample(self.state.ema.model, prompts)
         self.tell(Sampled(step=self.state.step, prompts=prompts, images=images))
 
     def save(self) -> None:
         self.count_time()
         facts = self.feed.facts
-        path = save_checkpoint(self.run, self.state, self.recipe, facts.fingerprint)
-        export_model(self.run, self.state, self.recipe, facts)
+        with self.meter.spending("saving"):
+            path = save_checkpoint(self.run, self.state, self.recipe, facts.fingerprint)
+            export_model(self.run, self.state, self.recipe, facts)
         self.tell(CheckpointSaved(step=self.state.step, path=path))
+
+    def roll_back(self, spike: Spike, step: int) -> None:
+        """Go back to the last checkpoint, or the start, and leave out what led to the spike."""
+        fingerprint = self.feed.facts.fingerprint
+        place = self.state.spikes.place_of(step - 1)
+        earlier = load_latest(self.run, self.recipe, fingerprint) or _first_state(self.recipe)
+        # What was left out before stays left out, also where this checkpoint is older than that.
+        earlier.spikes.skip(self.state.spikes.skipped)
+        skipped = self.recipe.spikes.places_to_skip(
+            place, from_place=earlier.spikes.place_of(earlier.step)
+        )
+        record_spike(self.run, spike, step=step, back_to=earlier.step, skipped=skipped)
+        earlier.spikes.skip(skipped)
+        self.state.become(earlier)
+        self.tell(RolledBack(step=step, back_to=earlier.step, spike=spike, skipped=tuple(skipped)))
 
     def fail(self, batch: Batch, result: StepResult) -> None:
         step = self.state.step + 1

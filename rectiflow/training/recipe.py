@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rectiflow.base.config import to_json
+from rectiflow.base.config import LATER, to_json
 from rectiflow.base.errors import ConfigError
 from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.backbones import BackboneConfig
@@ -18,6 +18,7 @@ from rectiflow.models.precision import Precision
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.schedule import Trapezoid
+from rectiflow.training.spikes import SpikeGuard
 
 # What a continued run may change: when to look at it and when to stop, never what is computed.
 CHANGEABLE = (
@@ -25,6 +26,7 @@ CHANGEABLE = (
     "max_steps",
     "log_every",
     "validate_every",
+    "diagnose_every",
     "checkpoint_every",
     "keep_last",
     "sample_every",
@@ -53,6 +55,8 @@ class TrainRecipe:
     each caption variant of the store; without it all weigh the same. `empty_prompt` is the
     probability that a sample shows the empty prompt instead, so that guidance, which contrasts
     with it, meets something the model has learned. `num_validation` samples are held out.
+    `spikes` says when a run goes back and leaves batches out; by default never.
+    A step of `diagnose_every` also tells what goes on inside the blocks (`training.diagnosis`).
     `start_from` names the model whose averaged weights are the first ones, instead of random ones:
     a shipped model, or the folder of a run or model; its shapes are `backbone`'s.
     """
@@ -69,6 +73,7 @@ class TrainRecipe:
     optimizer: AdamW | Muon = field(default_factory=AdamW)
     schedule: Trapezoid = field(default_factory=Trapezoid)
     gradient_clip: float = 1.0
+    spikes: SpikeGuard = field(default=SpikeGuard(), metadata=LATER)
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: Precision = "auto"
     encoder_dropout: float = 0.464
@@ -77,6 +82,7 @@ class TrainRecipe:
     num_validation: int = 256
     log_every: int = 20
     validate_every: int = 500
+    diagnose_every: int = field(default=0, metadata=LATER)
     checkpoint_every: int = 500
     keep_last: int = 2
     sample_every: int = 0
@@ -92,6 +98,11 @@ class TrainRecipe:
             probability = getattr(self, name)
             if not 0.0 <= probability <= 1.0:
                 raise ConfigError(f"{name} is {probability}; give a probability from 0 to 1")
+        if self.spikes.is_on and self.checkpoint_every == 0:
+            raise ConfigError(
+                "spikes.threshold is set and checkpoint_every is 0; after a spike a run goes back "
+                "to a checkpoint, so let it make some"
+            )
         if self.gradient_clip <= 0.0:
             raise ConfigError(
                 f"gradient_clip is {self.gradient_clip}; give a norm above 0 "
@@ -105,6 +116,7 @@ _LEAST = {
     "num_validation": 0,
     "log_every": 1,
     "validate_every": 0,
+    "diagnose_every": 0,
     "checkpoint_every": 0,
     "keep_last": 1,
     "sample_every": 0,
@@ -118,7 +130,9 @@ def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:
     """
     ours, theirs = to_json(saved), to_json(given)
     for name in CHANGEABLE:
-        del ours[name], theirs[name]
+        # One that is its default may not stand there (`base.config.LATER`).
+        ours.pop(name, None)
+        theirs.pop(name, None)
     return [
         f"{path} is {before!r} in the run and {after!r} in the recipe"
         for path, before, after in differing_settings(ours, theirs)

@@ -72,6 +72,24 @@ def locked(run: Path) -> Generator[None]:
         os.close(descriptor)
 
 
+def is_in_use(run: Path) -> bool:
+    """Whether a process is training in `run`; asks the kernel and leaves nothing behind."""
+    try:
+        descriptor = os.open(run / _LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two who ask do not see each other, and given back within microseconds.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks, where no process can hold one
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def settle_recipe(run: Path, recipe: TrainRecipe, max_steps: int | None) -> TrainRecipe:
     """The recipe that the run follows from here on, to be kept as `recipe.json`.
 

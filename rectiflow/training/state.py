@@ -21,6 +21,7 @@ from rectiflow.models.precision import compute_dtype
 from rectiflow.training.ema import Ema
 from rectiflow.training.optimizers import Optimizer
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.spikes import SpikeMemory
 from rectiflow.training.start_from import FirstWeights
 
 
@@ -30,7 +31,8 @@ class TrainState:
 
     `step` counts finished optimizer steps; `loss_window` holds the losses since the last log
     line; `elapsed_s` is the training time of all sessions so far; `origin` says which model the
-    first weights came from, None where they were random.
+    first weights came from, None where they were random. `spikes` is what the recipe's guard
+    against loss spikes remembers.
     """
 
     backbone: Backbone
@@ -40,6 +42,7 @@ class TrainState:
     elapsed_s: float = 0.0
     loss_window: list[float] = field(default_factory=list)
     origin: dict[str, str] | None = None
+    spikes: SpikeMemory = field(default_factory=SpikeMemory)
 
     @classmethod
     def start(cls, recipe: TrainRecipe, first: FirstWeights | None = None) -> TrainState:
@@ -67,6 +70,12 @@ class TrainState:
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state(),
         }
+
+    def become(self, other: TrainState) -> None:
+        """Take over everything but the time that has passed, which nothing brings back."""
+        self.load_tensors(other.tensors())
+        self.step, self.loss_window = other.step, other.loss_window
+        self.origin, self.spikes = other.origin, other.spikes
 
     def load_tensors(self, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Copy saved tensors in.

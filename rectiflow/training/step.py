@@ -8,6 +8,7 @@ Source: arXiv 2403.03206, sections 3.1 and 5.1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,8 +93,17 @@ def forward(backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe) -> Fl
         )
 
 
-def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe) -> StepResult:
-    """One optimizer step in place. A non-finite loss or gradient leaves `state` as it was."""
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    recipe: TrainRecipe,
+    *,
+    before_update: Callable[[], None] | None = None,
+) -> StepResult:
+    """One optimizer step in place. A non-finite loss or gradient leaves `state` as it was.
+
+    `before_update` is called when all gradients are there and nothing has changed yet; it looks.
+    """
     state.backbone.zero_grad(set_to_none=True)
     loss = forward(state.backbone, draw(batch, recipe), recipe).loss
     loss.backward()
@@ -102,6 +112,8 @@ def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe) -> StepResu
     result = StepResult(loss=loss.item(), gradient_norm=norm.item())
     if not result.is_finite:
         return result
+    if before_update is not None:
+        before_update()
     if result.gradient_norm > recipe.gradient_clip:
         torch._foreach_mul_(  # pyright: ignore[reportPrivateUsage]
             gradients, recipe.gradient_clip / result.gradient_norm

@@ -6,11 +6,13 @@ t = k/8, k = 1…7, as MLPerf's text-to-image training measures it, moved by the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from rectiflow.data.records import Batch
 from rectiflow.training.recipe import TrainRecipe
@@ -23,12 +25,17 @@ LEVELS = tuple(k / 8 for k in range(1, 8))
 class ValidationLoss:
     """Mean held-out loss, and its parts by level; every prompt kept whole.
 
-    `levels` are the times k/8 after the recipe's shift.
+    `levels` are the times k/8 after the recipe's shift. `error` and `per_level_error` are standard
+    errors over the held-out samples: about how far the loss over endlessly many samples may lie
+    from this one; nan for a single sample. Two validations share samples and noise, so that their
+    difference is known better than either.
     """
 
     loss: float
     levels: tuple[float, ...]
     per_level: tuple[float, ...]
+    error: float
+    per_level_error: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -38,18 +45,37 @@ def validate(backbone: nn.Module, batches: Iterable[Batch], recipe: TrainRecipe)
     Noise is a function of (a batch's keys, level); give the same keys each time.
     """
     levels = recipe.shift.along(recipe.formulation.path, torch.tensor(LEVELS))
-    sums = torch.zeros(len(levels), dtype=torch.float64)
-    count = 0
+    rows: list[Tensor] = []  # [b, number of levels] each
     for batch in batches:
         conditioning = condition(batch, None)
-        count += len(batch.keys)
+        losses: list[Tensor] = []
         for level, t in enumerate(levels):
             x0, eps = posterior_and_noise(batch, batch.keys, stream=level)
             example = Draw(x0=x0, eps=eps, t=t.expand(len(x0)), conditioning=conditioning)
-            sums[level] += forward(backbone, example, recipe).per_sample.double().sum()
-    per_level = (sums / count).tolist()
+            losses.append(forward(backbone, example, recipe).per_sample.double())
+        rows.append(torch.stack(losses, dim=1))
+    return summarize(torch.cat(rows), levels.tolist())
+
+
+def summarize(losses: Float[Tensor, "n k"], levels: Sequence[float]) -> ValidationLoss:
+    """Means and standard errors of n samples' losses at k levels.
+
+    A sample's levels share its picture and fail together, so the mean over levels has the error of
+    n values, not of n·k.
+    """
+    per_level, means = losses.mean(dim=0).tolist(), losses.mean(dim=1)
     return ValidationLoss(
         loss=sum(per_level) / len(per_level),
-        levels=tuple(round(level, 6) for level in levels.tolist()),
+        levels=tuple(round(level, 6) for level in levels),
         per_level=tuple(per_level),
+        error=_standard_errors(means[:, None])[0],
+        per_level_error=tuple(_standard_errors(losses)),
     )
+
+
+def _standard_errors(values: Float[Tensor, "n k"]) -> list[float]:
+    """std / √n of each column, with n - 1 degrees of freedom."""
+    n = len(values)
+    if n < 2:
+        return [math.nan] * values.shape[1]
+    return (values.std(dim=0) / n**0.5).tolist()

@@ -23,7 +23,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
     [
         (
             "dmo",
-            "unknown command 'dmo'; the commands: demo, shapeworld, encode, train, s",
+            "unknown command 'dmo'; the commands: demo, shapeworld, encode, plan, tra",
         ),
         ("--quiet demo", "unknown option '--quiet'; before a command: --help, --version"),
         (
@@ -50,6 +50,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
         ("train demo", "train needs --data; usage: rectiflow train"),
         ("train demo --data store", "train needs --out; usage: rectiflow train"),
         ("train demo --data s --out r --max-steps 0", "--max-steps: expected a whole number of"),
+        ("plan", "the following arguments are required: RECIPE"),
+        ("runs nowhere", "cannot list the runs of nowhere: it does not exist; give a folder"),
+        ("runs compare", "0 run(s) to compare: none; give two or more different ones"),
         ("sample tiny", "the following arguments are required: PROMPT"),
         ("sample tiny cat -n 0", "argument -n: expected a whole number of at least 1, got '0'"),
         ("sample tiny cat dog", "rectiflow sample does not know 'dog'; its options: --help, -n"),
@@ -117,6 +120,8 @@ def test_usages_are_the_promised_spellings(capsys: pytest.CaptureFixture[str]) -
         "evaluate": "rectiflow evaluate MODEL [--benchmark shapeworld] [--per-task N] "
         "[--out FILE.json]",
         "info": "rectiflow info PICTURE",
+        "plan": "rectiflow plan RECIPE [--devices 8xH100] [--price-per-hour X]",
+        "runs": "rectiflow runs [FOLDER] | rectiflow runs compare RUN RUN ... [--out FILE.html]",
         "inspect": "rectiflow inspect PATH",
         "convert": "rectiflow convert SOURCE TARGET",
     }

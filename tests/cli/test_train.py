@@ -1,6 +1,8 @@
 """`rectiflow train`: recipe, overrides and exit code; the training itself is replaced."""
 
 import signal
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +56,29 @@ def test_the_recipe_and_the_places_arrive(
     assert capsys.readouterr().out == "10 steps done; the model lies in run/model\n"
 
 
+def test_weights_and_biases_only_when_asked_for(
+    calls: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace())
+    assert main(CALL) == 0
+    assert main([*CALL, "--wandb", "pictures"]) == 0
+    assert [len(call["hooks"]) for call in calls] == [0, 1]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main([*CALL, "--wandb", "pictures"]) == 2
+    assert "--wandb needs the package wandb" in capsys.readouterr().err
+
+
 def test_fields_and_steps_are_options(calls: list[dict[str, Any]]) -> None:
-    assert main([*CALL, "--max-steps", "7", "--batch-size", "8", "--ema.decay", "0.5"]) == 0
+    fields = ["--batch-size", "8", "--ema.decay", "0.5", "--spikes.threshold", "20"]
+    assert main([*CALL, "--max-steps", "7", *fields, "--diagnose-every", "5"]) == 0
     (call,) = calls
     assert call["max_steps"] == 7
     assert call["recipe"].batch_size == 8
     assert call["recipe"].ema.decay == 0.5
+    assert call["recipe"].spikes.is_on
+    assert call["recipe"].diagnose_every == 5
 
 
 def test_every_backbone_has_a_recipe_and_its_fields_are_options(

@@ -90,7 +90,7 @@ def contents(run: Path) -> dict[str, Any]:
 
 
 def timeless(value: Any) -> Any:
-    outer = {"time", "elapsed_s", "images_per_second", "training_s", "commit"}
+    outer = {"time", "elapsed_s", "images_per_second", "training_s", "commit", "usage"}
     if isinstance(value, dict):
         return {key: timeless(item) for key, item in value.items() if key not in outer}
     return value

@@ -17,9 +17,16 @@ from rectiflow.training.hooks import (
     clock,
     grid,
 )
+from rectiflow.training.meter import Usage
 from rectiflow.training.validation import LEVELS, ValidationLoss
 
 EMPHASIS = emphasis_of(rectified_flow())
+USAGE = Usage(
+    shares={"data": 0.02, "step": 0.9, "validation": 0.05, "sampling": 0.0, "saving": 0.03},
+    peak_memory_bytes=512_000_000,
+    flops_per_second=43.2e9,
+    mfu=None,
+)
 
 
 class Terminal(io.StringIO):
@@ -35,11 +42,14 @@ def logged(step: int, loss: float = 1.0) -> TrainLogged:
         learning_rate=1e-3,
         images_per_second=10.0,
         elapsed_s=1.0,
+        usage=USAGE,
     )
 
 
 def validated(step: int) -> Validated:
-    result = ValidationLoss(loss=0.5, levels=LEVELS, per_level=(0.5,) * 7)
+    result = ValidationLoss(
+        loss=0.5, levels=LEVELS, per_level=(0.5,) * 7, error=0.01, per_level_error=(0.02,) * 7
+    )
     return Validated(step=step, raw=result, ema=result, elapsed_s=1.0)
 
 
@@ -74,12 +84,13 @@ def test_a_log_file_gets_plain_lines_now_and_then() -> None:
         progress.handle(StepDone(step=step, loss=0.25, num_images=64))
         if step == 50:
             progress.handle(validated(step))
+            progress.handle(logged(step))
     progress.close()
     lines = stream.getvalue().splitlines()
     assert lines[0] == str(EMPHASIS)
-    assert lines[1] == "step 50  held-out loss 0.5000 (EMA), 0.5000 (raw)"
+    assert lines[1] == "step 50  held-out loss 0.5000 ± 0.0100 (EMA), 0.5000 (raw)"
     assert lines[2].startswith("step 100/100  100%  loss 0.2500  ")
-    assert lines[2].endswith("ETA 0:00")
+    assert lines[2].endswith(" images/s  43.2 GFLOP/s, data 2%, 512 MB  ETA 0:00")
     assert len(lines) == 3
 
 

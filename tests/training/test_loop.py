@@ -80,6 +80,11 @@ def test_a_run_leaves_everything_that_it_promises(tmp_path: Path) -> None:
     # every 5 and at the end, the last two kept
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step_00000010", "step_00000012"}
     assert [e["step"] for e in read_events(run / "metrics.jsonl", "train")] == [3, 6, 9, 12]
+    usages = [e["usage"] for e in read_events(run / "metrics.jsonl", "train")]
+    assert all(0 < sum(usage["shares"].values()) <= 1.001 for usage in usages)
+    assert usages[2]["shares"]["validation"] > 0  # of the step before
+    assert usages[0]["mfu"] is None
+    assert usages[0]["flops_per_second"] > 0
     validations = read_events(run / "metrics.jsonl", "validation")
     assert [e["step"] for e in validations] == [6, 12]
     assert len(validations[0]["raw"]["per_level"]) == len(validations[0]["ema"]["per_level"]) == 7

@@ -1,0 +1,99 @@
+"""`rectiflow plan RECIPE`: memory, time, operations and cost of a run before it starts."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rectiflow.base.errors import UserError
+from rectiflow.cli.options import Verbs, add_verb, positive_number, whole_number
+
+if TYPE_CHECKING:
+    from rectiflow.models.flops import InputSize
+    from rectiflow.training.recipe import TrainRecipe
+
+_DETAILS = """\
+With --devices, time follows from the model's operations and an assumed share of the devices' peak
+(--mfu); without, this machine's training step is timed on random numbers for ten seconds. Memory is
+computed from the recipe either way. Every field of the recipe is an option too:
+
+  rectiflow plan mmdit-d24 --devices 8xH100 --price-per-hour 2.5 --batch-size 1024 \\
+    --backbone.context-dim 4096 --backbone.pooled-dim 2048 --latent-side 32 --text-tokens 154
+"""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = add_verb(
+        verbs,
+        "plan",
+        run,
+        usage="rectiflow plan RECIPE [--devices 8xH100] [--price-per-hour X] [--data STORE] "
+        "[--FIELD VALUE ...]",
+        summary="say what a training run will need: memory, time, operations, cost",
+        details=_DETAILS,
+        takes_overrides=True,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe")
+    parser.add_argument("--devices", metavar="NxKIND", help="such as 8xH100 (default: this CPU)")
+    parser.add_argument(
+        "--price-per-hour", type=positive_number, metavar="X", help="of one device, any currency"
+    )
+    parser.add_argument(
+        "--mfu",
+        type=positive_number,
+        metavar="SHARE",
+        help="share of the devices' peak to assume, at most 1 (default: 0.4)",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="STORE", help="take sizes from the samples of a store"
+    )
+    parser.add_argument(
+        "--latent-side",
+        type=whole_number(1),
+        metavar="N",
+        help="side of the latents (default: that of the recipe's position grid)",
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=whole_number(2),
+        metavar="N",
+        help="text tokens (default: 32 as in the embedded world; SD3 has 154)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints the plan."""
+    if options.devices is None and options.mfu is not None:
+        raise UserError("--mfu is assumed of --devices; this machine is measured")
+    if options.mfu is not None and options.mfu > 1.0:
+        raise UserError(f"--mfu is {options.mfu:g}; it is a share of the peak, at most 1")
+
+    from rectiflow.cli.overrides import apply_overrides
+    from rectiflow.recipes.registry import recipe
+    from rectiflow.training.plan_text import describe_plan
+    from rectiflow.training.planner import ASSUMED_MFU, Fleet, plan_for, plan_here
+
+    prog = f"rectiflow plan {options.recipe}"
+    chosen = apply_overrides(recipe(options.recipe), options.overrides, prog=prog)
+    size = _size(options, chosen)
+    if options.devices is None:
+        plan = plan_here(chosen, size)
+    else:
+        plan = plan_for(chosen, size, Fleet.parse(options.devices), mfu=options.mfu or ASSUMED_MFU)
+    print(describe_plan(plan, price_per_hour=options.price_per_hour))
+
+
+def _size(options: argparse.Namespace, recipe: "TrainRecipe") -> "InputSize":
+    """The store's samples, or what the options say."""
+    from rectiflow.models.flops import InputSize
+    from rectiflow.training.meter import input_size
+
+    if options.data is not None:
+        if options.latent_side is not None or options.text_tokens is not None:
+            raise UserError("--data tells the sizes; leave out --latent-side and --text-tokens")
+        from rectiflow.training.feed import open_feed
+
+        return input_size(open_feed(options.data, recipe).batch_at(0))
+    backbone = recipe.backbone
+    side = options.latent_side or backbone.base_side * backbone.patch_size
+    return InputSize(height=side, width=side, num_text=options.text_tokens or 32)

@@ -1,0 +1,232 @@
+"""What one forward pass of a backbone keeps for its backward pass, from its config alone.
+
+The counterpart of `models.flops`: a term for each thing that PyTorch's derivatives save. On a CPU
+the tests count what they do save; for CUDA the terms follow the documented lists of autocast.
+Nothing is recomputed. Weights are not counted, nor the copies that autocast makes of them
+(`weight_copies`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rectiflow.base.errors import ConfigError
+from rectiflow.models.backbones import BackboneConfig, build_backbone
+from rectiflow.models.baselines.crossdit import CrossDiTConfig
+from rectiflow.models.baselines.dit import DiTConfig
+from rectiflow.models.baselines.uvit import CHANNELS_PER_GROUP, STRIDE, UViTConfig
+from rectiflow.models.flops import InputSize
+from rectiflow.models.layers.embeddings import TIME_EMBEDDING_DIM
+from rectiflow.models.layers.feed_forward import MLP_RATIO
+from rectiflow.models.mmdit import MMDiTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Numbers kept: `narrow` ones in the type of matrix products, `wide` ones in float32."""
+
+    narrow: int = 0
+    wide: int = 0
+
+    def __add__(self, other: Kept) -> Kept:
+        return Kept(narrow=self.narrow + other.narrow, wide=self.wide + other.wide)
+
+    def __rmul__(self, number: int) -> Kept:
+        return Kept(narrow=number * self.narrow, wide=number * self.wide)
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes where matrix products run in `dtype`."""
+        return dtype.itemsize * self.narrow + 4 * self.wide
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How a device computes what autocast leaves open.
+
+    On CUDA autocast norms in float32 and adds to a float32 stream in float32; on a CPU types stay
+    as they come. `has_fused_attention` is False where the weights of all pairs of tokens are kept.
+    """
+
+    dtype: torch.dtype
+    is_cuda: bool
+    has_fused_attention: bool
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, device_type: str) -> Arithmetic:
+        """As `layers.attention` chooses its kernel for a device."""
+        is_cuda = device_type == "cuda"
+        return cls(
+            dtype=dtype,
+            is_cuda=is_cuda,
+            has_fused_attention=is_cuda or dtype != torch.bfloat16,
+        )
+
+
+def kept_bytes(config: BackboneConfig, size: InputSize, arithmetic: Arithmetic) -> int:
+    """Bytes that the backbone keeps for one sample, of a batch of more than one.
+
+    Raises:
+        ConfigError: the latents do not divide into patches.
+    """
+    p = config.patch_size
+    if size.height % p or size.width % p:
+        raise ConfigError(
+            f"latents of {size.height}×{size.width} do not divide into patches of {p}"
+        )
+    return _Count(config, size, arithmetic).total().num_bytes(arithmetic.dtype)
+
+
+def weight_copies(config: BackboneConfig, dtype: torch.dtype) -> int:
+    """Bytes of the weights' copies in `dtype` that autocast keeps until the backward pass."""
+    if dtype == torch.float32:
+        return 0
+    with torch.device("meta"):
+        model = build_backbone(config)
+    matrices = (m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
+    return dtype.itemsize * sum(matrix.weight.numel() for matrix in matrices)
+
+
+class _Count:
+    """The terms of one config and size: n image tokens, m text tokens, width d."""
+
+    def __init__(self, config: BackboneConfig, size: InputSize, arithmetic: Arithmetic) -> None:
+        self.config, self.size, self.at = config, size, arithmetic
+        self.n = (size.height // config.patch_size) * (size.width // config.patch_size)
+        self.m, self.d = size.num_text, config.hidden_dim
+        self.num_heads = self.d // config.head_dim
+
+    def total(self) -> Kept:
+        config, n, m, d = self.config, self.n, self.m, self.d
+        match config:
+            case MMDiTConfig():
+                num_text_sets = len(config.text_streams)
+                image = self.own_attention(n + m) + self.stream(n, is_wide=True)
+                text = self.stream(m, is_wide=False, num_sets=num_text_sets)
+                last_text = self.front(m, is_wide=False, num_sets=num_text_sets)
+                # The norm of the same tokens once more, and what the second attention gives.
+                second = self.own_attention(n) + self.gated(n, is_wide=True)
+                second += self.norm(n, is_wide=True, shares_input=True)
+                second += Kept(narrow=n * d + 3 * d)
+                blocks = config.depth * image + (config.depth - 1) * text + last_text
+                blocks += config.num_second_attentions * second
+                return self.embeddings() + blocks + self.ends()
+            case DiTConfig():
+                shared = self.own_attention(n + m) + self.front(n + m, is_wide=True)
+                front = (config.depth - 1) * self.behind(n + m, is_wide=True)
+                # The last block's text goes no further than its attention.
+                blocks = config.depth * shared + front + self.behind(n, is_wide=True)
+                return self.embeddings() + blocks + self.ends()
+            case CrossDiTConfig():
+                return self.embeddings() + self.cross_blocks() + self.ends()
+            case UViTConfig():
+                return self.embeddings() + self.cross_blocks() + self.levels(config)
+
+    def embeddings(self) -> Kept:
+        """Time, pooled text and context; the sum of the first two is read by every modulation."""
+        config, d = self.config, self.d
+        vectors = TIME_EMBEDDING_DIM + config.pooled_dim + 5 * d
+        return Kept(narrow=vectors + self.m * config.context_dim)
+
+    def ends(self) -> Kept:
+        """Patches in, and the final layer."""
+        config, n = self.config, self.n
+        patches = n * config.in_channels * config.patch_size**2
+        return Kept(narrow=patches + self.d) + self.norm(n, is_wide=True)
+
+    def stream(self, num: int, *, is_wide: bool, num_sets: int = 1) -> Kept:
+        """A `StreamBlock` less its attention, or several that share `num` tokens."""
+        return self.front(num, is_wide=is_wide, num_sets=num_sets) + self.behind(
+            num, is_wide=is_wide, num_sets=num_sets
+        )
+
+    def front(self, num: int, *, is_wide: bool, num_sets: int = 1) -> Kept:
+        """Before the attention: the norm, and for each set of weights what modulation reads."""
+        return self.norm(num, is_wide=is_wide, num_sets=num_sets) + Kept(narrow=num_sets * self.d)
+
+    def behind(self, num: int, *, is_wide: bool, num_sets: int = 1) -> Kept:
+        """After the attention: its output as the projection reads it, and all that follows."""
+        d = self.d
+        modulation = Kept(narrow=num_sets * 6 * d)
+        hidden = Kept(narrow=(1 + 2 * MLP_RATIO) * num * d)
+        gated = self.gated(num, is_wide=is_wide, num_sets=num_sets)
+        return modulation + hidden + 2 * gated + self.norm(num, is_wide=is_wide, num_sets=num_sets)
+
+    def norm(
+        self, num: int, *, is_wide: bool, num_sets: int = 1, shares_input: bool = False
+    ) -> Kept:
+        """A modulated norm: input, mean and deviation, result, factor, and the product's input."""
+        d = self.d
+        inside = self.normed((1 if shares_input else 2) * num * d + 2 * num, is_wide=is_wide)
+        return inside + Kept(narrow=num * d + num_sets * d)
+
+    def normed(self, count: int, *, is_wide: bool) -> Kept:
+        """Numbers inside of a norm, whose input is float32 if `is_wide`."""
+        return Kept(wide=count) if is_wide or self.at.is_cuda else Kept(narrow=count)
+
+    def gated(self, num: int, *, is_wide: bool, num_sets: int = 1) -> Kept:
+        """What comes through a gate into the stream; on CUDA widened first, with its gate."""
+        if is_wide and self.at.is_cuda:
+            return Kept(wide=(num + num_sets) * self.d)
+        return Kept(narrow=num * self.d)
+
+    def own_attention(self, num: int) -> Kept:
+        """Tokens among themselves: queries and keys are views of one projection."""
+        return self.attention(num, num) + self.qk_norm(2 * num, projected=3 * num)
+
+    def attention(self, num_queries: int, num_keys: int) -> Kept:
+        """Queries, keys, values, and either the output with a sum for each row, or all weights."""
+        inputs = Kept(narrow=(num_queries + 2 * num_keys) * self.d)
+        if self.at.has_fused_attention:
+            rows = Kept(wide=num_queries * self.num_heads)
+            return inputs + Kept(narrow=num_queries * self.d) + rows
+        return inputs + Kept(narrow=self.num_heads * num_queries * num_keys)
+
+    def qk_norm(self, num: int, *, projected: int) -> Kept:
+        """The norms of `num` queries and keys, which are views of `projected` times d numbers."""
+        if not self.config.use_qk_norm:
+            return Kept()
+        d, deviations = self.d, Kept(wide=num * self.num_heads)
+        if self.at.is_cuda:
+            return deviations + Kept(narrow=projected * d)
+        # On a CPU the norm is made of several operations, in float32.
+        if self.at.dtype == torch.float32:
+            return deviations + Kept(narrow=(projected + num) * d)
+        return deviations + Kept(wide=2 * num * d)
+
+    def cross_blocks(self) -> Kept:
+        """A CrossDiT's blocks; all read the same embedded text."""
+        n, m, d = self.n, self.m, self.d
+        own = self.own_attention(n) + self.stream(n, is_wide=True)
+        # The tokens that queries are made of; with all weights, also the output as it is projected.
+        cross = self.attention(n, m) + Kept(narrow=n * d)
+        if not self.at.has_fused_attention:
+            cross += Kept(narrow=n * d)
+        # Values are a view of the text's projection, which so is kept already.
+        cross += self.qk_norm(n + m, projected=n + m)
+        return self.config.depth * (own + cross) + Kept(narrow=m * d)
+
+    def levels(self, config: UViTConfig) -> Kept:
+        """A UViT's convolutions on the way down and up, and its final layer."""
+        d, channels = config.hidden_dim, config.level_channels
+        places = self.size.height * self.size.width
+        kept = Kept(narrow=places * config.in_channels)
+        final = 2 * places * channels[0] + 2 * places
+        kept += self.normed(final, is_wide=False)
+        kept += Kept(narrow=places * channels[0] + channels[0] + d)
+        for c, below in zip(channels, (*channels[1:], d)):
+            for c_in in (c, 2 * c):
+                kept += config.num_residual_blocks * self.residual_block(places, c_in, c)
+            # What shrinking reads, and growing.
+            kept += Kept(narrow=places * c + places // STRIDE**2 * below)
+            places //= STRIDE**2
+        return kept
+
+    def residual_block(self, places: int, c_in: int, c: int) -> Kept:
+        """A `ModulatedResidualBlock`: norm, SiLU and convolution twice, then the gate."""
+        groups = (c_in + c) // CHANNELS_PER_GROUP
+        # The first norm's result goes straight into SiLU, the second's is scaled before.
+        norms = self.normed(places * (2 * c_in + 2 * c) + 2 * groups, is_wide=False)
+        convolved = Kept(narrow=places * (c_in + 2 * c) + c)
+        return norms + convolved + Kept(narrow=places * c + 3 * c + self.config.hidden_dim)

@@ -1,0 +1,109 @@
+"""What goes on inside the blocks in one training step: attention, gradients, updates.
+
+On the walk of a sample around `step`, on the steps that the recipe asks for. It reads and never
+writes, so that a diagnosed run has the same weights as any other, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from rectiflow.models.attention_probe import BlockSeen, observe_attention
+from rectiflow.models.frame import Backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockDiagnosis:
+    """One part of the backbone in one step.
+
+    `gradient_norm` is that of all of its parameters before clipping. `update_ratio` is
+    |new weights − old weights| / |old weights|, the root sums of squares over all of its
+    parameters; about 1e-3 is usual at the height of a schedule. `largest_logit` and `entropy` are
+    the attention's, as in `models.attention_probe`; None for what is around the blocks.
+    """
+
+    gradient_norm: float
+    update_ratio: float
+    largest_logit: float | None = None
+    entropy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """All blocks from the first to the last, and the embedders and final layer around them."""
+
+    blocks: tuple[BlockDiagnosis, ...]
+    around: BlockDiagnosis
+
+
+class Diagnose:
+    """A context around one training step; `before_update` is to be called when gradients are there.
+
+    It holds a copy of the weights while the step lasts. Compiled blocks do not show their
+    attention: they have no logits here.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        parts: list[nn.Module] = list(backbone.blocks)
+        inside = {id(p) for part in parts for p in part.parameters()}
+        self._backbone = backbone
+        self._parts = [list(part.parameters()) for part in parts]
+        self._parts.append([p for p in backbone.parameters() if id(p) not in inside])
+        self._gradient_norms: list[float] = []
+        self._before: list[list[Tensor]] = []
+        self._seen: list[BlockSeen] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Diagnose:
+        self._seen = self._stack.enter_context(observe_attention(self._backbone))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        """Note the gradients, and the weights that they will change."""
+        self._gradient_norms = [
+            _norm(p.grad for p in part if p.grad is not None) for part in self._parts
+        ]
+        self._before = [[p.detach().clone() for p in part] for part in self._parts]
+
+    @torch.no_grad()
+    def read(self) -> Diagnosis:
+        """What was seen, after the step."""
+        ratios = [
+            _norm(new - old for new, old in zip(part, before, strict=True))
+            / max(_norm(before), 1e-30)
+            for part, before in zip(self._parts, self._before, strict=True)
+        ]
+        self._before = []
+        found = [
+            BlockDiagnosis(
+                gradient_norm=gradient_norm,
+                update_ratio=ratio,
+                largest_logit=seen.max_logit if seen and seen.attentions else None,
+                entropy=seen.entropy if seen and seen.attentions else None,
+            )
+            for gradient_norm, ratio, seen in zip(
+                self._gradient_norms, ratios, [*self._seen, None], strict=True
+            )
+        ]
+        return Diagnosis(blocks=tuple(found[:-1]), around=found[-1])
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """The root sum of squares over all of them."""
+    squares = [tensor.float().square().sum() for tensor in tensors]
+    return torch.stack(squares).sum().sqrt().item() if squares else 0.0

@@ -1,0 +1,275 @@
+"""What a run will need before it starts: memory, operations, time, money.
+
+`rectiflow plan` prints it. Memory and operations follow from the recipe by formula
+(`models.activations`, `models.flops`); time from them and an assumed share of the devices' peak, or
+from a short measurement here. `benchmarks/planner.py` compares the prediction with measurements.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from rectiflow.base import philox
+from rectiflow.base.errors import ConfigError
+from rectiflow.data.records import Batch
+from rectiflow.models.activations import Arithmetic, kept_bytes, weight_copies
+from rectiflow.models.backbones import build_backbone
+from rectiflow.models.flops import InputSize, forward_flops, num_parameters
+from rectiflow.models.frame import Backbone
+from rectiflow.models.layers.feed_forward import MLP_RATIO
+from rectiflow.models.precision import compute_dtype
+from rectiflow.training.accelerators import Accelerator, accelerator
+from rectiflow.training.calibration import time_steps
+from rectiflow.training.meter import step_flops
+from rectiflow.training.optimizers import Muon, hidden_matrices
+from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.state import TrainState
+from rectiflow.training.validation import LEVELS
+
+#: The share of a device's peak that a plan assumes unless told otherwise.
+ASSUMED_MFU = 0.4
+_DEVICES = re.compile(r"(?:([1-9]\d{0,5})x)?(.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """A number of equal accelerators."""
+
+    number: int
+    kind: Accelerator
+
+    @classmethod
+    def parse(cls, text: str) -> Fleet:
+        """From "8xH100", or "H100" for one.
+
+        Raises:
+            ConfigError: it is not of that form, or the device is not known.
+        """
+        found = _DEVICES.fullmatch(text.strip())
+        if found is None:
+            raise ConfigError(f"devices are {text!r}; give a number and a kind, such as 8xH100")
+        return cls(number=int(found[1] or 1), kind=accelerator(found[2]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes on each device. Weights are the float32 master weights; `weight_copies` those that
+    matrix products in 16 bits read, on several devices of two blocks at a time.
+
+    `activations` are kept for the backward pass, `working` is what it needs for itself in a block.
+    """
+
+    weights: int
+    ema: int
+    optimizer: int
+    gradients: int
+    weight_copies: int
+    activations: int
+    working: int
+
+    @property
+    def standing(self) -> int:
+        """What is held all the time."""
+        return self.weights + self.ema + self.optimizer
+
+    @property
+    def peak(self) -> int:
+        """The most at any moment.
+
+        Gradients come into being while activations are let go, so that the largest moment is
+        either the begin of the backward pass or its end.
+        """
+        begin = self.weight_copies + self.activations + self.working
+        return self.standing + max(begin, self.gradients)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run of `recipe` on samples of `size`.
+
+    `step_s` and `validation_s` are seconds of one step and of one validation; `basis` says where
+    they come from. `flops_per_step` are the model's own, over all devices.
+    """
+
+    recipe: TrainRecipe
+    size: InputSize
+    fleet: Fleet | None
+    dtype: torch.dtype
+    num_parameters: int
+    memory: MemoryPlan
+    flops_per_step: int
+    step_s: float
+    validation_s: float
+    basis: str
+
+    @property
+    def num_samples(self) -> int:
+        """Pictures shown to the network over the whole run, repeats included."""
+        return self.recipe.max_steps * self.recipe.batch_size
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all steps and validations; checkpoints and sample pictures not counted."""
+        recipe = self.recipe
+        num_validations = recipe.max_steps // recipe.validate_every if recipe.validate_every else 0
+        return recipe.max_steps * self.step_s + num_validations * self.validation_s
+
+    @property
+    def does_fit(self) -> bool | None:
+        """Whether the memory suffices; None for this machine, whose memory others use too."""
+        return None if self.fleet is None else self.memory.peak <= self.fleet.kind.memory_bytes
+
+
+def plan_for(
+    recipe: TrainRecipe, size: InputSize, fleet: Fleet, *, mfu: float = ASSUMED_MFU
+) -> Plan:
+    """A plan for accelerators, with an assumed MFU. All state is sharded over all of them.
+
+    Raises:
+        ConfigError: the batch does not divide among the devices, or the latents into patches.
+    """
+    dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
+    peak = fleet.kind.peak_flops(dtype)
+    assert peak is not None
+    flops = recipe.batch_size * step_flops(recipe.backbone, size)
+    speed = fleet.number * peak * mfu
+    return Plan(
+        recipe=recipe,
+        size=size,
+        fleet=fleet,
+        dtype=dtype,
+        num_parameters=num_parameters(recipe.backbone),
+        memory=memory_of(recipe, size, dtype, device_type="cuda", num_devices=fleet.number),
+        flops_per_step=flops,
+        step_s=flops / speed,
+        validation_s=_validation_flops(recipe, size) / speed,
+        basis=f"an assumed {mfu:.0%} of {peak / 1e12:,.0f} dense TFLOP/s a device",
+    )
+
+
+def plan_here(recipe: TrainRecipe, size: InputSize, *, seconds: float = 10.0) -> Plan:
+    """A plan for this machine, whose training step is timed on random numbers for `seconds`.
+
+    Raises:
+        ConfigError: the latents do not divide into patches, or do not fit the recipe.
+    """
+    dtype = compute_dtype(recipe.precision)
+    flops = recipe.batch_size * step_flops(recipe.backbone, size)
+    batch = random_batch(recipe, size)
+    step_s = time_steps(TrainState.start(recipe), lambda step: batch, recipe, seconds)
+    return Plan(
+        recipe=recipe,
+        size=size,
+        fleet=None,
+        dtype=dtype,
+        num_parameters=num_parameters(recipe.backbone),
+        memory=memory_of(recipe, size, dtype, device_type="cpu"),
+        flops_per_step=flops,
+        step_s=step_s,
+        validation_s=_validation_flops(recipe, size) * step_s / flops,
+        basis=f"{flops / step_s / 1e9:,.1f} GFLOP/s measured here for {seconds:.0f} s",
+    )
+
+
+def memory_of(
+    recipe: TrainRecipe,
+    size: InputSize,
+    dtype: torch.dtype,
+    *,
+    device_type: str,
+    num_devices: int = 1,
+) -> MemoryPlan:
+    """Memory on each of `num_devices`, with all state sharded evenly and nothing recomputed.
+
+    Raises:
+        ConfigError: the batch does not divide among the devices, or the latents into patches.
+    """
+    if recipe.batch_size % num_devices:
+        raise ConfigError(
+            f"batch_size {recipe.batch_size} does not divide among {num_devices} devices; choose "
+            f"a multiple of {num_devices}"
+        )
+    num_at_once = recipe.batch_size // num_devices
+    with torch.device("meta"):
+        backbone = build_backbone(recipe.backbone)
+        optimizer = recipe.optimizer.build(backbone, dtype)
+    count = sum(p.numel() for p in backbone.parameters())
+    states = sum(t.numel() * t.element_size() for t in optimizer.state().values())
+    copies = weight_copies(recipe.backbone, dtype)
+    if num_devices > 1:  # gathered for a block while the one before it is computed
+        copies = 2 * _largest_block(backbone) * dtype.itemsize
+    arithmetic = Arithmetic.of(dtype, device_type)
+    return MemoryPlan(
+        weights=_share(4 * count, num_devices),
+        ema=_share(4 * count, num_devices),
+        optimizer=_share(states + _muon_stacks(recipe, backbone, dtype), num_devices),
+        gradients=_share(4 * count, num_devices),
+        weight_copies=copies,
+        activations=num_at_once * kept_bytes(recipe.backbone, size, arithmetic),
+        working=num_at_once * _working_bytes(recipe, size, dtype),
+    )
+
+
+def random_batch(recipe: TrainRecipe, size: InputSize) -> Batch:
+    """A batch of the recipe's shapes that holds random numbers.
+
+    Raises:
+        ConfigError: there are fewer than two text tokens: CLIP and T5 have one each at least.
+    """
+    if size.num_text < 2:
+        raise ConfigError(f"{size.num_text} text tokens; CLIP and T5 have at least one each")
+    b, config = recipe.batch_size, recipe.backbone
+    num_clip = max(1, min(size.num_text - 1, getattr(config, "num_clip_tokens", None) or 1))
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(b, *shape, generator=generator)
+
+    indices = torch.arange(b)
+    return Batch(
+        x0_mean=random(config.latent_channels, size.height, size.width),
+        x0_logvar=random(config.latent_channels, size.height, size.width) - 4.0,
+        encoded_text={
+            "clip_l.context": random(num_clip, 1),
+            "clip_l.pooled": random(1),
+            "clip_g.context": random(num_clip, 1),
+            "clip_g.pooled": random(config.pooled_dim - 1),
+            "t5.context": random(size.num_text - num_clip, config.context_dim),
+        },
+        keys=philox.keys_for(0, "plan", 0, indices=indices),
+        indices=indices,
+        positions=indices,
+    )
+
+
+def _validation_flops(recipe: TrainRecipe, size: InputSize) -> int:
+    """The raw and the averaged weights, at every level."""
+    num_passes = 2 * len(LEVELS) * recipe.num_validation
+    return num_passes * forward_flops(recipe.backbone, size)
+
+
+def _working_bytes(recipe: TrainRecipe, size: InputSize, dtype: torch.dtype) -> int:
+    """Gradients of the feed-forward network's hidden layer before and after its activation."""
+    p = recipe.backbone.patch_size
+    num_tokens = (size.height // p) * (size.width // p)
+    return 2 * MLP_RATIO * num_tokens * recipe.backbone.hidden_dim * dtype.itemsize
+
+
+def _muon_stacks(recipe: TrainRecipe, backbone: Backbone, dtype: torch.dtype) -> int:
+    """Where Muon gathers the hidden matrices to make them orthogonal."""
+    if not isinstance(recipe.optimizer, Muon):
+        return 0
+    with_modulation = recipe.optimizer.orthogonalize_modulation
+    matrices = hidden_matrices(backbone, with_modulation=with_modulation)
+    return dtype.itemsize * sum(weight.numel() for _, weight, _ in matrices)
+
+
+def _largest_block(backbone: Backbone) -> int:
+    return max(sum(p.numel() for p in block.parameters()) for block in backbone.blocks)
+
+
+def _share(num_bytes: int, num_devices: int) -> int:
+    return -(-num_bytes // num_devices)

@@ -1,0 +1,162 @@
+"""A plan's figures are those of the state that it plans, and follow from each other."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from training.fake_feed import tiny_recipe
+
+from rectiflow.base.errors import ConfigError
+from rectiflow.cli.main import main
+from rectiflow.models.activations import Arithmetic, kept_bytes
+from rectiflow.models.flops import InputSize, forward_flops
+from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.training import planner
+from rectiflow.training.optimizers import AdamW, Muon
+from rectiflow.training.plan_text import describe_plan
+from rectiflow.training.planner import (
+    Fleet,
+    memory_of,
+    plan_for,
+    plan_here,
+    random_batch,
+)
+from rectiflow.training.state import TrainState
+
+SIZE = InputSize(height=4, width=4, num_text=4)
+SD3 = tiny_recipe(backbone=MMDiTConfig(depth=24), batch_size=512, precision="auto")
+SD3_SIZE = InputSize(height=32, width=32, num_text=154)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()])
+def test_standing_memory_is_that_of_the_state(optimizer: AdamW | Muon) -> None:
+    recipe = tiny_recipe(depth=2, optimizer=optimizer, precision="fp32")
+    found = memory_of(recipe, SIZE, torch.float32, device_type="cpu")
+    tensors = TrainState.start(recipe).tensors()
+    held = {stem: sum(t.nbytes for t in each.values()) for stem, each in tensors.items()}
+    assert (found.weights, found.ema) == (held["weights"], held["ema"])
+    assert found.gradients == held["weights"]
+    stacks = found.optimizer - held["optimizer"]
+    # Muon's hidden matrices, gathered; half of what AdamW would keep for them.
+    assert stacks == (0 if isinstance(optimizer, AdamW) else _hidden_bytes(recipe))
+    arithmetic = Arithmetic.of(torch.float32, "cpu")
+    assert found.activations == 4 * kept_bytes(recipe.backbone, SIZE, arithmetic)
+    assert found.peak == found.standing + max(
+        found.weight_copies + found.activations + found.working, found.gradients
+    )
+
+
+def _hidden_bytes(recipe) -> int:
+    backbone = TrainState.start(recipe).backbone
+    matrices = [
+        p for name, p in backbone.blocks.named_parameters() if p.ndim == 2 and "adaLN" not in name
+    ]
+    return sum(p.nbytes for p in matrices)
+
+
+def test_state_is_sharded_and_the_batch_is_shared_out() -> None:
+    one = memory_of(SD3, SD3_SIZE, torch.bfloat16, device_type="cuda")
+    eight = memory_of(SD3, SD3_SIZE, torch.bfloat16, device_type="cuda", num_devices=8)
+    for name in ("weights", "ema", "optimizer", "gradients", "activations", "working"):
+        assert getattr(eight, name) == pytest.approx(getattr(one, name) / 8, rel=1e-6)
+    # Of 24 blocks two are gathered at a time.
+    assert eight.weight_copies == pytest.approx(one.weight_copies / 12, rel=0.1)
+    # 2.03 billion parameters of four bytes, and twice that for AdamW.
+    assert one.weights == 4 * 2_028_328_000
+
+
+def test_time_and_cost_follow_from_operations() -> None:
+    fleet = Fleet.parse("8xH100")
+    plan = plan_for(SD3, SD3_SIZE, fleet, mfu=0.4)
+    assert plan.flops_per_step == 512 * 3 * forward_flops(SD3.backbone, SD3_SIZE)
+    assert plan.step_s == pytest.approx(plan.flops_per_step / (8 * 0.4 * 989.4e12))
+    # 1.75 TFLOP an image, 226 images a second and device: the project's target at 40 %.
+    assert 512 / plan.step_s / 8 == pytest.approx(226, rel=0.02)
+    twice = plan_for(SD3, SD3_SIZE, fleet, mfu=0.8)
+    assert twice.total_s == pytest.approx(plan.total_s / 2)
+    assert plan.total_s == pytest.approx(12 * plan.step_s + 2 * plan.validation_s)
+    assert plan.num_samples == 12 * 512
+    wide = plan_for(replace(SD3, precision="fp32"), SD3_SIZE, fleet)
+    assert wide.dtype == torch.float32
+    assert wide.step_s > 10 * plan.step_s
+    text = describe_plan(plan, price_per_hour=2.5)
+    assert "8 × H100 in bf16" in text
+    assert "an assumed 40% of 989 dense TFLOP/s a device" in text
+    assert f"cost         {plan.total_s / 3600 * 8 * 2.5:,.2f} = " in text
+
+
+def test_a_plan_says_whether_it_fits() -> None:
+    tight = plan_for(SD3, SD3_SIZE, Fleet.parse("4090"))
+    assert tight.does_fit is False
+    assert "does not fit into 24.000 GB: take more devices" in describe_plan(tight)
+    roomy = plan_for(replace(SD3, batch_size=128), SD3_SIZE, Fleet.parse("8xB200"))
+    assert roomy.does_fit is True
+    assert "fits: " in describe_plan(roomy)
+
+
+def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "time_steps", lambda *_: 0.5)
+    recipe = tiny_recipe(precision="fp32")
+    plan = plan_here(recipe, SIZE)
+    assert (plan.step_s, plan.does_fit) == (0.5, None)
+    # 2 weights, 7 levels and 4 samples forward, against 4 samples three times forward.
+    assert plan.validation_s == pytest.approx(0.5 * 2 * 7 / 3)
+    assert "on this machine in fp32" in describe_plan(plan)
+
+
+def test_a_step_is_timed_on_a_batch_of_the_recipes_shapes() -> None:
+    recipe = tiny_recipe(
+        backbone=MMDiTConfig(depth=1, context_dim=32, pooled_dim=24, num_clip_tokens=2),
+        precision="fp32",
+    )
+    plan = plan_here(recipe, SIZE, seconds=0.0)
+    assert 0 < plan.step_s < 60
+
+
+@pytest.mark.parametrize(
+    ("devices", "text"),
+    [
+        ("8xV100", "unknown device 'V100'; known are H100,"),
+        ("", "devices are ''; give a number and a kind, such as 8xH100"),
+        ("3xH100", "batch_size 512 does not divide among 3 devices; choose a multiple of 3"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused(devices: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        plan_for(SD3, SD3_SIZE, Fleet.parse(devices))
+
+
+def test_one_text_token_is_too_few() -> None:
+    with pytest.raises(ConfigError, match="1 text tokens; CLIP and T5 have at least one each"):
+        random_batch(SD3, InputSize(height=4, width=4, num_text=1))
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "plan mmdit-d4 --devices 2xH200 --price-per-hour 3 --batch-size 32 --text-tokens 154"
+    assert main(line.split()) == 0
+    out = capsys.readouterr().out
+    assert "mmdit-d4: MM-DiT, depth 4, width 256" in out
+    assert "samples: latents of 8×8, 154 text tokens, 32 a step, 640,000 in 20,000 steps" in out
+    assert "× 2 × 3 an hour" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("demo --mfu 0.5", "--mfu is assumed of --devices; this machine is measured"),
+        ("demo --devices H100 --mfu 40", "--mfu is 40; it is a share of the peak, at most 1"),
+        ("demo --devices H100 --latent-side 9", "latents of 9×9 do not divide into patches of 2"),
+        ("demo --data store --latent-side 8", "--data tells the sizes; leave out --latent-side"),
+        ("demo --data store", "store"),
+        ("demo --devices H100 --batchsize 3", "Unrecognized options: --batchsize"),
+        ("demo --price-per-hour free", "expected a number above 0, got 'free'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    line: str, text: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *line.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert text in err
