@@ -46,23 +46,28 @@ def tabulate(
     those of the modulation are shared with the given one, which stays as it is.
     """
     times = times.unique()
-    pooled = torch.cat([batch.pooled for batch in batches])
-    vectors = [backbone.embed_vector(times, row.expand(len(times), -1)) for row in pooled]
-    tables = {
+    vectors = [
+        backbone.embed_vector(times, row.expand(len(times), -1))
+        for batch in batches
+        for row in batch.pooled
+    ]
+    num_prompts = len(vectors)
+    tables: dict[nn.Module, nn.Module] = {
         module: TabulatedModulation(module, vectors)
         for module in backbone.modules()
         if isinstance(module, Modulation)
     }
 
-    def find(t: Float[Tensor, " b"], number: Float[Tensor, "b 1"]) -> Int[Tensor, " b"]:
+    def find(t: Float[Tensor, " b"], pooled: Float[Tensor, "b p"]) -> Int[Tensor, " b"]:
+        """As `Backbone.embed_vector`, where each prompt's number stands for its pooled text."""
         is_here = times == t[:, None]
-        place = number[:, 0].long() * len(times) + is_here.int().argmax(dim=1)
-        return torch.where(is_here.any(dim=1), place, len(pooled) * len(times))
+        place = pooled[:, 0].long() * len(times) + is_here.int().argmax(dim=1)
+        return torch.where(is_here.any(dim=1), place, num_prompts * len(times))
 
     tabulated = with_modules(backbone, tables)
     assert isinstance(tabulated, Backbone)
     # Of this instance, where it finds the vector's place instead of the vector.
-    tabulated.__dict__["embed_vector"] = find
-    numbers = torch.arange(len(pooled), device=pooled.device, dtype=torch.float32)[:, None]
+    tabulated.embed_vector = find
+    numbers = torch.arange(num_prompts, device=times.device, dtype=torch.float32)[:, None]
     rows = numbers.split([len(batch) for batch in batches])
     return tabulated, [replace(batch, pooled=row) for batch, row in zip(batches, rows, strict=True)]

@@ -26,7 +26,7 @@ from rectiflow.sampling.guidance import Branch, Guidance, check_guidance_scale
 class Backbone(Protocol):
     """Any network of the form (z_t, t, conditioning) → output shaped as z_t."""
 
-    def __call__(self, z_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor: ...
+    def __call__(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ Source: arXiv 2208.07339, section 3 (vector-wise scales); arXiv 2209.05433 (the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,12 +25,16 @@ _E4M3 = torch.float8_e4m3fn
 class EightBitLinear(nn.Module, ABC):
     """A frozen linear map made from a trained one."""
 
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
-        self.bias: Tensor | None
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+        bias: Any = linear.bias  # which its stubs say is always there
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.hold(linear.weight.detach().float())
 
     @abstractmethod
