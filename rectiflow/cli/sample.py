@@ -7,7 +7,8 @@ from typing import Any
 
 from rectiflow.base.errors import UserError
 from rectiflow.cli.options import Verbs, add_seed, add_verb, positive_number, whole_number
-from rectiflow.generation.load_settings import LoadSettings, LoraFile
+from rectiflow.cli.released_options import CHOICES, add_released_options, read_load_settings
+from rectiflow.generation.load_settings import LoraFile
 
 _DETAILS = """\
 Picture i has seed S+i, and is the same alone or among others. How it is sampled is the model's own
@@ -91,19 +92,10 @@ def add_parser(verbs: Verbs) -> None:
         "--lora", action="append", metavar="FILE[:WEIGHT]", help="a LoRA; may be given repeatedly"
     )
 
-    weights = parser.add_argument_group(
-        "released weights (MODEL is a file, a folder, or on the Hub)"
+    weights = add_released_options(parser)
+    weights.add_argument(
+        "--quantize", metavar="TYPE", help="8 bits that blocks multiply in: int8 (CPU) or fp8 (GPU)"
     )
-    for option, kind, metavar, about in (
-        ("--autoencoder", Path, "PATH", "where the autoencoder lies, if not in MODEL"),
-        ("--text-encoders", Path, "PATH", "where the text encoders lie, if not in MODEL"),
-        ("--tokenizers", Path, "DIR", "a folder with tokenizer, tokenizer_2 and tokenizer_3"),
-        ("--encoders", str, "NAMES", "which to use, as in clip_l,clip_g; none: not any"),
-        ("--t5-tokens", whole_number(0, 512), "N", "tokens of T5, or zeros where it is left out"),
-        ("--precision", str, "TYPE", "what weights are held in: auto, fp32, bf16, fp16"),
-        ("--quantize", str, "TYPE", "8 bits that blocks multiply in: int8 (CPU) or fp8 (GPU)"),
-    ):
-        weights.add_argument(option, type=kind, metavar=metavar, help=about)
 
 
 def _variation(text: str) -> dict[str, Any]:
@@ -119,12 +111,10 @@ def _variation(text: str) -> dict[str, Any]:
 
 
 _SETTINGS = ("steps", "guidance_scale", "shift", "height", "width", "solver", "grid", "guidance")
-_PLACES = ("autoencoder", "text_encoders", "tokenizers")
-_CHOICES = ("encoders", "t5_tokens", "precision")
 _NOT_OF_A_REPLAY = (
     *("n", "seed", "negative", "prompts", "strength", "variation", "quantize"),
     *_SETTINGS,
-    *_CHOICES,
+    *CHOICES,
 )
 
 
@@ -192,7 +182,7 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
     out = options.out or _DEFAULT_OUT
     refuse_file(out)
     entries = read_prompt_list(options.prompts) if options.prompts else []
-    model = load_model(model_name, _load_settings(options))
+    model = load_model(model_name, read_load_settings(options))
     absent = [name for name in ENCODERS if name not in model.conditioner.tokenizers]
     if absent and options.encoders is None:
         print(f"rectiflow: the model comes without {', '.join(absent)}", file=sys.stderr)
@@ -214,14 +204,6 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
             return sample_to_folder(model, prompt, **usual, progress=progress)
         lines = draw_list(model, entries, **usual, progress=progress)
     return list(dict.fromkeys(path for paths in lines for path in paths))
-
-
-def _load_settings(options: argparse.Namespace) -> LoadSettings:
-    given = {name: getattr(options, name) for name in (*_PLACES, *_CHOICES)}
-    if given["encoders"] is not None:
-        names = () if given["encoders"] == "none" else given["encoders"].split(",")
-        given["encoders"] = tuple(names)
-    return LoadSettings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _replay(options: argparse.Namespace, words: list[str]) -> int:
@@ -250,7 +232,7 @@ def _replay(options: argparse.Namespace, words: list[str]) -> int:
     result = replay(
         options.replay,
         model=options.replay_model,
-        places=_load_settings(options),
+        places=read_load_settings(options),
         files=ReplayFiles(image=options.image, mask=options.mask, loras=_replay_loras(options)),
     )
     print(f"{options.replay}: {result}")

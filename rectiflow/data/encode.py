@@ -77,6 +77,7 @@ def encode_folder(
     conditioner: PromptEncoder,
     *,
     resolution_px: int,
+    caption: str | None = None,
     min_side_px: int | None = None,
     max_rejected: int | None = None,
     batch_size: int = BATCH_SIZE,
@@ -94,6 +95,7 @@ def encode_folder(
         autoencoder: makes the latents; runs where its weights are.
         conditioner: makes the text encoders' states.
         resolution_px: side of the square that a picture is cropped and scaled to.
+        caption: of every picture which has none in the folder.
         min_side_px: the least side of a usable picture; by default `resolution_px`.
         max_rejected: more rejected pictures than this end the run; by default any number is fine
             as long as one picture is left.
@@ -108,7 +110,7 @@ def encode_folder(
     """
     curation = Curation(resolution_px=resolution_px, min_side_px=min_side_px)
     _check_settings(autoencoder, resolution_px, batch_size, max_shard_bytes)
-    listing = list_folder(folder)
+    listing = list_folder(folder, caption=caption)
     with open_store_writer(
         Path(out),
         resolution_px=resolution_px,

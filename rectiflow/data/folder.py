@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from rectiflow.base.files import explain_os_error, read_json
 from rectiflow.data.caption_files import (
     CSV,
     JSONL,
+    PLAIN_VARIANT,
     CaptionEntry,
     is_unicode,
     read_caption_file,
@@ -28,6 +29,10 @@ from rectiflow.data.records import RawSample, Rejection
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 512 * 2**20
 STAGE = "folder"
+
+
+class NoCaptionsError(UserError):
+    """A folder has pictures, but no captions, so that a caller may offer one for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +51,15 @@ class FolderListing:
         return len(self.entries) + len(self.rejections)
 
 
-def list_folder(folder: Path | str) -> FolderListing:
+def list_folder(folder: Path | str, *, caption: str | None = None) -> FolderListing:
     """List the captioned pictures of a folder without opening any.
 
+    `caption` is that of every picture which has none in the folder.
+
     Raises:
-        UserError: no such folder; no captions in it, or two caption files; no picture that the
-            captions name exists; or as `read_caption_file`.
+        NoCaptionsError: there are none at all.
+        UserError: no such folder; two caption files in it; no picture that the captions name
+            exists; or as `read_caption_file`.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
@@ -67,8 +75,10 @@ def list_folder(folder: Path | str) -> FolderListing:
         raise UserError(
             f"{folder} has no pictures; put PNG, JPEG or WebP files and their captions there"
         )
+    if caption is not None:
+        entries = _with_caption(entries, pictures, caption)
     if not entries:
-        raise UserError(
+        raise NoCaptionsError(
             f"{folder} has no captions: add {JSONL} with a line such as "
             '{"file": "images/0.png", "caption": "a red circle"} for each picture, or '
             f"{CSV}, or a .txt file beside each picture"
@@ -138,6 +148,22 @@ def _text_entries(folder: Path, pictures: set[str]) -> Iterator[CaptionEntry]:
         path = (folder / file).with_suffix(".txt")
         if path.exists():
             yield CaptionEntry(file=file, captions=read_text_caption(path))
+
+
+def _with_caption(
+    entries: list[CaptionEntry], pictures: set[str], caption: str
+) -> list[CaptionEntry]:
+    """The entries and the pictures that none names, all with a caption."""
+    captions = {PLAIN_VARIANT: caption}
+    filled = [
+        entry
+        if any(text.strip() for text in entry.captions.values())
+        # Where it comes from is said all the same.
+        else replace(entry, captions=captions)
+        for entry in entries
+    ]
+    named = {entry.file for entry in entries}
+    return [*filled, *(CaptionEntry(file=f, captions=captions) for f in pictures - named)]
 
 
 def _check_entries(

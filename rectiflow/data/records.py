@@ -92,8 +92,10 @@ class EncodedBatch:
 class Batch(EncodedBatch):
     """What one training step reads: encoded rows and a Philox key for each sample's choices.
 
-    `positions` are the samples' places in the endless stream of epochs.
+    `positions` are the samples' places in the endless stream of epochs. `weights` multiply the
+    samples' losses before their mean is taken; None where all count the same.
     """
 
     keys: Int[Tensor, " b"]
     positions: Int[Tensor, " b"]
+    weights: Float[Tensor, " b"] | None = None

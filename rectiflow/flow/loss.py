@@ -24,6 +24,11 @@ class FlowLoss:
     loss: Float[Tensor, ""]
     per_sample: Float[Tensor, " b"]
 
+    def weighted(self, weights: Float[Tensor, " b"]) -> FlowLoss:
+        """The mean over samples of weights·per_sample; weights of 1 change nothing."""
+        per_sample = weights * self.per_sample
+        return FlowLoss(loss=per_sample.mean(), per_sample=per_sample)
+
 
 def noisy_latents(
     x0: Float[Tensor, "b ..."], eps: Float[Tensor, "b ..."], at: Coefficients

@@ -6,14 +6,12 @@ file or folder, or each somewhere else; single files hold no tokenizers.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from rectiflow.base.cache import cached_sha256
 from rectiflow.base.errors import UserError
 from rectiflow.flow import rectified_flow
 from rectiflow.generation.load_settings import LoadedParts, LoadSettings
@@ -74,7 +72,7 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     )
     return Model(
         name=str(path),
-        digest=_digest(mmdit),
+        digest=mmdit.sha256(),
         backbone=build_mmdit(mmdit, dtype=dtype).requires_grad_(False),
         formulation=rectified_flow(),
         autoencoder=autoencoder,
@@ -94,7 +92,7 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
             t5_tokens=stored.config.t5.length,
             precision=_PRECISIONS[dtype],
             text_sha256=identity,
-            autoencoder_sha256=_digest(decoding),
+            autoencoder_sha256=decoding.sha256(),
         ),
     )
 
@@ -183,11 +181,3 @@ def _dtype(settings: LoadSettings) -> torch.dtype:
         return compute_dtype("auto", settings.device)
     # As asked, even where the processor is slow at it: it halves the memory.
     return next(dtype for dtype, name in _PRECISIONS.items() if name == settings.precision)
-
-
-def _digest(part: Part) -> str:
-    """Of one file its own SHA-256, which other tools name it by too; of several, over theirs."""
-    hashes = [cached_sha256(file) for file in part.files()]
-    if len(hashes) == 1:
-        return hashes[0]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -20,15 +20,29 @@ from rectiflow.models.shipped import shipped_path
 SHIPPED_MODELS = ("tiny",)
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+#: What the model of a run holds instead where it was fine-tuned from released weights.
+PIPELINE_FILE = "model_index.json"
+LORA_FILE = "lora.safetensors"
 
 
 def is_own_model(name_or_path: str | Path) -> bool:
-    """Whether a name or path means a model that ships, or a run's or model's folder of ours."""
+    """Whether a name or path means a model that ships, or a run's or model's folder of ours.
+
+    A run whose model is a diffusers pipeline counts as released weights.
+    """
     path = Path(name_or_path)
     if str(name_or_path) in SHIPPED_MODELS and not path.exists():
         return True
+    if find_pipeline(path) is not None:
+        return False
     marks = (CARD_FILE, f"model/{CARD_FILE}", "recipe.json")
     return any((path / mark).is_file() for mark in marks)
+
+
+def find_pipeline(name_or_path: str | Path) -> Path | None:
+    """The diffusers pipeline that a run has as its model; None where it has another, or none."""
+    folder = Path(name_or_path) / "model"
+    return folder if (folder / PIPELINE_FILE).is_file() else None
 
 
 def find_model_folder(name_or_path: str | Path) -> Path:
@@ -50,6 +64,12 @@ def find_model_folder(name_or_path: str | Path) -> Path:
         raise UserError(
             f"there is no model {str(name_or_path)!r}: give {names}, the folder of a run that "
             "`rectiflow train` or `rectiflow demo` wrote, or a file or folder of released weights"
+        )
+    lora = next((f for f in (path / LORA_FILE, path / "model" / LORA_FILE) if f.is_file()), None)
+    if lora is not None:
+        raise UserError(
+            f"{path} holds a LoRA, which changes a model and is none by itself; give the model "
+            f"that it was trained for, and the LoRA beside it: --lora {lora}"
         )
     if (path / "recipe.json").is_file():
         raise UserError(

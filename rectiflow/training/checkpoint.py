@@ -30,6 +30,7 @@ from rectiflow.base.files import (
 )
 from rectiflow.training.recipe import CHANGEABLE, TrainRecipe, differences
 from rectiflow.training.spikes import SpikeMemory
+from rectiflow.training.start_from import read_same_weights
 from rectiflow.training.state import TrainState
 
 FORMAT = 1
@@ -159,7 +160,11 @@ def load_state(
             f"{store[:12]}…); continue with the store that it began with, or choose another run "
             "folder"
         )
-    state = TrainState.start(recipe)
+    # What a LoRA changes is not in the checkpoint, as it never changes.
+    base = None
+    if recipe.lora is not None and recipe.start_from is not None:
+        base = read_same_weights(recipe.start_from, header["origin"], dtype=recipe.lora.base_dtype)
+    state = TrainState.start(recipe, base)
     state.load_tensors(
         {stem: read_tensors(path / f"{stem}.safetensors") for stem in state.tensors()}
     )

@@ -41,11 +41,15 @@ class Ema:
 
     def __init__(self, config: EmaConfig, model: nn.Module) -> None:
         self.config = config
-        # Buffers are constants (the position grid), so both models share them.
-        shared = {id(buffer): buffer for buffer in model.buffers()}
+        # Buffers are constants (the position grid), so both models share them, and so are weights
+        # that are not trained (the model that a LoRA changes).
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        shared = {id(constant): constant for constant in (*model.buffers(), *frozen)}
         self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
-        self._averages: list[Tensor] = list(self.model.parameters())
-        self._weights: list[Tensor] = list(model.parameters())
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        moving = [(average, weight) for average, weight in pairs if weight.requires_grad]
+        self._averages: list[Tensor] = [average for average, _ in moving]
+        self._weights: list[Tensor] = [weight for _, weight in moving]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -14,6 +14,7 @@ from rectiflow.base.config import to_json
 from rectiflow.base.files import atomic_directory, sha256_file, write_json
 from rectiflow.training.checkpoint import write_tensors
 from rectiflow.training.environment import source_commit
+from rectiflow.training.export_fine_tuned import export_lora, export_pipeline
 from rectiflow.training.feed import StoreFacts
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
@@ -29,10 +30,12 @@ def export_model(run: Path, state: TrainState, recipe: TrainRecipe, facts: Store
     """
     path, fresh = run / "model", run / ".model.tmp-new"
     shutil.rmtree(fresh, ignore_errors=True)
-    with atomic_directory(fresh) as folder:
-        write_tensors(folder / "weights.safetensors", state.ema.model.state_dict())
-        digest = sha256_file(folder / "weights.safetensors")
-        write_json(folder / "model.json", _describe(state, recipe, facts, digest))
+    if recipe.lora is not None:
+        export_lora(fresh, state, _provenance(state, recipe, facts))
+    elif recipe.export_layout == "diffusers":
+        export_pipeline(fresh, run, state, _provenance(state, recipe, facts))
+    else:
+        _export_own(fresh, state, recipe, facts)
     old = run / ".model.tmp-old"
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -40,6 +43,13 @@ def export_model(run: Path, state: TrainState, recipe: TrainRecipe, facts: Store
     os.replace(fresh, path)
     shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def _export_own(path: Path, state: TrainState, recipe: TrainRecipe, facts: StoreFacts) -> None:
+    with atomic_directory(path) as folder:
+        write_tensors(folder / "weights.safetensors", state.ema.model.state_dict())
+        digest = sha256_file(folder / "weights.safetensors")
+        write_json(folder / "model.json", _describe(state, recipe, facts, digest))
 
 
 def _describe(
@@ -56,15 +66,19 @@ def _describe(
         "world": facts.world,
         "resolution_px": facts.resolution_px,
         "sampling": to_json(recipe.sampling) | {"shift": recipe.shift.alpha},
-        "provenance": {
-            "recipe": recipe.name,
-            "start_from": state.origin,
-            "seed": recipe.seed,
-            "step": state.step,
-            "max_steps": recipe.max_steps,
-            "images_seen": state.step * recipe.batch_size,
-            "training_s": round(state.elapsed_s, 1),
-            "commit": source_commit(),
-            "store": facts.fingerprint,
-        },
+        "provenance": _provenance(state, recipe, facts),
+    }
+
+
+def _provenance(state: TrainState, recipe: TrainRecipe, facts: StoreFacts) -> dict[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "start_from": state.origin,
+        "seed": recipe.seed,
+        "step": state.step,
+        "max_steps": recipe.max_steps,
+        "images_seen": state.step * recipe.batch_size,
+        "training_s": round(state.elapsed_s, 1),
+        "commit": source_commit(),
+        "store": facts.fingerprint,
     }

@@ -45,6 +45,8 @@ def save_failure(
         "indices": batch.indices,
         "positions": batch.positions,
     }
+    if batch.weights is not None:
+        plain["weights"] = batch.weights
     with atomic_directory(path) as folder:
         write_state(folder, state, recipe, store)
         write_tensors(folder / "batch.safetensors", plain | columns)

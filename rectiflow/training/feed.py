@@ -59,10 +59,16 @@ class StoreFeed(Feed):
     """A latent store's samples: most for training, `num_validation` of them held out.
 
     Which are held out, and their noise and captions, is the same for every seed of a recipe, so
-    that runs compare on equal terms.
+    that runs compare on equal terms. They go through the network `validation_batch_size` at once.
     """
 
-    def __init__(self, store: LatentStore, recipe: TrainRecipe) -> None:
+    def __init__(
+        self,
+        store: LatentStore,
+        recipe: TrainRecipe,
+        *,
+        validation_batch_size: int = VALIDATION_BATCH_SIZE,
+    ) -> None:
         self.facts = facts_of(store)
         refuse_unfit(self.facts, recipe)
         split = split_store(
@@ -80,7 +86,7 @@ class StoreFeed(Feed):
         if len(split.validation):
             held_out = Loader(
                 store,
-                batch_size=VALIDATION_BATCH_SIZE,
+                batch_size=validation_batch_size,
                 seed=HELD_OUT_SEED,
                 caption_mix=recipe.caption_mix,
                 rows=split.validation,

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from rectiflow.base.config import save_config
 from rectiflow.base.errors import DivergedError, UserError
 from rectiflow.base.files import read_json, write_json
@@ -138,8 +140,10 @@ def train(
 
 
 def _first_state(recipe: TrainRecipe) -> TrainState:
-    first = None if recipe.start_from is None else read_first_weights(recipe.start_from)
-    return TrainState.start(recipe, first)
+    if recipe.start_from is None:
+        return TrainState.start(recipe)
+    dtype = torch.float32 if recipe.lora is None else recipe.lora.base_dtype
+    return TrainState.start(recipe, read_first_weights(recipe.start_from, dtype=dtype))
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,7 @@ from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.precision import Precision
 from rectiflow.training.ema import EmaConfig
+from rectiflow.training.fine_tuning import ExportLayout, LoraTraining, PriorPreservation
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.schedule import Trapezoid
 from rectiflow.training.spikes import SpikeGuard
@@ -58,13 +59,19 @@ class TrainRecipe:
     `spikes` says when a run goes back and leaves batches out; by default never.
     A step of `diagnose_every` also tells what goes on inside the blocks (`training.diagnosis`).
     `start_from` names the model whose averaged weights are the first ones, instead of random ones:
-    a shipped model, or the folder of a run or model; its shapes are `backbone`'s.
+    a shipped model, the folder of a run or model, or released weights; its shapes are `backbone`'s.
+    With `lora` only low-rank updates of it are trained. `prior` mixes pictures of what the model
+    draws already into every batch. `export_layout` is that of the run's `model/`; where it is a
+    released one, the position grid of `start_from` is kept too.
     """
 
     name: str
     seed: int = 0
     backbone: BackboneConfig
     start_from: str | None = None
+    lora: LoraTraining | None = field(default=None, metadata=LATER)
+    prior: PriorPreservation | None = field(default=None, metadata=LATER)
+    export_layout: ExportLayout = field(default="own", metadata=LATER)
     formulation: Formulation = field(default_factory=rectified_flow)
     shift: ResolutionShift = field(default_factory=ResolutionShift)
     stratified_times: bool = False
@@ -103,6 +110,12 @@ class TrainRecipe:
                 "spikes.threshold is set and checkpoint_every is 0; after a spike a run goes back "
                 "to a checkpoint, so let it make some"
             )
+        if self.lora is not None and self.start_from is None:
+            raise ConfigError(
+                "lora is set and start_from is not; say which model the LoRA changes (start_from)"
+            )
+        if self.prior is not None:
+            self.prior.count_in(self.batch_size)  # says what is wrong with it
         if self.gradient_clip <= 0.0:
             raise ConfigError(
                 f"gradient_clip is {self.gradient_clip}; give a norm above 0 "

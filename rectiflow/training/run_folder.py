@@ -20,6 +20,8 @@ from rectiflow.training.checkpoint import refuse_other_recipe
 from rectiflow.training.recipe import TrainRecipe
 
 _LOCK = ".lock"
+#: What `rectiflow finetune` makes in a run's folder before the run begins: data, other parts.
+PREPARED_FOLDER = "prepared"
 
 
 def refuse_foreign_folder(run: Path) -> None:
@@ -33,7 +35,8 @@ def refuse_foreign_folder(run: Path) -> None:
             return
         if not run.is_dir():
             raise UserError(f"{run} is a file; choose another place for the run's folder")
-        strange = [p.name for p in run.iterdir() if p.name != _LOCK and ".tmp-" not in p.name]
+        usual = (_LOCK, PREPARED_FOLDER)
+        strange = [p.name for p in run.iterdir() if p.name not in usual and ".tmp-" not in p.name]
     except OSError as error:
         raise explain_os_error(error, run, "open the run") from error
     if strange:

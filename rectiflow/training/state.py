@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
 from rectiflow.models.backbones import build_backbone
 from rectiflow.models.frame import Backbone
+from rectiflow.models.lora import add_lora, lora_tensors
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.ema import Ema
 from rectiflow.training.optimizers import Optimizer
@@ -32,7 +33,8 @@ class TrainState:
     `step` counts finished optimizer steps; `loss_window` holds the losses since the last log
     line; `elapsed_s` is the training time of all sessions so far; `origin` says which model the
     first weights came from, None where they were random. `spikes` is what the recipe's guard
-    against loss spikes remembers.
+    against loss spikes remembers. `keeps_positions` says that the position grid is the model's own
+    and belongs to its tensors.
     """
 
     backbone: Backbone
@@ -43,33 +45,52 @@ class TrainState:
     loss_window: list[float] = field(default_factory=list)
     origin: dict[str, str] | None = None
     spikes: SpikeMemory = field(default_factory=SpikeMemory)
+    keeps_positions: bool = False
 
     @classmethod
     def start(cls, recipe: TrainRecipe, first: FirstWeights | None = None) -> TrainState:
         """The state before the first step: weights drawn from the recipe's seed, or `first`.
 
+        A recipe with `lora` needs `first`, the model that the LoRA changes.
+
         Raises:
             CheckpointError: `first` does not fit the recipe's backbone.
+            ConfigError: the recipe's LoRA does not.
         """
         backbone = build_backbone(recipe.backbone)
-        seed = derive_seed(recipe.seed, "backbone")
-        backbone.initialize(torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "backbone"))
+        if recipe.lora is None:
+            backbone.initialize(generator)
+        else:
+            backbone.to(recipe.lora.base_dtype)
         if first is not None:
             first.copy_into(backbone)
+        if recipe.lora is not None:
+            assert first is not None
+            add_lora(backbone, recipe.lora.rank, generator)
         return cls(
             backbone=backbone,
             ema=Ema(recipe.ema, backbone),
             optimizer=recipe.optimizer.build(backbone, compute_dtype(recipe.precision)),
             origin=first.origin if first is not None else None,
+            keeps_positions=recipe.export_layout != "own",
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The live tensors by file stem: weights, ema, optimizer."""
         return {
-            "weights": self.backbone.state_dict(),
-            "ema": self.ema.model.state_dict(),
+            "weights": self._tensors_of(self.backbone),
+            "ema": self._tensors_of(self.ema.model),
             "optimizer": self.optimizer.state(),
         }
+
+    def _tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """What of a model training changes, and what a run could not find again."""
+        updates = lora_tensors(model)
+        if updates:
+            return updates
+        positions = {"pos_embed": self.backbone.pos_embed} if self.keeps_positions else {}
+        return model.state_dict() | positions
 
     def become(self, other: TrainState) -> None:
         """Take over everything but the time that has passed, which nothing brings back."""

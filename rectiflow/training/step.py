@@ -38,6 +38,7 @@ class Draw:
     eps: Float[Tensor, "b c h w"]
     t: Float[Tensor, " b"]
     conditioning: Conditioning
+    weights: Float[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ def draw(batch: Batch, recipe: TrainRecipe) -> Draw:
         eps=eps,
         t=recipe.shift.along(recipe.formulation.path, t),
         conditioning=condition(batch, uniforms[:, 1:] >= recipe.encoder_dropout),
+        weights=batch.weights,
     )
 
 
@@ -88,9 +90,10 @@ def condition(batch: Batch, keep: Bool[Tensor, "b 3"] | None) -> Conditioning:
 def forward(backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe) -> FlowLoss:
     """The loss of one drawn batch; matrix products in the recipe's precision."""
     with autocast(recipe.precision):
-        return flow_matching_loss(
+        loss = flow_matching_loss(
             backbone, recipe.formulation, example.x0, example.eps, example.t, example.conditioning
         )
+    return loss if example.weights is None else loss.weighted(example.weights)
 
 
 def train_step(

@@ -5,12 +5,14 @@ Recognised from the tensors' names and shapes alone; nothing but headers is read
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rectiflow.base.cache import cached_sha256
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import CheckpointError, ConfigError
 from rectiflow.models.autoencoder import AutoencoderConfig
@@ -94,6 +96,13 @@ class Part:
             if isinstance(piece.source, FileBytes)
         }
         return tuple(sorted(sources))
+
+    def sha256(self) -> str:
+        """Of one file its own, which other tools name it by too; of several, over theirs."""
+        hashes = [cached_sha256(file) for file in self.files()]
+        if len(hashes) == 1:
+            return hashes[0]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def own_tensors(self) -> dict[str, StoredTensor]:
         """The tensors by our names; an MM-DiT's "pos_embed" among them."""

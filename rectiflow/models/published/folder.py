@@ -18,6 +18,7 @@ from rectiflow.models.model_folder import (
     CARD_FILE,
     check_model_weights,
     find_model_folder,
+    find_pipeline,
     is_own_model,
 )
 from rectiflow.models.published.checkpoint import (
@@ -51,7 +52,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         UserError: it is missing or unreadable.
         CheckpointError: it is cut, damaged, of another format or family, or lacks tensors.
     """
-    path = Path(path)
+    path = find_pipeline(path) or Path(path)
     if is_own_model(path):
         return _open_own_model(path)
     if not path.is_dir():

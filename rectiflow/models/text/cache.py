@@ -105,6 +105,16 @@ class CachedConditioner:
         """As `TextConditioner.null`."""
         return self.encode([""])
 
+    def fingerprints(self) -> dict[str, str]:
+        """For each encoder in use, what tells its states apart; none is loaded.
+
+        Not those of `TextConditioner.fingerprints`, for which all weights must be read.
+        """
+        return {
+            name: hashlib.sha256(f"{self._identity}\0{name}".encode()).hexdigest()
+            for name in self.tokenizers
+        }
+
     def truncations(self, prompt: str) -> list[tuple[str, str]]:
         """As `TextConditioner.truncations`; the encoders are not loaded."""
         return find_truncations(prompt, self.tokenizers, self.config)
@@ -115,6 +125,11 @@ class CachedConditioner:
         if self._conditioner is not None:
             self._conditioner.to(self._device)
         return self
+
+    def unload(self) -> None:
+        """Let go of the encoders; the next prompt that is not there yet loads them again."""
+        with self._loading:
+            self._conditioner = None
 
     def conditioner(self) -> TextConditioner:
         """The encoders themselves, loaded if they were not."""

@@ -1,0 +1,125 @@
+"""`rectiflow finetune MODEL --data DIR`: pictures in, a fine-tuned model or a LoRA out."""
+
+import argparse
+from pathlib import Path
+
+from rectiflow.cli.options import Verbs, add_seed, add_verb, positive_number, whole_number
+from rectiflow.cli.released_options import add_released_options, read_load_settings
+
+_DETAILS = """\
+MODEL is released weights (a file, a folder, or on the Hub), the folder of a run, or "tiny". DIR
+holds images and captions as for `rectiflow encode`. The same command continues a stopped run.
+
+Without --lora all weights are trained, and RUN is a model; with --lora a LoRA is, in a file:
+  rectiflow sample RUN PROMPT
+  rectiflow sample MODEL PROMPT --lora RUN/model/lora.safetensors
+"""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = add_verb(
+        verbs,
+        "finetune",
+        run,
+        usage="rectiflow finetune MODEL --data DIR --out RUN [--lora RANK] [--max-steps N] "
+        "[--learning-rate X] [--batch-size B] [--resolution PX] "
+        "[--prior DIR | --prior-prompt TEXT --prior-count N] [--sample-prompt TEXT ...] [--seed S]",
+        summary="fine-tune a model, or train a LoRA for it, on a folder of captioned images",
+        details=_DETAILS,
+    )
+    parser.add_argument("model", metavar="MODEL", help="what to start from")
+    for option, metavar, about in (
+        ("--data", "DIR", "images and captions"),
+        ("--out", "RUN", "run folder, new or existing"),
+    ):
+        parser.add_argument(option, type=Path, required=True, metavar=metavar, help=about)
+    for option, kind, metavar, about in (
+        ("--caption", str, "TEXT", "caption of the images that have none"),
+        ("--lora", int, "RANK", "train a LoRA of this rank, 4 to 64 is usual"),
+        ("--max-steps", whole_number(1), "N", "stop after N steps (default: 1000)"),
+        ("--learning-rate", positive_number, "X", "default: 1e-5, for a LoRA 1e-4"),
+        ("--resolution", whole_number(1), "PX", "side of the squares (default: the model's own)"),
+        ("--prior", Path, "DIR", "images of the class, to keep what the model knows of it"),
+        ("--prior-prompt", str, "TEXT", "their caption, or what the model draws them for"),
+        ("--prior-count", whole_number(1), "N", "let the model draw N of them"),
+    ):
+        parser.add_argument(option, type=kind, metavar=metavar, help=about)
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number(1),
+        default=4,
+        metavar="B",
+        help="images in a step, those of the prior among them (default: 4)",
+    )
+    parser.add_argument(
+        "--prior-weight",
+        type=positive_number,
+        default=1.0,
+        metavar="X",
+        help="how much the prior's images count (default: 1)",
+    )
+    parser.add_argument(
+        "--sample-prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="draw it on the way, into RUN/samples; may be given repeatedly",
+    )
+    parser.add_argument(
+        "--sample-every",
+        type=whole_number(1),
+        default=100,
+        metavar="N",
+        help="steps between sample pictures (default: 100)",
+    )
+    parser.add_argument(
+        "--hold-base",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="what a LoRA's frozen model is held in; bf16 is half the memory (default: fp32)",
+    )
+    add_seed(parser)
+    add_released_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains; the exit code tells a stopped run from a finished one."""
+    from rectiflow.models.model_folder import LORA_FILE
+    from rectiflow.recipes.fine_tuning import FineTuning, fine_tune
+    from rectiflow.training.fine_tuning import LoraTraining
+
+    lora = None
+    if options.lora is not None:
+        lora = LoraTraining(rank=options.lora, hold_base=options.hold_base)
+    elif options.hold_base != "fp32":
+        options.parser.error("--hold-base goes with --lora, whose base is frozen")
+    result = fine_tune(
+        FineTuning(
+            model=options.model,
+            data=options.data,
+            out=options.out,
+            caption=options.caption,
+            lora=lora,
+            max_steps=options.max_steps,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+            resolution_px=options.resolution,
+            prior=options.prior,
+            prior_prompt=options.prior_prompt,
+            prior_count=options.prior_count,
+            prior_weight=options.prior_weight,
+            sample_prompts=tuple(options.sample_prompt),
+            sample_every=options.sample_every,
+            seed=options.seed,
+            load=read_load_settings(options),
+        )
+    )
+    if result.interrupted is not None:
+        print(f"stopped at step {result.step} of {result.max_steps}; the same command continues")
+        return 128 + result.interrupted
+    if lora is None:
+        print(f"{result.max_steps} steps done; the model lies in {result.model}")
+    else:
+        print(f"{result.max_steps} steps done; the LoRA lies in {result.model / LORA_FILE}")
+    return 0

@@ -1,0 +1,380 @@
+"""`rectiflow finetune`: a model and a folder of pictures become a fine-tuned model or a LoRA.
+
+The walk of a sample in one call: the folder is encoded by the model's own frozen parts, and the one
+trainer does the rest. What comes before training lies in the run's `prepared/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import nn
+
+from rectiflow.base.config import load_config, save_config
+from rectiflow.base.errors import UserError
+from rectiflow.data.encode import encode_folder
+from rectiflow.data.encoded_rows import PromptEncoder
+from rectiflow.data.folder import FolderListing, NoCaptionsError, list_folder
+from rectiflow.data.latent_store import LatentStore
+from rectiflow.flow import ResolutionShift
+from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.model import Model, load_model
+from rectiflow.generation.text_to_image import generate
+from rectiflow.models.backbones import BackboneConfig
+from rectiflow.models.frame import Backbone
+from rectiflow.models.lora import check_lora
+from rectiflow.models.model_folder import is_own_model
+from rectiflow.models.text.cache import CachedConditioner
+from rectiflow.recipes.fine_tuning_parts import at_size, draw_prior, prepare_pipeline
+from rectiflow.recipes.progress import Counter
+from rectiflow.training.export_fine_tuned import PARTS_FOLDER
+from rectiflow.training.feed import Feed, StoreFeed
+from rectiflow.training.fine_tuning import LoraTraining, PriorPreservation
+from rectiflow.training.hooks import DrawSamples, Hook
+from rectiflow.training.loop import TrainResult, train
+from rectiflow.training.optimizers import AdamW
+from rectiflow.training.prior_feed import PriorFeed
+from rectiflow.training.recipe import SamplingDefaults, TrainRecipe
+from rectiflow.training.run_folder import PREPARED_FOLDER, refuse_foreign_folder
+from rectiflow.training.schedule import Trapezoid
+
+MAX_STEPS = 1000
+#: Peak learning rates that are usual for either kind of training.
+LEARNING_RATES = {"all": 1e-5, "lora": 1e-4}
+#: A tenth of the pictures is held out where there are so many, but no more than the second.
+LEAST_TO_HOLD_OUT, MOST_HELD_OUT = 20, 64
+#: Pictures that the autoencoder sees at once have no more pixels together.
+_PIXELS_AT_ONCE, _PICTURES_AT_ONCE = 2**20, 16
+_PREPARED_FILE = "prepared.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """What to fine-tune, on what, and how.
+
+    `caption` is for pictures that have none. Without `lora` all weights are trained. The prior's
+    pictures lie in `prior`, where `prior_prompt` is the caption of those that have none, or the
+    model draws `prior_count` of them for `prior_prompt` before training. None is the usual.
+
+    Raises:
+        UserError: the prior's settings do not go together.
+    """
+
+    model: str
+    data: Path
+    out: Path
+    caption: str | None = None
+    lora: LoraTraining | None = None
+    max_steps: int | None = None
+    learning_rate: float | None = None
+    batch_size: int = 4
+    resolution_px: int | None = None
+    prior: Path | None = None
+    prior_prompt: str | None = None
+    prior_count: int | None = None
+    prior_weight: float = 1.0
+    sample_prompts: tuple[str, ...] = ()
+    sample_every: int = 100
+    seed: int = 0
+    load: LoadSettings = field(default_factory=LoadSettings)
+
+    def __post_init__(self) -> None:
+        if self.prior is not None and self.prior_count is not None:
+            raise UserError(
+                "--prior gives the prior's pictures and --prior-count has them drawn; give one"
+            )
+        if self.prior_count is not None and self.prior_prompt is None:
+            raise UserError("--prior-count needs the prompt to draw them for (--prior-prompt)")
+        if self.prior_prompt is not None and (self.prior, self.prior_count) == (None, None):
+            raise UserError(
+                "--prior-prompt needs a folder of such pictures (--prior), or how many the model "
+                "shall draw (--prior-count)"
+            )
+
+    @property
+    def has_prior(self) -> bool:
+        return self.prior is not None or self.prior_count is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What `prepared/` was made from: hashes of model, pictures and prior, and the resolution."""
+
+    model: str
+    data: str
+    resolution_px: int
+    prior: str | None
+
+
+def fine_tune(
+    request: FineTuning, *, hooks: Sequence[Hook] = (), progress: bool = True
+) -> TrainResult:
+    """Prepare what training needs, then train; a stopped call is continued by the next one.
+
+    Raises:
+        UserError: the folders cannot be used, the model has no such sizes, or the run was begun
+            with other settings.
+        CheckpointError: the model is damaged or of another family.
+        ConfigError: a setting is out of range.
+        DivergedError: the loss or the gradient is not finite.
+    """
+    run = request.out
+    refuse_foreign_folder(run)
+    listing = _list(request.data, request.caption, "--caption 'a photo of sks dog'")
+    prior = None
+    if request.prior is not None:
+        prior = _list(request.prior, request.prior_prompt, "--prior-prompt 'a photo of a dog'")
+    request = replace(request, model=_place_of(request.model))
+    model = load_model(request.model, request.load)
+    model = at_size(model, request.resolution_px or model.resolution_px)
+    recipe = fine_tuning_recipe(request, model)
+    _check_fit(model, recipe)
+    prepared = run / PREPARED_FOLDER
+    wanted = Prepared(
+        model=model.digest,
+        data=_hash_listing(listing),
+        resolution_px=model.resolution_px,
+        prior=_hash_prior(request, prior),
+    )
+    if (prepared / _PREPARED_FILE).is_file():
+        _refuse_other(run, load_config(prepared / _PREPARED_FILE, Prepared), wanted)
+    else:
+        _prepare(request, model, recipe, prepared, progress=progress)
+        save_config(prepared / _PREPARED_FILE, wanted)
+    store = LatentStore(prepared / "store")
+    store.header.check_made_by(
+        autoencoder=model.autoencoder.fingerprint(), text=_encoder_of(model).fingerprints()
+    )
+    recipe = replace(recipe, num_validation=_num_held_out(len(store)))
+    on_sample = _sample_pictures(model, recipe)
+    del model  # the trainer has a backbone of its own
+    return train(
+        recipe,
+        _open_feed(store, prepared, recipe),
+        run,
+        max_steps=request.max_steps,
+        hooks=hooks,
+        on_sample=on_sample,
+        progress=progress,
+    )
+
+
+def fine_tuning_recipe(request: FineTuning, model: Model) -> TrainRecipe:
+    """The recipe of a request; formulation, shift and sampling are the model's own.
+
+    Prompts are kept whole but for one in twenty, which is left out so that guidance goes on to have
+    something to contrast with. The rate stays at its peak, so that a run may be made longer.
+
+    Raises:
+        ConfigError: a setting is out of range, or a batch has no place for the prior.
+    """
+    usual = LEARNING_RATES["all" if request.lora is None else "lora"]
+    is_pipeline = request.lora is None and not is_own_model(request.model)
+    return TrainRecipe(
+        name="finetune",
+        seed=request.seed,
+        backbone=cast(BackboneConfig, model.backbone.config),
+        start_from=request.model,
+        lora=request.lora,
+        prior=PriorPreservation(weight=request.prior_weight) if request.has_prior else None,
+        export_layout="diffusers" if is_pipeline else "own",
+        formulation=model.formulation,
+        shift=ResolutionShift(alpha=model.settings.shift),
+        batch_size=request.batch_size,
+        max_steps=request.max_steps or MAX_STEPS,
+        optimizer=AdamW(learning_rate=request.learning_rate or usual, betas=(0.9, 0.999)),
+        schedule=Trapezoid(warmup_steps=50, decay_fraction=0.0),
+        encoder_dropout=0.0,
+        empty_prompt=0.05,
+        num_validation=0,
+        log_every=10,
+        validate_every=100,
+        checkpoint_every=250,
+        # A checkpoint has four times the model's size, but for a LoRA's.
+        keep_last=1 if request.lora is None else 2,
+        sample_every=request.sample_every if request.sample_prompts else 0,
+        sample_prompts=request.sample_prompts,
+        sampling=SamplingDefaults(
+            num_steps=model.settings.num_steps, guidance_scale=model.settings.guidance_scale
+        ),
+    )
+
+
+# --- before training ------------------------------------------------------------------------------
+
+
+def _list(folder: Path, caption: str | None, example: str) -> FolderListing:
+    try:
+        return list_folder(folder, caption=caption)
+    except NoCaptionsError as error:
+        raise UserError(f"{error}; or give one caption for all of them: {example}") from error
+
+
+def _place_of(model: str) -> str:
+    """An absolute path, or the name of a model that ships, so that a run may go on anywhere."""
+    if Path(model).exists():
+        return str(Path(model).resolve())
+    if is_own_model(model):
+        return model
+    # Needs the public libraries of large encoders.
+    from rectiflow.generation.released import fetch_from_hub
+
+    return str(fetch_from_hub(model) or model)
+
+
+def _check_fit(model: Model, recipe: TrainRecipe) -> None:
+    """What would otherwise be told after all pictures have been encoded."""
+    config = model.backbone.config
+    if recipe.lora is not None:
+        check_lora(config, recipe.lora.rank)
+    if config.is_inpainting:
+        raise UserError(
+            f"{model.name} is for inpainting, and pictures with captions have no masks to train "
+            "that on; give the model that it was made from"
+        )
+    side_px, unit_px = model.resolution_px, model.autoencoder.config.downsample_factor
+    unit_px *= config.patch_size
+    if side_px % unit_px or side_px > unit_px * config.position_side:
+        raise UserError(
+            f"--resolution is {side_px}; {model.name} takes multiples of {unit_px} up to "
+            f"{unit_px * config.position_side}"
+        )
+
+
+def _prepare(
+    request: FineTuning, model: Model, recipe: TrainRecipe, prepared: Path, *, progress: bool
+) -> None:
+    """Draw and encode what is missing."""
+    sources: list[tuple[Path, str, str | None]] = [(request.data, "store", request.caption)]
+    if request.prior is not None:
+        sources.append((request.prior, "prior_store", request.prior_prompt))
+    elif request.prior_count is not None and request.prior_prompt is not None:
+        # Named after what it shows: another prompt's pictures are left alone.
+        drawn = prepared / f"prior_{(_hash_prior(request, None) or '')[:8]}"
+        draw_prior(
+            model,
+            drawn,
+            prompt=request.prior_prompt,
+            count=request.prior_count,
+            seed=request.seed,
+        )
+        sources.append((drawn, "prior_store", request.prior_prompt))
+    encoder, side_px = _encoder_of(model), model.resolution_px
+    for folder, store, caption in sources:
+        with Counter("pictures and captions") if progress else nullcontext() as count:
+            report = encode_folder(
+                folder,
+                prepared / store,
+                model.autoencoder,
+                encoder,
+                resolution_px=side_px,
+                caption=caption,
+                batch_size=max(1, min(_PICTURES_AT_ONCE, _PIXELS_AT_ONCE // side_px**2)),
+                progress=count,
+            )
+        if progress:
+            print(report)
+    if recipe.export_layout == "diffusers":
+        target = prepared.parent / PARTS_FOLDER
+        prepare_pipeline(request.model, request.load, target, shift=recipe.shift.alpha)
+    if isinstance(model.conditioner, CachedConditioner):
+        # Sample pictures find their prompts in the cache, and training has the memory for itself.
+        if recipe.sample_every:
+            model.conditioner.encode(["", *recipe.sample_prompts])
+        model.conditioner.unload()
+
+
+class _Uncached:
+    """The encoders behind a cache, without it: thousands of captions would push out all else."""
+
+    def __init__(self, cached: CachedConditioner) -> None:
+        self._cached = cached
+
+    def encode(self, prompts: Sequence[str]) -> Any:
+        return self._cached.conditioner().encode(prompts)
+
+    def fingerprints(self) -> dict[str, str]:
+        return self._cached.fingerprints()
+
+
+def _encoder_of(model: Model) -> PromptEncoder:
+    conditioner = model.conditioner
+    if isinstance(conditioner, CachedConditioner):
+        return _Uncached(conditioner)
+    assert isinstance(conditioner, PromptEncoder)
+    return conditioner
+
+
+def _hash_listing(listing: FolderListing) -> str:
+    """Changes with the pictures' names and sizes, and with their captions."""
+    rows = [
+        [entry.file, dict(entry.captions), (listing.folder / entry.file).stat().st_size]
+        for entry in listing.entries
+    ]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _hash_prior(request: FineTuning, listing: FolderListing | None) -> str | None:
+    if listing is not None:
+        return _hash_listing(listing)
+    if request.prior_count is None:
+        return None
+    drawn = [request.prior_prompt, request.prior_count, request.resolution_px, request.seed]
+    return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
+
+
+_SAID_BY = {
+    "model": "MODEL",
+    "data": "pictures or captions in --data",
+    "resolution_px": "--resolution",
+    "prior": "pictures of the prior",
+}
+
+
+def _refuse_other(run: Path, before: Prepared, now: Prepared) -> None:
+    for name, said_by in _SAID_BY.items():
+        if getattr(before, name) != getattr(now, name):
+            raise UserError(
+                f"{run} was begun with other {said_by}; a run keeps to what it began with, so "
+                "give the same again, or choose another run folder"
+            )
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def _num_held_out(num_samples: int) -> int:
+    if num_samples < LEAST_TO_HOLD_OUT:
+        return 0
+    return min(MOST_HELD_OUT, num_samples // 10)
+
+
+def _open_feed(store: LatentStore, prepared: Path, recipe: TrainRecipe) -> Feed:
+    at_once = recipe.batch_size
+    if recipe.prior is None:
+        return StoreFeed(store, recipe, validation_batch_size=at_once)
+    prior = LatentStore(prepared / "prior_store")
+    return PriorFeed(store, prior, recipe, validation_batch_size=at_once)
+
+
+def _sample_pictures(model: Model, recipe: TrainRecipe) -> DrawSamples | None:
+    """Draws the recipe's prompts with the model's own parts and settings, and the same noise."""
+    if not recipe.sample_every:
+        return None
+    parts = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    del parts["backbone"]
+
+    def draw(backbone: nn.Module, prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w 3"]:
+        assert isinstance(backbone, Backbone)
+        return generate(Model(**parts, backbone=backbone), prompts, range(len(prompts)))
+
+    return draw

@@ -1,0 +1,126 @@
+"""What a fine-tuning run needs beside its MM-DiT: prior pictures, and a pipeline's other parts.
+
+Both are made once, before training, in the run's folder, and kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rectiflow.base.files import atomic_write, read_json, write_json
+from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.model import Model
+from rectiflow.generation.pictures import encode_png
+from rectiflow.generation.text_to_image import generate
+from rectiflow.models.model_folder import PIPELINE_FILE
+from rectiflow.models.published import Checkpoint, Part, open_checkpoint, save_diffusers_folder
+from rectiflow.models.published.folder import COMPONENTS
+from rectiflow.models.text.conditioner import FOLDERS
+from rectiflow.recipes.progress import Counter
+from rectiflow.training.export_fine_tuned import link_tree
+
+_CHUNK = 4
+_SCHEDULER = "scheduler"
+#: Classes of transformers by a tokenizer's encoder, for a folder whose index does not say.
+_TOKENIZERS = {"clip_l": "CLIPTokenizer", "clip_g": "CLIPTokenizer", "t5": "T5TokenizerFast"}
+
+
+def draw_prior(model: Model, folder: Path, *, prompt: str, count: int, seed: int) -> None:
+    """Draw what the model itself makes of a class: PNG files by number, those that are not there.
+
+    Source: arXiv 2208.12242, section 3.3 (the prior's pictures are the frozen model's own).
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    places = [i for i in range(count) if not (folder / f"{i:05d}.png").exists()]
+    if not places:
+        return
+    with Counter("prior pictures") as progress:
+        for start in range(0, len(places), _CHUNK):
+            chunk = places[start : start + _CHUNK]
+            images = generate(model, [prompt] * len(chunk), [seed + i for i in chunk])
+            for i, image in zip(chunk, images, strict=True):
+                with atomic_write(folder / f"{i:05d}.png") as file:
+                    file.write(encode_png(image))
+            progress(start + len(chunk), len(places))
+
+
+def at_size(model: Model, side_px: int) -> Model:
+    """The model, drawing squares of this side."""
+    settings = replace(model.settings, height_px=side_px, width_px=side_px)
+    return replace(model, settings=settings, resolution_px=side_px)
+
+
+def prepare_pipeline(source: str, settings: LoadSettings, target: Path, *, shift: float) -> None:
+    """Make the folder of a diffusers pipeline without its MM-DiT, unless it is there.
+
+    Files of weights that lie in a pipeline's folder already are linked to, where the disk can.
+
+    Raises:
+        UserError: it cannot be written.
+        CheckpointError: a part is damaged.
+    """
+    if (target / PIPELINE_FILE).is_file():
+        return
+    checkpoint = open_checkpoint(source)
+    parts = _other_parts(checkpoint, settings)
+    linked = {kind: part for kind, part in parts.items() if _is_component(kind, part)}
+    copied = {kind: part for kind, part in parts.items() if kind not in linked}
+    fresh = target.with_name(f".{target.name}.tmp-new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    save_diffusers_folder(fresh, copied)
+    index: dict[str, Any] = read_json(fresh / PIPELINE_FILE)
+    for kind, part in linked.items():
+        name = COMPONENTS[kind][0]
+        link_tree(part.path, fresh / name)
+        index[name] = read_json(part.path.parent / PIPELINE_FILE)[name]
+    index |= _add_tokenizers(_tokenizer_folder(checkpoint, settings), fresh)
+    index |= _add_scheduler(checkpoint.path / _SCHEDULER, fresh / _SCHEDULER, shift)
+    write_json(fresh / PIPELINE_FILE, index)
+    fresh.rename(target)
+
+
+def _other_parts(checkpoint: Checkpoint, settings: LoadSettings) -> dict[str, Part]:
+    parts = {kind: part for kind, part in checkpoint.parts.items() if kind != "mmdit"}
+    if settings.autoencoder is not None:
+        parts["autoencoder"] = open_checkpoint(settings.autoencoder).part("autoencoder")
+    if settings.text_encoders is not None:
+        given = open_checkpoint(settings.text_encoders).parts
+        parts |= {kind: part for kind, part in given.items() if kind in FOLDERS}
+    return parts
+
+
+def _is_component(kind: str, part: Part) -> bool:
+    """Whether a part lies in a pipeline's folder as diffusers saves it."""
+    return part.path.name == COMPONENTS[kind][0] and (part.path.parent / PIPELINE_FILE).is_file()
+
+
+def _tokenizer_folder(checkpoint: Checkpoint, settings: LoadSettings) -> Path:
+    return settings.tokenizers or settings.text_encoders or checkpoint.path
+
+
+def _add_tokenizers(source: Path, target: Path) -> Mapping[str, Any]:
+    known = read_json(source / PIPELINE_FILE) if (source / PIPELINE_FILE).is_file() else {}
+    index: dict[str, Any] = {}
+    for encoder, (_, name) in FOLDERS.items():
+        if (source / name).is_dir():
+            link_tree(source / name, target / name)
+            index[name] = known.get(name, ["transformers", _TOKENIZERS[encoder]])
+    return index
+
+
+def _add_scheduler(source: Path, target: Path, shift: float) -> Mapping[str, Any]:
+    name = "FlowMatchEulerDiscreteScheduler"
+    if source.is_dir():
+        link_tree(source, target)
+    else:
+        target.mkdir(parents=True)
+        settings = {"_class_name": name, "num_train_timesteps": 1000, "shift": shift}
+        write_json(target / "scheduler_config.json", settings)
+    return {_SCHEDULER: ["diffusers", name]}

@@ -1,0 +1,96 @@
+"""What a fine-tuning run hands over to other tools: a LoRA's files, or a diffusers pipeline.
+
+Beside `training.export`, which writes our own layout. The pipeline's other parts are made once,
+before training, in the run's `PARTS_FOLDER`; each export links to their files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rectiflow.base.errors import UserError
+from rectiflow.base.files import (
+    atomic_directory,
+    explain_os_error,
+    read_json,
+    write_json,
+)
+from rectiflow.models.frame import Backbone
+from rectiflow.models.lora import lora_of, save_lora
+from rectiflow.models.mmdit import MMDiT
+from rectiflow.models.model_folder import LORA_FILE, PIPELINE_FILE
+from rectiflow.models.published import part_of, save_diffusers_folder
+from rectiflow.models.published.header import SUFFIX
+from rectiflow.training.run_folder import PREPARED_FOLDER
+from rectiflow.training.state import TrainState
+
+#: The pipeline that a run started from, without its MM-DiT.
+PARTS_FOLDER = f"{PREPARED_FOLDER}/parts"
+KOHYA_FILE = "lora_kohya.safetensors"
+PROVENANCE_FILE = "provenance.json"
+
+
+def export_lora(path: Path, state: TrainState, provenance: dict[str, Any]) -> None:
+    """Write the averaged LoRA as diffusers and PEFT name it, and as kohya's scripts do.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    model = state.ema.model
+    assert isinstance(model, Backbone)
+    lora = lora_of(model)
+    with atomic_directory(path) as folder:
+        save_lora(folder / LORA_FILE, lora)
+        save_lora(folder / KOHYA_FILE, lora, "kohya")
+        write_json(folder / PROVENANCE_FILE, provenance)
+
+
+def export_pipeline(path: Path, run: Path, state: TrainState, provenance: dict[str, Any]) -> None:
+    """Write the averaged model as the folder of a diffusers pipeline, with all its other parts.
+
+    Raises:
+        UserError: it cannot be written, or the run's other parts are gone.
+    """
+    parts, model = run / PARTS_FOLDER, state.ema.model
+    assert isinstance(model, MMDiT)
+    if not (parts / PIPELINE_FILE).is_file():
+        raise UserError(
+            f"{parts} is gone, which has the autoencoder and text encoders of the model; begin "
+            "again in a new run folder"
+        )
+    save_diffusers_folder(path, {"mmdit": part_of(model)})
+    index = read_json(parts / PIPELINE_FILE) | read_json(path / PIPELINE_FILE)
+    write_json(path / PIPELINE_FILE, index)
+    link_tree(parts, path)
+    write_json(path / PROVENANCE_FILE, provenance)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Put a folder's files into another one where they are not; weights take no room if possible.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    try:
+        for file in sorted(source.rglob("*")):
+            place = target / file.relative_to(source)
+            if file.is_dir() or place.exists():
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix != SUFFIX or not _link(file, place):
+                shutil.copyfile(file, place)
+    except OSError as error:
+        raise explain_os_error(error, target, "write the model's parts in") from error
+
+
+def _link(file: Path, place: Path) -> bool:
+    """A second name for the file's bytes, which last as long as either; False where none can be."""
+    try:
+        # The file itself: in the Hub's cache names are links to it, which go with the cache.
+        os.link(file.resolve(), place)
+    except OSError:  # another disk, or one that knows no such links
+        return False
+    return True
