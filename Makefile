@@ -14,7 +14,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
-BENCHMARKS ?= attention cold_start formulation store_to_batches training_step joint_block
+BENCHMARKS ?= attention cold_start formulation store_to_batches training_step joint_block autoencoder
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off \
 	-c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))

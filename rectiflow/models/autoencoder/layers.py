@@ -122,10 +122,12 @@ class Upsample(nn.Module):
         """
         weight = self.conv.weight
         kernel = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        for dim in (2, 3):
+        # Rows and columns in front: whole matrices are summed faster than entries far apart.
+        kernel = kernel.permute(2, 3, 1, 0).contiguous()
+        for dim in (0, 1):
             first, middle, last = kernel.unbind(dim)
             kernel = torch.stack((last, middle + last, first + middle, first), dim)
-        return kernel.to(weight.dtype).transpose(0, 1)
+        return kernel.to(weight.dtype).permute(2, 3, 0, 1)
 
 
 def double(
