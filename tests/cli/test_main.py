@@ -106,7 +106,7 @@ assert not heavy, heavy
     result = run_python(source)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("usage: rectiflow")
-    assert (result.stdout.find("--seed") >= 0) == (verb in (["demo"], ["sample"]))
+    assert ("--seed" in result.stdout) == (verb in (["demo"], ["finetune"], ["sample"]))
 
 
 def test_usages_are_the_promised_spellings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +116,9 @@ def test_usages_are_the_promised_spellings(capsys: pytest.CaptureFixture[str]) -
         "[--split train|val] [--seed S]",
         "encode": "rectiflow encode FOLDER --out STORE",
         "train": "rectiflow train RECIPE --data STORE --out RUN [--max-steps N]",
+        "finetune": "rectiflow finetune MODEL --data DIR --out RUN [--lora RANK] [--max-steps N] "
+        "[--learning-rate X] [--batch-size B] [--resolution PX] "
+        "[--prior DIR | --prior-prompt TEXT --prior-count N] [--sample-prompt TEXT ...] [--seed S]",
         "sample": "rectiflow sample MODEL PROMPT [-n N] [--seed S] [--out DIR]",
         "evaluate": "rectiflow evaluate MODEL [--benchmark shapeworld] [--per-task N] "
         "[--out FILE.json]",

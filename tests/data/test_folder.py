@@ -8,7 +8,7 @@ from data.parts import add_picture, make_folder, picture_bytes, random_pixels
 
 from rectiflow.base.errors import UserError
 from rectiflow.data import folder as folder_module
-from rectiflow.data.folder import list_folder, load_sample
+from rectiflow.data.folder import NoCaptionsError, list_folder, load_sample
 from rectiflow.data.records import RawSample, Rejection
 
 
@@ -94,12 +94,32 @@ def test_folder_without_pictures(tmp_path: Path) -> None:
 def test_folder_without_captions(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture_bytes(random_pixels(0)))
     with pytest.raises(
-        UserError, match=r"has no captions: add captions\.jsonl with a line such as"
+        NoCaptionsError, match=r"has no captions: add captions\.jsonl with a line such as"
     ):
         list_folder(tmp_path)
     (tmp_path / "captions.jsonl").touch()
     with pytest.raises(UserError, match="has no captions"):
         list_folder(tmp_path)
+
+
+def test_one_caption_for_pictures_that_have_none(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(picture_bytes(random_pixels(index)))
+    (tmp_path / "0.txt").write_text("its own")
+    (tmp_path / "1.txt").write_text("  ")
+    listing = list_folder(tmp_path, caption="one for all")
+    assert [entry.captions for entry in listing.entries] == [
+        {"caption": "its own"},
+        {"caption": "one for all"},
+        {"caption": "one for all"},
+    ]
+    assert not listing.rejections
+    assert len(list_folder(tmp_path).rejections) == 1
+
+
+def test_a_caption_is_not_invented_for_a_missing_picture(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no pictures"):
+        list_folder(tmp_path, caption="one for all")
 
 
 def test_two_caption_files(tmp_path: Path) -> None:
