@@ -86,7 +86,8 @@ def add_parser(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     """Trains; the exit code tells a stopped run from a finished one."""
     from rectiflow.models.model_folder import LORA_FILE
-    from rectiflow.recipes.fine_tuning import FineTuning, fine_tune
+    from rectiflow.recipes.fine_tuning import fine_tune
+    from rectiflow.recipes.fine_tuning_request import FineTuning
     from rectiflow.training.fine_tuning import LoraTraining
 
     lora = None

@@ -7,13 +7,10 @@ trainer does the rest. What comes before training lies in the run's `prepared/`.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,24 +18,25 @@ from torch import nn
 
 from rectiflow.base.config import load_config, save_config
 from rectiflow.base.errors import UserError
-from rectiflow.data.encode import encode_folder
-from rectiflow.data.encoded_rows import PromptEncoder
-from rectiflow.data.folder import FolderListing, NoCaptionsError, list_folder
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.flow import ResolutionShift
-from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.model import Model, load_model
 from rectiflow.generation.text_to_image import generate
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.frame import Backbone
 from rectiflow.models.lora import check_lora
 from rectiflow.models.model_folder import is_own_model
-from rectiflow.models.text.cache import CachedConditioner
-from rectiflow.recipes.fine_tuning_parts import at_size, draw_prior, prepare_pipeline
-from rectiflow.recipes.progress import Counter
-from rectiflow.training.export_fine_tuned import PARTS_FOLDER
+from rectiflow.recipes.fine_tuning_parts import at_size, encoder_of, prepare
+from rectiflow.recipes.fine_tuning_request import (
+    FineTuning,
+    Prepared,
+    hash_listing,
+    hash_prior,
+    list_captioned,
+    refuse_other,
+)
 from rectiflow.training.feed import Feed, StoreFeed
-from rectiflow.training.fine_tuning import LoraTraining, PriorPreservation
+from rectiflow.training.fine_tuning import PriorPreservation
 from rectiflow.training.hooks import DrawSamples, Hook
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
@@ -52,67 +50,7 @@ MAX_STEPS = 1000
 LEARNING_RATES = {"all": 1e-5, "lora": 1e-4}
 #: A tenth of the pictures is held out where there are so many, but no more than the second.
 LEAST_TO_HOLD_OUT, MOST_HELD_OUT = 20, 64
-#: Pictures that the autoencoder sees at once have no more pixels together.
-_PIXELS_AT_ONCE, _PICTURES_AT_ONCE = 2**20, 16
 _PREPARED_FILE = "prepared.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuning:
-    """What to fine-tune, on what, and how.
-
-    `caption` is for pictures that have none. Without `lora` all weights are trained. The prior's
-    pictures lie in `prior`, where `prior_prompt` is the caption of those that have none, or the
-    model draws `prior_count` of them for `prior_prompt` before training. None is the usual.
-
-    Raises:
-        UserError: the prior's settings do not go together.
-    """
-
-    model: str
-    data: Path
-    out: Path
-    caption: str | None = None
-    lora: LoraTraining | None = None
-    max_steps: int | None = None
-    learning_rate: float | None = None
-    batch_size: int = 4
-    resolution_px: int | None = None
-    prior: Path | None = None
-    prior_prompt: str | None = None
-    prior_count: int | None = None
-    prior_weight: float = 1.0
-    sample_prompts: tuple[str, ...] = ()
-    sample_every: int = 100
-    seed: int = 0
-    load: LoadSettings = field(default_factory=LoadSettings)
-
-    def __post_init__(self) -> None:
-        if self.prior is not None and self.prior_count is not None:
-            raise UserError(
-                "--prior gives the prior's pictures and --prior-count has them drawn; give one"
-            )
-        if self.prior_count is not None and self.prior_prompt is None:
-            raise UserError("--prior-count needs the prompt to draw them for (--prior-prompt)")
-        if self.prior_prompt is not None and (self.prior, self.prior_count) == (None, None):
-            raise UserError(
-                "--prior-prompt needs a folder of such pictures (--prior), or how many the model "
-                "shall draw (--prior-count)"
-            )
-
-    @property
-    def has_prior(self) -> bool:
-        return self.prior is not None or self.prior_count is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What `prepared/` was made from: hashes of model, pictures and prior, and the resolution."""
-
-    model: str
-    data: str
-    resolution_px: int
-    prior: str | None
 
 
 def fine_tune(
@@ -129,10 +67,12 @@ def fine_tune(
     """
     run = request.out
     refuse_foreign_folder(run)
-    listing = _list(request.data, request.caption, "--caption 'a photo of sks dog'")
+    listing = list_captioned(request.data, request.caption, "--caption 'a photo of sks dog'")
     prior = None
     if request.prior is not None:
-        prior = _list(request.prior, request.prior_prompt, "--prior-prompt 'a photo of a dog'")
+        prior = list_captioned(
+            request.prior, request.prior_prompt, "--prior-prompt 'a photo of a dog'"
+        )
     request = replace(request, model=_place_of(request.model))
     model = load_model(request.model, request.load)
     model = at_size(model, request.resolution_px or model.resolution_px)
@@ -141,18 +81,18 @@ def fine_tune(
     prepared = run / PREPARED_FOLDER
     wanted = Prepared(
         model=model.digest,
-        data=_hash_listing(listing),
+        data=hash_listing(listing),
         resolution_px=model.resolution_px,
-        prior=_hash_prior(request, prior),
+        prior=hash_prior(request, prior),
     )
     if (prepared / _PREPARED_FILE).is_file():
-        _refuse_other(run, load_config(prepared / _PREPARED_FILE, Prepared), wanted)
+        refuse_other(run, load_config(prepared / _PREPARED_FILE, Prepared), wanted)
     else:
-        _prepare(request, model, recipe, prepared, progress=progress)
+        prepare(request, model, recipe, prepared, progress=progress)
         save_config(prepared / _PREPARED_FILE, wanted)
     store = LatentStore(prepared / "store")
     store.header.check_made_by(
-        autoencoder=model.autoencoder.fingerprint(), text=_encoder_of(model).fingerprints()
+        autoencoder=model.autoencoder.fingerprint(), text=encoder_of(model).fingerprints()
     )
     recipe = replace(recipe, num_validation=_num_held_out(len(store)))
     on_sample = _sample_pictures(model, recipe)
@@ -212,13 +152,6 @@ def fine_tuning_recipe(request: FineTuning, model: Model) -> TrainRecipe:
 # --- before training ------------------------------------------------------------------------------
 
 
-def _list(folder: Path, caption: str | None, example: str) -> FolderListing:
-    try:
-        return list_folder(folder, caption=caption)
-    except NoCaptionsError as error:
-        raise UserError(f"{error}; or give one caption for all of them: {example}") from error
-
-
 def _place_of(model: str) -> str:
     """An absolute path, or the name of a model that ships, so that a run may go on anywhere."""
     if Path(model).exists():
@@ -248,105 +181,6 @@ def _check_fit(model: Model, recipe: TrainRecipe) -> None:
             f"--resolution is {side_px}; {model.name} takes multiples of {unit_px} up to "
             f"{unit_px * config.position_side}"
         )
-
-
-def _prepare(
-    request: FineTuning, model: Model, recipe: TrainRecipe, prepared: Path, *, progress: bool
-) -> None:
-    """Draw and encode what is missing."""
-    sources: list[tuple[Path, str, str | None]] = [(request.data, "store", request.caption)]
-    if request.prior is not None:
-        sources.append((request.prior, "prior_store", request.prior_prompt))
-    elif request.prior_count is not None and request.prior_prompt is not None:
-        # Named after what it shows: another prompt's pictures are left alone.
-        drawn = prepared / f"prior_{(_hash_prior(request, None) or '')[:8]}"
-        draw_prior(
-            model,
-            drawn,
-            prompt=request.prior_prompt,
-            count=request.prior_count,
-            seed=request.seed,
-        )
-        sources.append((drawn, "prior_store", request.prior_prompt))
-    encoder, side_px = _encoder_of(model), model.resolution_px
-    for folder, store, caption in sources:
-        with Counter("pictures and captions") if progress else nullcontext() as count:
-            report = encode_folder(
-                folder,
-                prepared / store,
-                model.autoencoder,
-                encoder,
-                resolution_px=side_px,
-                caption=caption,
-                batch_size=max(1, min(_PICTURES_AT_ONCE, _PIXELS_AT_ONCE // side_px**2)),
-                progress=count,
-            )
-        if progress:
-            print(report)
-    if recipe.export_layout == "diffusers":
-        target = prepared.parent / PARTS_FOLDER
-        prepare_pipeline(request.model, request.load, target, shift=recipe.shift.alpha)
-    if isinstance(model.conditioner, CachedConditioner):
-        # Sample pictures find their prompts in the cache, and training has the memory for itself.
-        if recipe.sample_every:
-            model.conditioner.encode(["", *recipe.sample_prompts])
-        model.conditioner.unload()
-
-
-class _Uncached:
-    """The encoders behind a cache, without it: thousands of captions would push out all else."""
-
-    def __init__(self, cached: CachedConditioner) -> None:
-        self._cached = cached
-
-    def encode(self, prompts: Sequence[str]) -> Any:
-        return self._cached.conditioner().encode(prompts)
-
-    def fingerprints(self) -> dict[str, str]:
-        return self._cached.fingerprints()
-
-
-def _encoder_of(model: Model) -> PromptEncoder:
-    conditioner = model.conditioner
-    if isinstance(conditioner, CachedConditioner):
-        return _Uncached(conditioner)
-    assert isinstance(conditioner, PromptEncoder)
-    return conditioner
-
-
-def _hash_listing(listing: FolderListing) -> str:
-    """Changes with the pictures' names and sizes, and with their captions."""
-    rows = [
-        [entry.file, dict(entry.captions), (listing.folder / entry.file).stat().st_size]
-        for entry in listing.entries
-    ]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-
-
-def _hash_prior(request: FineTuning, listing: FolderListing | None) -> str | None:
-    if listing is not None:
-        return _hash_listing(listing)
-    if request.prior_count is None:
-        return None
-    drawn = [request.prior_prompt, request.prior_count, request.resolution_px, request.seed]
-    return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
-
-
-_SAID_BY = {
-    "model": "MODEL",
-    "data": "pictures or captions in --data",
-    "resolution_px": "--resolution",
-    "prior": "pictures of the prior",
-}
-
-
-def _refuse_other(run: Path, before: Prepared, now: Prepared) -> None:
-    for name, said_by in _SAID_BY.items():
-        if getattr(before, name) != getattr(now, name):
-            raise UserError(
-                f"{run} was begun with other {said_by}; a run keeps to what it began with, so "
-                "give the same again, or choose another run folder"
-            )
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -1,17 +1,20 @@
-"""What a fine-tuning run needs beside its MM-DiT: prior pictures, and a pipeline's other parts.
+"""What a fine-tuning run needs before it trains: latents, prior pictures, a pipeline's other parts.
 
-Both are made once, before training, in the run's folder, and kept.
+All are made once, in the run's `prepared/`, and kept.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rectiflow.base.files import atomic_write, read_json, write_json
+from rectiflow.data.encode import encode_folder
+from rectiflow.data.encoded_rows import PromptEncoder
 from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.model import Model
 from rectiflow.generation.pictures import encode_png
@@ -19,14 +22,90 @@ from rectiflow.generation.text_to_image import generate
 from rectiflow.models.model_folder import PIPELINE_FILE
 from rectiflow.models.published import Checkpoint, Part, open_checkpoint, save_diffusers_folder
 from rectiflow.models.published.folder import COMPONENTS
+from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.models.text.conditioner import FOLDERS
+from rectiflow.recipes.fine_tuning_request import FineTuning, hash_prior
 from rectiflow.recipes.progress import Counter
-from rectiflow.training.export_fine_tuned import link_tree
+from rectiflow.training.export_fine_tuned import PARTS_FOLDER, link_tree
+from rectiflow.training.recipe import TrainRecipe
 
 _CHUNK = 4
+#: Pictures that the autoencoder sees at once have no more pixels together.
+_PIXELS_AT_ONCE, _PICTURES_AT_ONCE = 2**20, 16
 _SCHEDULER = "scheduler"
 #: Classes of transformers by a tokenizer's encoder, for a folder whose index does not say.
 _TOKENIZERS = {"clip_l": "CLIPTokenizer", "clip_g": "CLIPTokenizer", "t5": "T5TokenizerFast"}
+
+
+def prepare(
+    request: FineTuning, model: Model, recipe: TrainRecipe, prepared: Path, *, progress: bool
+) -> None:
+    """Draw and encode what is missing; a stopped call is continued by the next one.
+
+    Raises:
+        UserError: no picture can be used, or something cannot be written.
+        StoreError: a store was begun by other encoders or at another resolution.
+        CheckpointError: a part of the model is damaged.
+    """
+    sources: list[tuple[Path, str, str | None]] = [(request.data, "store", request.caption)]
+    if request.prior is not None:
+        sources.append((request.prior, "prior_store", request.prior_prompt))
+    elif request.prior_count is not None and request.prior_prompt is not None:
+        # Named after what it shows: another prompt's pictures are left alone.
+        drawn = prepared / f"prior_{(hash_prior(request, None) or '')[:8]}"
+        draw_prior(
+            model,
+            drawn,
+            prompt=request.prior_prompt,
+            count=request.prior_count,
+            seed=request.seed,
+        )
+        sources.append((drawn, "prior_store", request.prior_prompt))
+    encoder, side_px = encoder_of(model), model.resolution_px
+    for folder, store, caption in sources:
+        with Counter("pictures and captions") if progress else nullcontext() as count:
+            report = encode_folder(
+                folder,
+                prepared / store,
+                model.autoencoder,
+                encoder,
+                resolution_px=side_px,
+                caption=caption,
+                batch_size=max(1, min(_PICTURES_AT_ONCE, _PIXELS_AT_ONCE // side_px**2)),
+                progress=count,
+            )
+        if progress:
+            print(report)
+    if recipe.export_layout == "diffusers":
+        target = prepared.parent / PARTS_FOLDER
+        prepare_pipeline(request.model, request.load, target, shift=recipe.shift.alpha)
+    if isinstance(model.conditioner, CachedConditioner):
+        # Sample pictures find their prompts in the cache, and training has the memory for itself.
+        if recipe.sample_every:
+            model.conditioner.encode(["", *recipe.sample_prompts])
+        model.conditioner.unload()
+
+
+class _Uncached:
+    """The encoders behind a cache, without it: thousands of captions would push out all else."""
+
+    def __init__(self, cached: CachedConditioner) -> None:
+        self._cached = cached
+
+    def encode(self, prompts: Sequence[str]) -> Any:
+        return self._cached.conditioner().encode(prompts)
+
+    def fingerprints(self) -> dict[str, str]:
+        return self._cached.fingerprints()
+
+
+def encoder_of(model: Model) -> PromptEncoder:
+    """What makes the text states of the model's stores."""
+    conditioner = model.conditioner
+    if isinstance(conditioner, CachedConditioner):
+        return _Uncached(conditioner)
+    assert isinstance(conditioner, PromptEncoder)
+    return conditioner
 
 
 def draw_prior(model: Model, folder: Path, *, prompt: str, count: int, seed: int) -> None:

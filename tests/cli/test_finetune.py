@@ -7,7 +7,7 @@ import pytest
 
 from rectiflow.cli.main import main
 from rectiflow.recipes import fine_tuning
-from rectiflow.recipes.fine_tuning import FineTuning
+from rectiflow.recipes.fine_tuning_request import FineTuning
 from rectiflow.training.fine_tuning import LoraTraining
 from rectiflow.training.loop import TrainResult
 

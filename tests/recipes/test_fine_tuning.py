@@ -22,8 +22,9 @@ from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
 from rectiflow.models.published import convert, open_checkpoint
 from rectiflow.recipes import fine_tuning
-from rectiflow.recipes.fine_tuning import FineTuning, fine_tune
+from rectiflow.recipes.fine_tuning import fine_tune
 from rectiflow.recipes.fine_tuning_parts import prepare_pipeline
+from rectiflow.recipes.fine_tuning_request import FineTuning
 from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.fine_tuning import LoraTraining
 
@@ -138,7 +139,9 @@ def test_a_lora_with_a_prior_that_the_model_draws(
 
     # What was prepared is kept, and belongs to its settings.
     times = [path.stat().st_mtime_ns for path in drawn]
-    fine_tune(replace(asked, max_steps=3), progress=False)
+    longer = replace(asked, max_steps=3, sample_prompts=("a red circle",), sample_every=3)
+    fine_tune(longer, progress=False)
+    assert (run / "samples" / "step_00000003.png").is_file()
     assert [path.stat().st_mtime_ns for path in drawn] == times
     for change, text in (
         ({"prior_count": 3}, "pictures of the prior"),

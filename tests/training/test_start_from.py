@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.published.small_checkpoints import SMALL, random_mmdit, write_single_file
 from safetensors.torch import load_file, save_file
 from training.fake_feed import FakeFeed, tiny_recipe
 
@@ -15,6 +16,9 @@ from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
+
+#: A released kind's sizes for what the feed gives.
+FITTING = dataclasses.replace(SMALL["sd3-medium"], depth=1, context_dim=32, pooled_dim=24)
 
 
 def run_quietly(recipe: TrainRecipe, out: Path, max_steps: int | None = None) -> TrainResult:
@@ -129,6 +133,28 @@ def test_an_unknown_tensor_is_told(earlier: Path, tmp_path: Path) -> None:
     write_json(path.with_name("model.json"), card)
     with pytest.raises(CheckpointError, match=r"'more' is \[1\], the recipe's backbone needs miss"):
         run_quietly(from_run(earlier), tmp_path / "run")
+
+
+def test_released_weights_become_float32_with_their_own_positions(tmp_path: Path) -> None:
+    model = random_mmdit(SMALL["sd3.5-medium"])
+    path = write_single_file(tmp_path / "sd3.safetensors", model, dtype=torch.bfloat16)
+    first = read_first_weights(str(path))
+    assert first.origin == {"model": str(path), "sha256": sha256_file(path)}
+    assert {tensor.dtype for tensor in first.tensors.values()} == {torch.float32}
+    recipe = tiny_recipe(backbone=model.config, start_from=str(path), export_layout="diffusers")
+    state = TrainState.start(recipe, first)
+    for name, value in {"pos_embed": model.pos_embed, **model.state_dict()}.items():
+        for kept in (state.tensors()["weights"], state.tensors()["ema"]):
+            assert torch.equal(kept[name], value.bfloat16().float())
+
+
+def test_an_export_without_the_other_parts_is_told(tmp_path: Path) -> None:
+    path = write_single_file(tmp_path / "sd3.safetensors", random_mmdit(FITTING))
+    recipe = tiny_recipe(
+        backbone=FITTING, start_from=str(path), export_layout="diffusers", max_steps=1
+    )
+    with pytest.raises(UserError, match="prepared/parts is gone"):
+        run_quietly(recipe, tmp_path / "run")
 
 
 def test_shipped_weights_become_float32() -> None:
