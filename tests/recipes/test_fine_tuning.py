@@ -21,8 +21,9 @@ from rectiflow.generation.model import load_model
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
 from rectiflow.models.published import convert, open_checkpoint
+from rectiflow.models.shipped import shipped_path
 from rectiflow.recipes import fine_tuning
-from rectiflow.recipes.fine_tuning import fine_tune
+from rectiflow.recipes.fine_tuning import fine_tune, fine_tuning_recipe
 from rectiflow.recipes.fine_tuning_parts import prepare_pipeline
 from rectiflow.recipes.fine_tuning_request import FineTuning
 from rectiflow.training.checkpoint import read_tensors
@@ -249,6 +250,15 @@ def test_what_cannot_be_fine_tuned_is_told_before_anything_is_made(
 def test_settings_of_the_prior_that_do_not_go_together(given: dict, text: str) -> None:
     with pytest.raises(UserError, match=text):
         request("tiny", Path("data"), Path("out"), **given)
+
+
+def test_it_trains_at_the_times_that_the_shipped_model_was_trained_at() -> None:
+    recipe = fine_tuning_recipe(request("tiny", Path("data"), Path("out")), load_model("tiny"))
+    median = recipe.formulation.timesteps.from_uniform(torch.tensor([0.5]))
+    t = recipe.shift.along(recipe.formulation.path, median)
+    # As its card says: lognorm(1.79), whose median is sigmoid(1.79).
+    trained = read_json(shipped_path("tiny") / "card.json")["recipe"]["formulation"]["timesteps"]
+    torch.testing.assert_close(t, torch.tensor([trained["mean"]]).sigmoid())
 
 
 @pytest.mark.parametrize(("num", "held_out"), [(3, 0), (19, 0), (20, 2), (100, 10), (9999, 64)])
