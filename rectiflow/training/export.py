@@ -24,13 +24,18 @@ FORMAT = 1
 def export_model(run: Path, state: TrainState, recipe: TrainRecipe, facts: StoreFacts) -> Path:
     """Write `run/model/`, replacing an earlier one whole.
 
+    Every process of the state's world calls it, and the first one writes.
+
     Raises:
         UserError: it cannot be written.
     """
     path, fresh = run / "model", run / ".model.tmp-new"
+    average = state.whole_average()
+    if not state.world.is_first:
+        return path
     shutil.rmtree(fresh, ignore_errors=True)
     with atomic_directory(fresh) as folder:
-        write_tensors(folder / "weights.safetensors", state.ema.model.state_dict())
+        write_tensors(folder / "weights.safetensors", average)
         digest = sha256_file(folder / "weights.safetensors")
         write_json(folder / "model.json", _describe(state, recipe, facts, digest))
     old = run / ".model.tmp-old"

@@ -31,10 +31,15 @@ def save_failure(
 ) -> Path:
     """Write `run/failure_step_N/` for the step N that `state` could not make.
 
+    Every process of the state's world calls it, and the first one writes; `batch` is whole.
+
     Raises:
         UserError: it cannot be written.
     """
     path = run / f"failure_step_{state.step + 1:08d}"
+    tensors = state.whole_tensors()
+    if not state.world.is_first:
+        return path
     if path.exists():  # a continued run failed at the same place
         shutil.rmtree(path)
     columns = {_TEXT + name: column for name, column in batch.encoded_text.items()}
@@ -46,7 +51,7 @@ def save_failure(
         "positions": batch.positions,
     }
     with atomic_directory(path) as folder:
-        write_state(folder, state, recipe, store)
+        write_state(folder, state, tensors, recipe, store)
         write_tensors(folder / "batch.safetensors", plain | columns)
     return path
 

@@ -1,7 +1,9 @@
 """The training loop: recipe + store -> a run folder with checkpoints, logs and a model.
 
 On the walk of a sample: `data.loader` -> here -> `step`. Killing the process at any moment and
-calling `train` again ends with the same bytes as never having been killed.
+calling `train` again ends with the same bytes as never having been killed. Several processes
+(`distributed.world`) go through the loop in step, each with its share of every batch; the first
+one writes and speaks.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from typing import Any
 from rectiflow.base.config import save_config
 from rectiflow.base.errors import DivergedError, UserError
 from rectiflow.base.files import read_json, write_json
-from rectiflow.data.records import Batch
+from rectiflow.distributed.world import ALONE, World
 from rectiflow.flow.emphasis import emphasis_of
 from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old, save_checkpoint
 from rectiflow.training.environment import describe_environment
 from rectiflow.training.export import export_model
 from rectiflow.training.failure import save_failure
-from rectiflow.training.feed import Feed, open_feed
+from rectiflow.training.feed import BatchSource, Feed, open_feed
 from rectiflow.training.hooks import (
     CheckpointSaved,
     DrawSamples,
@@ -42,7 +44,7 @@ from rectiflow.training.hooks import (
     TrainLogged,
     Validated,
 )
-from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
 from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
@@ -75,46 +77,59 @@ def train(
     hooks: Sequence[Hook] = (),
     on_sample: DrawSamples | None = None,
     progress: bool = True,
+    world: World = ALONE,
 ) -> TrainResult:
     """Train `recipe` on a latent store until `max_steps`, continuing the run in `out` if any.
 
     Without `max_steps` a new run takes the recipe's and a continued run its own. SIGTERM and
     Ctrl-C finish the step, save a checkpoint and return. `on_sample` turns the EMA model and the
-    recipe's prompts into pictures; `progress` shows a progress line on stderr.
+    recipe's prompts into pictures; `progress` shows a progress line on stderr. Every process of
+    `world` calls it alike; hooks and pictures are the first one's alone.
 
     Raises:
         UserError: `out` is not a run or is in use; the disk is full; the model of `start_from`
             does not exist.
+        ConfigError: the batch does not divide among the processes, or a process's share of it into
+            micro-batches.
         DivergedError: the loss or the gradient is not finite.
         CheckpointError: the run follows another recipe or store, or its checkpoints are damaged;
             the model of `start_from` is damaged or of other shapes.
         StoreError: the store is damaged.
     """
     run = Path(out)
-    refuse_foreign_folder(run)
+    if world.is_first:
+        refuse_foreign_folder(run)
     feed = store if isinstance(store, Feed) else open_feed(store, recipe)
+    share = feed.shard(world.rank, world.num_processes)
+    refuse_uneven(recipe, world.num_processes)
     with ExitStack() as stack:
-        stack.enter_context(locked(run))
-        recipe = settle_recipe(run, recipe, max_steps)
-        clear_unfinished(run)
-        state = load_latest(run, recipe, feed.facts.fingerprint) or _first_state(recipe)
+        if world.is_first:
+            stack.enter_context(locked(run))
+            clear_unfinished(run)
+        given = recipe
+        recipe = world.from_first(lambda: settle_recipe(run, given, max_steps))
+        fingerprint = feed.facts.fingerprint
+        state = load_latest(run, recipe, fingerprint, world) or _first_state(recipe, world)
         if state.step > recipe.max_steps:
             raise UserError(
                 f"{run} has already made {state.step} steps, more than max_steps "
                 f"{recipe.max_steps}; give a larger number or choose another run folder"
             )
-        # Only now: what cannot start should not bind the folder to its recipe.
-        save_config(run / "recipe.json", recipe)
-        # The last session may have been killed before it could do so.
-        remove_old(run, state.step, recipe.keep_last)
-        _append_session(run, state.step)
-        watchers = [
-            MetricsFile(run / "metrics.jsonl", after_step=state.step),
-            TensorBoard(run / "tensorboard", after_step=state.step),
-            SamplePictures(run / "samples"),
-            *hooks,
-            *([Progress(sys.stderr)] if progress else []),
-        ]
+        world.wait_for_all()
+        watchers: list[Hook] = []
+        if world.is_first:
+            # Only now: what cannot start should not bind the folder to its recipe.
+            save_config(run / "recipe.json", recipe)
+            # The last session may have been killed before it could do so.
+            remove_old(run, state.step, recipe.keep_last)
+            _append_session(run, state.step, world.num_processes)
+            watchers = [
+                MetricsFile(run / "metrics.jsonl", after_step=state.step),
+                TensorBoard(run / "tensorboard", after_step=state.step),
+                SamplePictures(run / "samples"),
+                *hooks,
+                *([Progress(sys.stderr)] if progress else []),
+            ]
         for watcher in watchers:
             stack.callback(watcher.close)
         stop = stack.enter_context(_stop_request())
@@ -122,6 +137,7 @@ def train(
             run=run,
             recipe=recipe,
             feed=feed,
+            share=share,
             state=state,
             watchers=watchers,
             on_sample=on_sample,
@@ -129,9 +145,9 @@ def train(
         ).run_to_end()
 
 
-def _first_state(recipe: TrainRecipe) -> TrainState:
+def _first_state(recipe: TrainRecipe, world: World) -> TrainState:
     first = None if recipe.start_from is None else read_first_weights(recipe.start_from)
-    return TrainState.start(recipe, first)
+    return TrainState.start(recipe, first, world)
 
 
 @dataclass(kw_only=True)
@@ -141,6 +157,7 @@ class _Loop:
     run: Path
     recipe: TrainRecipe
     feed: Feed
+    share: BatchSource
     state: TrainState
     watchers: Iterable[Hook]
     on_sample: DrawSamples | None
@@ -154,11 +171,12 @@ class _Loop:
     def run_to_end(self) -> TrainResult:
         state, recipe = self.state, self.recipe
         emphasis = emphasis_of(recipe.formulation, recipe.shift)
-        save_config(self.run / "emphasis.json", emphasis)
+        if state.world.is_first:
+            save_config(self.run / "emphasis.json", emphasis)
         self.tell(Started(step=state.step, max_steps=recipe.max_steps, emphasis=emphasis))
         # A continued run starts from its checkpoint, but may have been killed before the export.
         saved_step = state.step or None
-        while state.step < recipe.max_steps and self.stop.signal is None:
+        while state.step < recipe.max_steps and not self.is_asked_to_stop():
             self.advance()
             if self.is_due(recipe.checkpoint_every):
                 self.save()
@@ -177,13 +195,20 @@ class _Loop:
             validation=self.validation,
         )
 
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal came to any process; all get the same answer."""
+        number = int(self.state.world.gather(self.stop.signal or 0).max())
+        if number:
+            self.stop.signal = number
+        return bool(number)
+
     def advance(self) -> None:
         """One step, then the looks that are due after it."""
         started = time.perf_counter()
-        batch = self.feed.batch_at(self.state.step)
-        result = train_step(self.state, batch, self.recipe)
+        rows = self.share.batch_at(self.state.step)
+        result = train_step(self.state, rows, self.recipe)
         if not result.is_finite:
-            self.fail(batch, result)
+            self.fail(result)
         self.timed_s += time.perf_counter() - started
         self.num_timed += 1
         self.tell(
@@ -242,7 +267,10 @@ class _Loop:
         prompts = self.recipe.sample_prompts
         if self.on_sample is None or not prompts:
             return
-        images = self.on_sample(self.state.ema.model, prompts)
+        model = self.state.averaged_backbone()
+        if model is None:
+            return
+        images = self.on_sample(model, prompts)
         self.tell(Sampled(step=self.state.step, prompts=prompts, images=images))
 
     def save(self) -> None:
@@ -252,9 +280,12 @@ class _Loop:
         export_model(self.run, self.state, self.recipe, facts)
         self.tell(CheckpointSaved(step=self.state.step, path=path))
 
-    def fail(self, batch: Batch, result: StepResult) -> None:
+    def fail(self, result: StepResult) -> None:
         step = self.state.step + 1
+        batch = self.feed.batch_at(self.state.step)
         path = save_failure(self.run, self.state, batch, self.recipe, self.feed.facts.fingerprint)
+        # One that leaves earlier would end the first while it writes.
+        self.state.world.wait_for_all()
         raise DivergedError(
             f"training stopped at step {step}: the loss is {result.loss} and the gradient's norm "
             f"{result.gradient_norm}. The batch and the state that reproduce it are in {path}. "
@@ -294,9 +325,13 @@ def _stop_request() -> Generator[_StopRequest]:
         restore()
 
 
-def _append_session(run: Path, step: int) -> None:
-    """Add this process to `environment.json`, which lists every session of the run."""
+def _append_session(run: Path, step: int, num_processes: int) -> None:
+    """Add this session to `environment.json`, which lists every one of the run."""
     path = run / "environment.json"
     earlier = read_json(path)["sessions"] if path.exists() else []
-    session = {"from_step": step, "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    session = {
+        "from_step": step,
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "num_processes": num_processes,
+    }
     write_json(path, {"sessions": [*earlier, session | describe_environment()]})

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rectiflow.base.config import to_json
+from rectiflow.base.config import LATER, to_json
 from rectiflow.base.errors import ConfigError
 from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.backbones import BackboneConfig
@@ -19,10 +19,12 @@ from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.schedule import Trapezoid
 
-# What a continued run may change: when to look at it and when to stop, never what is computed.
+# What a continued run may change: when to look at it and when to stop, and in which portions a
+# batch is computed; never what is computed.
 CHANGEABLE = (
     "name",
     "max_steps",
+    "micro_batch",
     "log_every",
     "validate_every",
     "checkpoint_every",
@@ -45,6 +47,10 @@ class SamplingDefaults:
 class TrainRecipe:
     """All settings of a training run. Every `*_every` counts optimizer steps; 0 means never.
 
+    `batch_size` samples make an optimizer step, whatever the number of processes, among which they
+    divide evenly. With `micro_batch` each process takes its share through the network so many
+    at a time, which costs less memory and gives the same mean.
+
     `shift` moves the formulation's times in training, validation and sampling alike. With
     `stratified_times` the times of any neighbouring samples are spread evenly over the sampler's
     quantiles instead of drawn independently: same density, less scatter of the loss.
@@ -65,6 +71,7 @@ class TrainRecipe:
     shift: ResolutionShift = field(default_factory=ResolutionShift)
     stratified_times: bool = False
     batch_size: int = 64
+    micro_batch: int | None = field(default=None, metadata=LATER)
     max_steps: int
     optimizer: AdamW | Muon = field(default_factory=AdamW)
     schedule: Trapezoid = field(default_factory=Trapezoid)
@@ -86,7 +93,7 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value < least:
+            if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
         for name in ("encoder_dropout", "empty_prompt"):
             probability = getattr(self, name)
@@ -101,6 +108,7 @@ class TrainRecipe:
 
 _LEAST = {
     "batch_size": 1,
+    "micro_batch": 1,
     "max_steps": 1,
     "num_validation": 0,
     "log_every": 1,
@@ -111,6 +119,21 @@ _LEAST = {
 }
 
 
+def refuse_uneven(recipe: TrainRecipe, num_processes: int) -> None:
+    """Pass if each process's share of the batch divides into micro-batches.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    share, micro_batch = recipe.batch_size // num_processes, recipe.micro_batch
+    if micro_batch is not None and share % micro_batch:
+        raise ConfigError(
+            f"micro_batch {micro_batch} does not divide the {share} samples that each of "
+            f"{num_processes} processes takes of batch_size {recipe.batch_size}; choose a divisor "
+            f"of {share}"
+        )
+
+
 def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:
     """What keeps a run of `saved` from going on as `given`, one phrase per differing setting.
 
@@ -118,7 +141,8 @@ def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:
     """
     ours, theirs = to_json(saved), to_json(given)
     for name in CHANGEABLE:
-        del ours[name], theirs[name]
+        ours.pop(name, None)
+        theirs.pop(name, None)
     return [
         f"{path} is {before!r} in the run and {after!r} in the recipe"
         for path, before, after in differing_settings(ours, theirs)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
+from rectiflow.distributed.sharding import own_part, part_for, shard, whole
+from rectiflow.distributed.world import ALONE, World
 from rectiflow.models.backbones import build_backbone
 from rectiflow.models.frame import Backbone
 from rectiflow.models.precision import compute_dtype
@@ -30,7 +32,8 @@ class TrainState:
 
     `step` counts finished optimizer steps; `loss_window` holds the losses since the last log
     line; `elapsed_s` is the training time of all sessions so far; `origin` says which model the
-    first weights came from, None where they were random.
+    first weights came from, None where they were random. `world` are the processes among which
+    weights, average and optimizer are cut: each holds its parts, and all the same counters.
     """
 
     backbone: Backbone
@@ -40,9 +43,12 @@ class TrainState:
     elapsed_s: float = 0.0
     loss_window: list[float] = field(default_factory=list)
     origin: dict[str, str] | None = None
+    world: World = ALONE
 
     @classmethod
-    def start(cls, recipe: TrainRecipe, first: FirstWeights | None = None) -> TrainState:
+    def start(
+        cls, recipe: TrainRecipe, first: FirstWeights | None = None, world: World = ALONE
+    ) -> TrainState:
         """The state before the first step: weights drawn from the recipe's seed, or `first`.
 
         Raises:
@@ -53,20 +59,60 @@ class TrainState:
         backbone.initialize(torch.Generator().manual_seed(seed))
         if first is not None:
             first.copy_into(backbone)
+        backbone.to(world.device)
+        ema = Ema(recipe.ema, backbone)
+        dtype = compute_dtype(recipe.precision, world.device)
+        if world.mesh is not None:
+            for model in (backbone, ema.model):
+                shard(model, world.mesh, dtype)
         return cls(
             backbone=backbone,
-            ema=Ema(recipe.ema, backbone),
-            optimizer=recipe.optimizer.build(backbone, compute_dtype(recipe.precision)),
+            ema=ema,
+            optimizer=recipe.optimizer.build(backbone, dtype),
             origin=first.origin if first is not None else None,
+            world=world,
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The live tensors by file stem: weights, ema, optimizer."""
+        """The live tensors by file stem, this process's parts of them: weights, ema, optimizer."""
         return {
             "weights": self.backbone.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state(),
         }
+
+    def whole_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """`tensors` in one piece, on the CPU, for the first process; empty for the others.
+
+        Every process must call it. What is not cut is not copied either.
+        """
+        return {stem: self._gather(tensors) for stem, tensors in self.tensors().items()}
+
+    def whole_average(self) -> dict[str, Tensor]:
+        """The averaged weights alone, otherwise as `whole_tensors`."""
+        return self._gather(self.ema.model.state_dict())
+
+    def averaged_backbone(self) -> Backbone | None:
+        """The averaged model in one piece, for the first process; None for the others.
+
+        Every process must call it.
+        """
+        if self.world.mesh is None:
+            return self.ema.model
+        average = self.whole_average()
+        if not self.world.is_first:
+            return None
+        model = build_backbone(self.backbone.config).to(self.world.device)
+        model.load_state_dict(average)
+        return model.eval().requires_grad_(False)
+
+    def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        gathered: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)
+            if self.world.is_first:
+                gathered[name] = full.cpu()
+        return gathered
 
     def load_tensors(self, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Copy saved tensors in.
@@ -100,4 +146,4 @@ def copy_exactly(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], *, what
                 "with, or start a new run folder"
             )
     for name, value in own.items():
-        value.copy_(saved[name])
+        own_part(value).copy_(part_for(saved[name], value))

@@ -35,18 +35,20 @@ class ValidationLoss:
 def validate(backbone: nn.Module, batches: Iterable[Batch], recipe: TrainRecipe) -> ValidationLoss:
     """The loss of `backbone` over held-out batches.
 
-    Noise is a function of (a batch's keys, level); give the same keys each time.
+    Noise is a function of (a batch's keys, level); give the same keys each time. If the backbone is
+    cut among processes, each calls it with the same batches.
     """
-    levels = recipe.shift.along(recipe.formulation.path, torch.tensor(LEVELS))
+    device = next(backbone.parameters()).device
+    levels = recipe.shift.along(recipe.formulation.path, torch.tensor(LEVELS)).to(device)
     sums = torch.zeros(len(levels), dtype=torch.float64)
     count = 0
-    for batch in batches:
+    for batch in (held_out.to(device) for held_out in batches):
         conditioning = condition(batch, None)
         count += len(batch.keys)
         for level, t in enumerate(levels):
             x0, eps = posterior_and_noise(batch, batch.keys, stream=level)
             example = Draw(x0=x0, eps=eps, t=t.expand(len(x0)), conditioning=conditioning)
-            sums[level] += forward(backbone, example, recipe).per_sample.double().sum()
+            sums[level] += forward(backbone, example, recipe).per_sample.double().sum().cpu()
     per_level = (sums / count).tolist()
     return ValidationLoss(
         loss=sum(per_level) / len(per_level),
