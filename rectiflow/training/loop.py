@@ -99,9 +99,9 @@ def train(
     run = Path(out)
     if world.is_first:
         refuse_foreign_folder(run)
+    refuse_uneven(recipe, world.num_processes)
     feed = store if isinstance(store, Feed) else open_feed(store, recipe)
     share = feed.shard(world.rank, world.num_processes)
-    refuse_uneven(recipe, world.num_processes)
     with ExitStack() as stack:
         if world.is_first:
             stack.enter_context(locked(run))

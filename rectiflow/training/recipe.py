@@ -120,11 +120,16 @@ _LEAST = {
 
 
 def refuse_uneven(recipe: TrainRecipe, num_processes: int) -> None:
-    """Pass if each process's share of the batch divides into micro-batches.
+    """Pass if the batch divides among the processes, and each share into micro-batches.
 
     Raises:
         ConfigError: it does not.
     """
+    if recipe.batch_size % num_processes:
+        raise ConfigError(
+            f"batch_size {recipe.batch_size} does not divide among {num_processes} processes; "
+            "start a number of processes that divides it, or choose a multiple"
+        )
     share, micro_batch = recipe.batch_size // num_processes, recipe.micro_batch
     if micro_batch is not None and share % micro_batch:
         raise ConfigError(

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from rectiflow.base.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
@@ -92,6 +94,9 @@ def _fork(rank: int, num_processes: int, port: int, folder: Path, work: Callable
         code = 0
     except SystemExit as leave:
         code = int(leave.code or 0)
+    except UserError as error:  # as the command line does
+        print(f"rectiflow: error: {error}", file=sys.stderr)
+        code = 2
     except BaseException:
         traceback.print_exc()
     sys.stderr.flush()
