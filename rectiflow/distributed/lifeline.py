@@ -132,7 +132,9 @@ class Lifeline:
             self._end(Trouble.death(rank))
         elif "about" in message:
             self._verdict = message["about"]
-            threading.Timer(FAREWELL_TIMEOUT_S, os._exit, [1]).start()
+            farewell = threading.Timer(FAREWELL_TIMEOUT_S, os._exit, [1])
+            farewell.daemon = True
+            farewell.start()
         elif "text" in message:
             trouble = Trouble(**message)
             if trouble.is_defect:

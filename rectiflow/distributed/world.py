@@ -84,8 +84,9 @@ def open_world(*, shard_over: int | None = None) -> Generator[World]:
     """The processes that torchrun started together, or this one alone.
 
     The model's state is cut into `shard_over` parts, by default one for each process; with fewer,
-    the other processes hold further copies of the same parts (HSDP). On a machine with GPUs each
-    process takes its own. An error in any process ends all of them with one line by the first.
+    the other processes hold further copies of the same parts (HSDP). Each process that torchrun
+    started takes a GPU of its own where there are any. An error in any process ends all of them
+    with one line by the first.
 
     Raises:
         UserError: torchrun's environment is incomplete.
@@ -95,7 +96,7 @@ def open_world(*, shard_over: int | None = None) -> Generator[World]:
     num_processes = _from_environment("WORLD_SIZE", 1)
     if num_processes == 1:
         _num_copies(1, shard_over)
-        yield ALONE
+        yield World(device=device_of(0, 1)) if "WORLD_SIZE" in os.environ else ALONE
         return
     rank = _from_environment("RANK")
     local_rank = _from_environment("LOCAL_RANK", rank)
@@ -107,14 +108,11 @@ def open_world(*, shard_over: int | None = None) -> Generator[World]:
     dist.init_process_group(backend, timeout=PATIENCE)
     with Lifeline.tie(rank, num_processes).holding():
         num_copies = _num_copies(num_processes, shard_over)
-        yield World(
-            rank=rank,
-            num_processes=num_processes,
-            device=device,
-            mesh=mesh_of(device, num_copies=num_copies, num_parts=num_processes // num_copies),
-        )
+        mesh = mesh_of(device, num_copies=num_copies, num_parts=num_processes // num_copies)
+        world = World(rank=rank, num_processes=num_processes, device=device, mesh=mesh)
+        yield world
         # Whoever is done first must not look dead to the others.
-        dist.barrier()
+        world.wait_for_all()
     dist.destroy_process_group()
 
 

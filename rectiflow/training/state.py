@@ -59,11 +59,12 @@ class TrainState:
         backbone.initialize(torch.Generator().manual_seed(seed))
         if first is not None:
             first.copy_into(backbone)
-        backbone.to(world.device)
         ema = Ema(recipe.ema, backbone)
         dtype = compute_dtype(recipe.precision, world.device)
-        if world.mesh is not None:
-            for model in (backbone, ema.model):
+        for model in (backbone, ema.model):
+            if world.mesh is None:
+                model.to(world.device)
+            else:  # block by block, so that no device ever holds a whole model
                 shard(model, world.mesh, dtype)
         return cls(
             backbone=backbone,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rectiflow.cli.main import main
+from rectiflow.distributed.world import ALONE
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.recipes import previews as previews_module
 from rectiflow.training import loop
@@ -51,6 +52,7 @@ def test_the_recipe_and_the_places_arrive(
     (call,) = calls
     assert call["recipe"].name == "demo"
     assert (call["store"], call["out"], call["max_steps"]) == (Path("store"), Path("run"), None)
+    assert call["world"] is ALONE
     assert capsys.readouterr().out == "10 steps done; the model lies in run/model\n"
 
 

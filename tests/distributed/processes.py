@@ -47,13 +47,22 @@ class Group:
         return [process.code for process in self.processes]
 
 
-def start_together(num_processes: int, work: Callable[[], Any]) -> Group:
-    """Run `work` in so many processes of one world, each as a command line would."""
+def start_together(
+    num_processes: int, work: Callable[[], Any], *, kill: tuple[int, float] | None = None
+) -> Group:
+    """Run `work` in so many processes of one world, each as a command line would.
+
+    `kill` is the rank of one that is killed, and after how many seconds.
+    """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         port = free_port()
         children = [_fork(rank, num_processes, port, folder, work) for rank in range(num_processes)]
+        if kill is not None:
+            rank, after_s = kill
+            time.sleep(after_s)
+            os.kill(children[rank], signal.SIGKILL)  # not yet waited for, so the number is its own
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         results = [folder / f"result_{rank}" for rank in range(num_processes)]
         return Group(

@@ -18,6 +18,15 @@ def test_alone_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> Non
         world.wait_for_all()
 
 
+def test_alone_under_torchrun_it_takes_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with open_world() as world:
+        assert (world.device, world.mesh) == (torch.device("cuda", 0), None)
+        assert not torch.distributed.is_initialized()
+
+
 def test_one_process_cannot_share_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     with (
