@@ -8,10 +8,11 @@ Source: PyTorch FSDP2, `torch.distributed.fsdp.fully_shard`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -75,3 +76,19 @@ def part_for(full: Tensor, like: Tensor) -> Tensor:
     cut: Any = like
     # A source of None: every process has the whole one, so that nothing needs to be sent.
     return own_part(distribute_tensor(full, cut.device_mesh, cut.placements, src_data_rank=None))
+
+
+@torch.no_grad()
+def share_work(compute: Callable[[Tensor], Tensor], rows: Tensor, *, like: Tensor) -> Tensor:
+    """`compute(rows)`, shaped as `rows` and a function of each row alone.
+
+    Where `like` is cut, all processes hold the same rows, each computes some, and all get all.
+    """
+    if not is_cut(like):
+        return compute(rows)
+    num_processes, num_rows = dist.get_world_size(), len(rows)
+    padding = rows.new_zeros(-num_rows % num_processes, *rows.shape[1:])
+    mine = torch.cat([rows, padding]).chunk(num_processes)[dist.get_rank()]
+    together = rows.new_empty(num_rows + len(padding), *rows.shape[1:])
+    dist.all_gather(list(together.chunk(num_processes)), compute(mine).contiguous())
+    return together[:num_rows]

@@ -132,7 +132,7 @@ def train(
             ]
         for watcher in watchers:
             stack.callback(watcher.close)
-        stop = stack.enter_context(_stop_request())
+        stop = stack.enter_context(_stop_request(is_patient=world.num_processes > 1))
         return _Loop(
             run=run,
             recipe=recipe,
@@ -302,8 +302,12 @@ class _StopRequest:
 
 
 @contextmanager
-def _stop_request() -> Generator[_StopRequest]:
-    """Note the first SIGINT or SIGTERM; a second one acts as if nothing had caught it."""
+def _stop_request(*, is_patient: bool) -> Generator[_StopRequest]:
+    """Note the first SIGINT or SIGTERM; a second one acts as if nothing had caught it.
+
+    Not if `is_patient`: one of several processes hears from the cluster and from torchrun that it
+    should stop, and torchrun ends it if it takes too long.
+    """
     request = _StopRequest()
     previous: dict[int, Any] = {}
 
@@ -313,7 +317,8 @@ def _stop_request() -> Generator[_StopRequest]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         request.signal = number
-        restore()
+        if not is_patient:
+            restore()
 
     # Python delivers signals to the main thread, and lets no other one set handlers.
     if threading.current_thread() is threading.main_thread():

@@ -14,12 +14,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from rectiflow.distributed.sharding import own_part, own_parts, part_for, whole
+from rectiflow.distributed.sharding import own_part, own_parts, part_for, share_work, whole
 from rectiflow.models.layers.linear import StackedLinear
 from rectiflow.training.newton_schulz import orthogonalize
 
@@ -253,9 +254,11 @@ class MuonOptimizer(Optimizer):
                 gradient = whole(gradient_of(matrix.weight))
                 stack[offset : offset + matrix.num_parts] = matrix.wide(gradient)
                 offset += matrix.num_parts
-            updates = orthogonalize(stack, num_steps=config.num_newton_schulz_steps).split(
-                [matrix.num_parts for matrix in group]
-            )
+            updates = share_work(
+                partial(orthogonalize, num_steps=config.num_newton_schulz_steps),
+                stack,
+                like=group[0].weight,
+            ).split([matrix.num_parts for matrix in group])
             for matrix, update in zip(group, updates, strict=True):
                 matrix.add(update, -rate * matrix.step_scale(config.scaling))
         self._rest.step(factor)

@@ -29,6 +29,7 @@ from rectiflow.base.log import read_events
 from rectiflow.cli.main import main as command_line
 from rectiflow.data.records import Batch
 from rectiflow.distributed.world import World, mesh_of, open_world
+from rectiflow.models import precision
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.failure import replay
@@ -48,6 +49,13 @@ def small_recipe(**changes: Any) -> TrainRecipe:
 
 MUON = small_recipe(max_steps=9, validate_every=9)
 ADAMW = small_recipe(optimizer=AdamW(), max_steps=4, checkpoint_every=0, validate_every=0)
+BF16 = dataclasses.replace(
+    MUON,
+    max_steps=3,
+    validate_every=0,
+    precision="bf16",
+    backbone=dataclasses.replace(BACKBONE, use_qk_norm=True),
+)
 LONG = dataclasses.replace(ADAMW, max_steps=50, sample_every=50, sample_prompts=("a", "b"))
 
 
@@ -68,6 +76,12 @@ def tell_stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def tell_stop_twice() -> None:
+    """As a cluster and torchrun do."""
+    tell_stop()
+    tell_stop()
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -80,8 +94,9 @@ def go(
 
 def until(step: int, recipe: TrainRecipe, run: Path, world: World) -> TrainResult:
     """Train until the last process alone is told to stop, which is within the given step."""
-    is_last = world.rank == world.num_processes - 1
-    return go(recipe, run, world, ActingFeed(step - 1, tell_stop) if is_last else None)
+    act = tell_stop if world.num_processes == 1 else tell_stop_twice
+    is_told = world.rank == world.num_processes - 1
+    return go(recipe, run, world, ActingFeed(step - 1, act) if is_told else None)
 
 
 def in_world(work: Callable[[World], Any]) -> Callable[[], Any]:
@@ -123,6 +138,7 @@ def one_process(folder: Path) -> Callable[[], Any]:
         go(MUON, folder / "muon 1", world)
         go(ADAMW, folder / "adamw 1", world)
         go(dataclasses.replace(ADAMW, micro_batch=2), folder / "adamw 1 by 2", world)
+        go(BF16, folder / "bf16 1", world)
 
     return in_world(work)
 
@@ -137,6 +153,7 @@ def two_processes(folder: Path) -> Callable[[], Any]:
 
         go(LONG, folder / "long 2", world, on_sample=draw)
         go(MUON, folder / "muon 2", world)
+        go(BF16, folder / "bf16 2", world)
         stopped = until(3, MUON, folder / "elastic", world)
         uneven = [dataclasses.replace(MUON, **c) for c in ({"batch_size": 3}, {"micro_batch": 3})]
         poisoned = FakeFeed(poisoned_step=2)
@@ -211,6 +228,7 @@ def main(folder: Path) -> None:
     def results_of(num_processes: int, work: Callable[[], Any]) -> list[Any]:
         return start_together(num_processes, work).results
 
+    precision.has_fast_bf16 = lambda device="cpu": True  # emulated if need be, by every process
     results_of(1, one_process(folder))
     first, second = results_of(2, two_processes(folder))
     results_of(1, in_world(lambda world: until(6, MUON, folder / "elastic", world)))
@@ -227,11 +245,20 @@ def main(folder: Path) -> None:
             "its state": distance(folder / "long 1", folder / "long 2", "optimizer"),
             "Muon": distance(folder / "muon 1", folder / "muon 2"),
             "two copies": distance(folder / "adamw 1", folder / "adamw 2x2"),
+            "bfloat16": distance(folder / "bf16 1", folder / "bf16 2"),
             "micro-batches": distance(folder / "adamw 1", folder / "adamw 1 by 2"),
         },
         "events": {
             name: list(read_events(folder / name / "metrics.jsonl"))
-            for name in ("muon 1", "muon 2", "elastic", "adamw 1", "adamw 1 by 2")
+            for name in (
+                "muon 1",
+                "muon 2",
+                "elastic",
+                "adamw 1",
+                "adamw 1 by 2",
+                "bf16 1",
+                "bf16 2",
+            )
         },
         "killed": differing(folder / "muon 2", folder / "muon 2 killed"),
         "average": sum(float(tensor.double().sum()) for tensor in average),

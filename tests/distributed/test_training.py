@@ -15,6 +15,13 @@ def test_weights_are_those_of_one_process(outcome: dict[str, Any], name: str) ->
     assert outcome["distances"][name] < 1e-6
 
 
+def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(outcome: dict[str, Any]) -> None:
+    assert outcome["distances"]["bfloat16"] < 2e-3
+    mine, theirs = (outcome["events"][name] for name in ("bf16 2", "bf16 1"))
+    for event, expected in zip(mine, theirs, strict=True):
+        assert event["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("run", "reference"),
     [("muon 2", "muon 1"), ("elastic", "muon 1"), ("adamw 1 by 2", "adamw 1")],
