@@ -217,19 +217,24 @@ def _accept(num_processes: int) -> dict[int, _Peer]:
         )
         while len(peers) < num_processes - 1:
             connection, _ = server.accept()
-            connection.settimeout(FAREWELL_TIMEOUT_S)
-            with connection.makefile("rb") as file:
-                try:
-                    hello = json.loads(file.readline(1 << 12))
-                    is_ours = secrets.compare_digest(hello["token"], token)
-                except (OSError, ValueError, TypeError, KeyError):
-                    is_ours = False  # whoever else knocks on ports
-            if is_ours:
-                connection.settimeout(None)
+            hello = _greeting(connection)
+            if secrets.compare_digest(str(hello.get("token")), token):
                 peers[hello["rank"]] = _Peer(connection, hello["host"])
-            else:
+            else:  # whoever else knocks on ports
                 connection.close()
     return peers
+
+
+def _greeting(connection: socket.socket) -> dict[str, Any]:
+    """The first line of a connection; empty if it is no JSON object."""
+    connection.settimeout(FAREWELL_TIMEOUT_S)
+    try:
+        with connection.makefile("rb") as file:
+            hello = json.loads(file.readline(1 << 12))
+    except (OSError, ValueError):
+        return {}
+    connection.settimeout(None)
+    return hello if isinstance(hello, dict) else {}
 
 
 def _connect(rank: int) -> _Peer:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
 from rectiflow.distributed.sharding import own_part, part_for, shard, whole
 from rectiflow.distributed.world import ALONE, World
-from rectiflow.models.backbones import build_backbone
+from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.frame import Backbone
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.ema import Ema
@@ -93,7 +94,7 @@ class TrainState:
         """The averaged weights alone, otherwise as `whole_tensors`."""
         return self._gather(self.ema.model.state_dict())
 
-    def averaged_backbone(self) -> Backbone | None:
+    def averaged_backbone(self) -> nn.Module | None:
         """The averaged model in one piece, for the first process; None for the others.
 
         Every process must call it.
@@ -103,7 +104,7 @@ class TrainState:
         average = self.whole_average()
         if not self.world.is_first:
             return None
-        model = build_backbone(self.backbone.config).to(self.world.device)
+        model = build_backbone(cast(BackboneConfig, self.backbone.config)).to(self.world.device)
         model.load_state_dict(average)
         return model.eval().requires_grad_(False)
 
