@@ -29,29 +29,26 @@ from rectiflow.base.files import (
 )
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.training.recipe import CHANGEABLE, TrainRecipe, differences
-from rectiflow.training.state import TrainState
+from rectiflow.training.state import Snapshot, TrainState
 
 FORMAT = 1
 _KEYS = ("format", "step", "elapsed_s", "loss_window", "origin", "sha256", "store", "recipe")
 _NAME = re.compile(r"step_\d{8,}")
 
 
-def save_checkpoint(run: Path, state: TrainState, recipe: TrainRecipe, store: str) -> Path:
+def save_checkpoint(run: Path, state: Snapshot, recipe: TrainRecipe, store: str) -> Path:
     """Write `run/checkpoints/step_N` and remove those older than the last `keep_last`.
 
-    `store` is the fingerprint of the training data, which a continued run must share. Every process
-    of the state's world calls it, and the first one writes.
+    `store` is the fingerprint of the training data, which a continued run must share.
 
     Raises:
         UserError: it cannot be written (disk full, no permission).
     """
-    path, tensors = checkpoint_of(run, state.step), state.whole_tensors()
-    if not state.world.is_first:
-        return path
+    path = checkpoint_of(run, state.step)
     if path.exists():  # a damaged one, which resuming has skipped
         _remove(path)
     with atomic_directory(path) as unfinished:
-        write_state(unfinished, state, tensors, recipe, store)
+        write_state(unfinished, state, recipe, store)
     remove_old(run, state.step, recipe.keep_last)
     return path
 
@@ -63,16 +60,10 @@ def remove_old(run: Path, step: int, keep_last: int) -> None:
         _remove(path)
 
 
-def write_state(
-    folder: Path,
-    state: TrainState,
-    whole_tensors: Mapping[str, Mapping[str, Tensor]],
-    recipe: TrainRecipe,
-    store: str,
-) -> None:
+def write_state(folder: Path, state: Snapshot, recipe: TrainRecipe, store: str) -> None:
     """Write the files of a checkpoint into an existing folder."""
     hashes: dict[str, str] = {}
-    for stem, tensors in whole_tensors.items():
+    for stem, tensors in state.tensors.items():
         file = folder / f"{stem}.safetensors"
         write_tensors(file, tensors)
         hashes[file.name] = sha256_file(file)

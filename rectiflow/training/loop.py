@@ -24,13 +24,11 @@ from rectiflow.base.errors import DivergedError, UserError
 from rectiflow.base.files import read_json, write_json
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.flow.emphasis import emphasis_of
-from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old, save_checkpoint
+from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old
 from rectiflow.training.environment import describe_environment
-from rectiflow.training.export import export_model
-from rectiflow.training.failure import save_failure
+from rectiflow.training.failure import failure_of, save_failure
 from rectiflow.training.feed import BatchSource, Feed, open_feed
 from rectiflow.training.hooks import (
-    CheckpointSaved,
     DrawSamples,
     Event,
     Hook,
@@ -46,6 +44,7 @@ from rectiflow.training.hooks import (
 )
 from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
+from rectiflow.training.saver import Saver
 from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
@@ -132,6 +131,7 @@ def train(
             ]
         for watcher in watchers:
             stack.callback(watcher.close)
+        saver = stack.enter_context(Saver(run, recipe, feed.facts))
         stop = stack.enter_context(_stop_request(is_patient=world.num_processes > 1))
         return _Loop(
             run=run,
@@ -141,6 +141,7 @@ def train(
             state=state,
             watchers=watchers,
             on_sample=on_sample,
+            saver=saver,
             stop=stop,
         ).run_to_end()
 
@@ -161,6 +162,7 @@ class _Loop:
     state: TrainState
     watchers: Iterable[Hook]
     on_sample: DrawSamples | None
+    saver: Saver
     stop: _StopRequest
     validation: Validated | None = None
     # Steps since the last log line of this session, and the time that they took.
@@ -174,17 +176,19 @@ class _Loop:
         if state.world.is_first:
             save_config(self.run / "emphasis.json", emphasis)
         self.tell(Started(step=state.step, max_steps=recipe.max_steps, emphasis=emphasis))
-        # A continued run starts from its checkpoint, but may have been killed before the export.
+        first_step = state.step
         saved_step = state.step or None
         while state.step < recipe.max_steps and not self.is_asked_to_stop():
             self.advance()
+            self.tell_saved(wait=False)
             if self.is_due(recipe.checkpoint_every):
                 self.save()
                 saved_step = state.step
         if saved_step != state.step:
             self.save()
-        else:
-            export_model(self.run, state, recipe, self.feed.facts)
+        elif state.step == first_step:  # it may have been killed between checkpoint and export
+            self.export()
+        self.tell_saved(wait=True)
         return TrainResult(
             run=self.run,
             model=self.run / "model",
@@ -275,15 +279,28 @@ class _Loop:
 
     def save(self) -> None:
         self.count_time()
-        facts = self.feed.facts
-        path = save_checkpoint(self.run, self.state, self.recipe, facts.fingerprint)
-        export_model(self.run, self.state, self.recipe, facts)
-        self.tell(CheckpointSaved(step=self.state.step, path=path))
+        self.tell_saved(wait=True)  # at most one snapshot lies in memory
+        snapshot = self.state.snapshot()
+        if snapshot is not None:
+            self.saver.save(snapshot)
+        self.tell_saved(wait=False)
+
+    def export(self) -> None:
+        snapshot = self.state.snapshot()
+        if snapshot is not None:
+            self.saver.export(snapshot)
+
+    def tell_saved(self, *, wait: bool) -> None:
+        saved = self.saver.finished(wait=wait)
+        if saved is not None:
+            self.tell(saved)
 
     def fail(self, result: StepResult) -> None:
         step = self.state.step + 1
         batch = self.feed.batch_at(self.state.step)
-        path = save_failure(self.run, self.state, batch, self.recipe, self.feed.facts.fingerprint)
+        snapshot, path = self.state.snapshot(), failure_of(self.run, step)
+        if snapshot is not None:
+            save_failure(path, snapshot, batch, self.recipe, self.feed.facts.fingerprint)
         # One that leaves earlier would end the first while it writes.
         self.state.world.wait_for_all()
         raise DivergedError(

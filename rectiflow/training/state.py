@@ -27,6 +27,21 @@ from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.start_from import FirstWeights
 
 
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A training state as files hold it: whole tensors by file stem, on the CPU, and the counters.
+
+    `is_copy` is False where the tensors are the live ones, which the next step changes.
+    """
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    step: int
+    elapsed_s: float
+    loss_window: tuple[float, ...]
+    origin: Mapping[str, str] | None
+    is_copy: bool
+
+
 @dataclass(kw_only=True)
 class TrainState:
     """Weights, their average, the optimizer and the counters; changed in place by each step.
@@ -83,16 +98,22 @@ class TrainState:
             "optimizer": self.optimizer.state(),
         }
 
-    def whole_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """`tensors` in one piece, on the CPU, for the first process; empty for the others.
+    def snapshot(self) -> Snapshot | None:
+        """The state in one piece, for the first process; None for the others.
 
-        Every process must call it. What is not cut is not copied either.
+        Every process must call it. A process alone on the CPU copies nothing.
         """
-        return {stem: self._gather(tensors) for stem, tensors in self.tensors().items()}
-
-    def whole_average(self) -> dict[str, Tensor]:
-        """The averaged weights alone, otherwise as `whole_tensors`."""
-        return self._gather(self.ema.model.state_dict())
+        tensors = {stem: self._gather(tensors) for stem, tensors in self.tensors().items()}
+        if not self.world.is_first:
+            return None
+        return Snapshot(
+            tensors=tensors,
+            step=self.step,
+            elapsed_s=self.elapsed_s,
+            loss_window=tuple(self.loss_window),
+            origin=self.origin,
+            is_copy=self.world.mesh is not None or self.world.device.type != "cpu",
+        )
 
     def averaged_backbone(self) -> nn.Module | None:
         """The averaged model in one piece, for the first process; None for the others.
@@ -101,7 +122,7 @@ class TrainState:
         """
         if self.world.mesh is None:
             return self.ema.model
-        average = self.whole_average()
+        average = self._gather(self.ema.model.state_dict())
         if not self.world.is_first:
             return None
         model = build_backbone(cast(BackboneConfig, self.backbone.config)).to(self.world.device)

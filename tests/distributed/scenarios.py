@@ -31,14 +31,23 @@ from rectiflow.data.records import Batch
 from rectiflow.distributed.world import World, mesh_of, open_world
 from rectiflow.models import precision
 from rectiflow.models.mmdit import MMDiTConfig
-from rectiflow.training.checkpoint import read_tensors
+from rectiflow.training import checkpoint, export
+from rectiflow.training.checkpoint import read_header, read_tensors, write_tensors
 from rectiflow.training.failure import replay
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
 
+# Sizes that four processes do not divide.
 BACKBONE = MMDiTConfig(
-    depth=2, width=64, context_dim=32, pooled_dim=24, position_side=8, base_side=4
+    depth=2,
+    width=36,
+    head_dim=18,
+    use_qk_norm=True,
+    context_dim=32,
+    pooled_dim=24,
+    position_side=8,
+    base_side=4,
 )
 
 
@@ -49,13 +58,7 @@ def small_recipe(**changes: Any) -> TrainRecipe:
 
 MUON = small_recipe(max_steps=9, validate_every=9)
 ADAMW = small_recipe(optimizer=AdamW(), max_steps=4, checkpoint_every=0, validate_every=0)
-BF16 = dataclasses.replace(
-    MUON,
-    max_steps=3,
-    validate_every=0,
-    precision="bf16",
-    backbone=dataclasses.replace(BACKBONE, use_qk_norm=True),
-)
+BF16 = dataclasses.replace(MUON, max_steps=3, validate_every=0, precision="bf16")
 LONG = dataclasses.replace(ADAMW, max_steps=50, sample_every=50, sample_prompts=("a", "b"))
 
 
@@ -206,6 +209,24 @@ def killed_while_training(folder: Path) -> Callable[[], Any]:
     return in_world(work)
 
 
+def disk_fills_up(folder: Path) -> Callable[[], Any]:
+    """The second checkpoint cannot be written, while the steps after it are made."""
+    num_written = 0
+
+    def write(path: Path, tensors: Any) -> None:
+        nonlocal num_written
+        num_written += 1
+        if num_written > 4:  # three files and the model, then the next weights
+            raise UserError(f"cannot write {path}: no space left on the disk")
+        write_tensors(path, tensors)
+
+    def work(world: World) -> None:
+        checkpoint.write_tensors = export.write_tensors = write
+        go(MUON, folder / "muon 2 full", world)
+
+    return in_world(work)
+
+
 def typed(*arguments: str) -> Callable[[], Any]:
     return lambda: sys.exit(command_line(arguments))
 
@@ -220,6 +241,7 @@ def troubles(folder: Path) -> dict[str, Group]:
         "all complain": start_together(3, acting(-1, complain)),
         "second fails": start_together(3, acting(1, fail)),
         "command line": start_together(2, typed("train", "demo", *no_run, "--shard-over", "3")),
+        "disk full": start_together(2, disk_fills_up(folder)),
         "killed while training": start_together(2, killed_while_training(folder)),
     }
 
@@ -262,6 +284,10 @@ def main(folder: Path) -> None:
         },
         "killed": differing(folder / "muon 2", folder / "muon 2 killed"),
         "average": sum(float(tensor.double().sum()) for tensor in average),
+        "kept": {
+            path.name: read_header(path)["step"]
+            for path in (folder / "muon 2 full" / "checkpoints").glob("[!.]*")
+        },
         "replayed": asdict(replay(folder / "diverged" / "failure_step_00000002")),
         "troubles": {name: asdict(group) for name, group in groups.items()},
     }

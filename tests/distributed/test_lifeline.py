@@ -38,6 +38,15 @@ def test_an_error_of_one_process_or_of_all(outcome: dict[str, Any], name: str) -
     assert name != "second complains" or line.startswith("rectiflow: error: process 1 of 3 on ")
 
 
+def test_a_full_disk_beside_the_training_leaves_the_last_checkpoint(
+    outcome: dict[str, Any],
+) -> None:
+    codes, (line,) = told(outcome, "disk full")
+    assert all(codes)
+    assert "weights.safetensors: no space left on the disk" in line
+    assert outcome["kept"] == {"step_00000003": 3}
+
+
 def test_a_defect_keeps_its_traceback_and_its_consequences_stay_silent(
     outcome: dict[str, Any],
 ) -> None:
