@@ -52,7 +52,8 @@ def start_together(
 ) -> Group:
     """Run `work` in so many processes of one world, each as a command line would.
 
-    `kill` is the rank of one that is killed, and after how many seconds.
+    `kill` is the rank of one that is killed, and after how many seconds; the others are then told
+    to stop.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
@@ -62,7 +63,11 @@ def start_together(
         if kill is not None:
             rank, after_s = kill
             time.sleep(after_s)
-            os.kill(children[rank], signal.SIGKILL)  # not yet waited for, so the number is its own
+            # Not yet waited for, so the numbers are still theirs.
+            os.kill(children[rank], signal.SIGKILL)
+            time.sleep(1)
+            for child in children:  # as torchrun does: who is still starting has no lifeline
+                os.kill(child, signal.SIGTERM)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         results = [folder / f"result_{rank}" for rank in range(num_processes)]
         return Group(
