@@ -85,6 +85,7 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains; the exit code tells a stopped run from a finished one."""
+    from rectiflow.distributed.world import open_world
     from rectiflow.models.model_folder import LORA_FILE
     from rectiflow.recipes.fine_tuning import fine_tune
     from rectiflow.recipes.fine_tuning_request import FineTuning
@@ -95,27 +96,29 @@ def run(options: argparse.Namespace) -> int:
         lora = LoraTraining(rank=options.lora, hold_base=options.hold_base)
     elif options.hold_base != "fp32":
         options.parser.error("--hold-base goes with --lora, whose base is frozen")
-    result = fine_tune(
-        FineTuning(
-            model=options.model,
-            data=options.data,
-            out=options.out,
-            caption=options.caption,
-            lora=lora,
-            max_steps=options.max_steps,
-            learning_rate=options.learning_rate,
-            batch_size=options.batch_size,
-            resolution_px=options.resolution,
-            prior=options.prior,
-            prior_prompt=options.prior_prompt,
-            prior_count=options.prior_count,
-            prior_weight=options.prior_weight,
-            sample_prompts=tuple(options.sample_prompt),
-            sample_every=options.sample_every,
-            seed=options.seed,
-            load=read_load_settings(options),
+    with open_world() as world:
+        result = fine_tune(
+            FineTuning(
+                model=options.model,
+                data=options.data,
+                out=options.out,
+                caption=options.caption,
+                lora=lora,
+                max_steps=options.max_steps,
+                learning_rate=options.learning_rate,
+                batch_size=options.batch_size,
+                resolution_px=options.resolution,
+                prior=options.prior,
+                prior_prompt=options.prior_prompt,
+                prior_count=options.prior_count,
+                prior_weight=options.prior_weight,
+                sample_prompts=tuple(options.sample_prompt),
+                sample_every=options.sample_every,
+                seed=options.seed,
+                load=read_load_settings(options),
+            ),
+            world=world,
         )
-    )
     if result.interrupted is not None:
         print(f"stopped at step {result.step} of {result.max_steps}; the same command continues")
         return 128 + result.interrupted

@@ -17,8 +17,9 @@ from jaxtyping import UInt8
 from torch import nn
 
 from rectiflow.base.config import load_config, save_config
-from rectiflow.base.errors import UserError
+from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.data.latent_store import LatentStore
+from rectiflow.distributed.world import ALONE, World
 from rectiflow.flow import ResolutionShift
 from rectiflow.generation.model import Model, load_model
 from rectiflow.generation.text_to_image import generate
@@ -54,17 +55,28 @@ _PREPARED_FILE = "prepared.json"
 
 
 def fine_tune(
-    request: FineTuning, *, hooks: Sequence[Hook] = (), progress: bool = True
+    request: FineTuning,
+    *,
+    hooks: Sequence[Hook] = (),
+    progress: bool = True,
+    world: World = ALONE,
 ) -> TrainResult:
     """Prepare what training needs, then train; a stopped call is continued by the next one.
+
+    All of it runs on the device of `world`, which is one process.
 
     Raises:
         UserError: the folders cannot be used, the model has no such sizes, or the run was begun
             with other settings.
         CheckpointError: the model is damaged or of another family.
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or there are several processes.
         DivergedError: the loss or the gradient is not finite.
     """
+    if world.num_processes > 1:
+        raise ConfigError(
+            f"{world.num_processes} processes were started, but fine-tuning is prepared and done "
+            "by one; start it without torchrun, or with --nproc-per-node 1 for a GPU"
+        )
     run = request.out
     refuse_foreign_folder(run)
     listing = list_captioned(request.data, request.caption, "--caption 'a photo of sks dog'")
@@ -73,7 +85,11 @@ def fine_tune(
         prior = list_captioned(
             request.prior, request.prior_prompt, "--prior-prompt 'a photo of a dog'"
         )
-    request = replace(request, model=_place_of(request.model))
+    request = replace(
+        request,
+        model=_place_of(request.model),
+        load=replace(request.load, device=str(world.device)),
+    )
     model = load_model(request.model, request.load)
     model = at_size(model, request.resolution_px or model.resolution_px)
     recipe = fine_tuning_recipe(request, model)
@@ -105,6 +121,7 @@ def fine_tune(
         hooks=hooks,
         on_sample=on_sample,
         progress=progress,
+        world=world,
     )
 
 
@@ -209,6 +226,7 @@ def _sample_pictures(model: Model, recipe: TrainRecipe) -> DrawSamples | None:
 
     def draw(backbone: nn.Module, prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w 3"]:
         assert isinstance(backbone, Backbone)
-        return generate(Model(**parts, backbone=backbone), prompts, range(len(prompts)))
+        model = Model(**parts, backbone=backbone)
+        return generate(model.to(model.device), prompts, range(len(prompts)))
 
     return draw

@@ -8,9 +8,10 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.distributed.sharding import own_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,11 @@ class EmaConfig:
 
 
 class Ema:
-    """The averaged copy `model` (float32, no gradients, evaluation mode) of a training model."""
+    """The averaged copy `model` (float32, no gradients, evaluation mode) of a training model.
+
+    If the training model is cut among processes, the copy is to be cut alike: each process averages
+    its own parts.
+    """
 
     def __init__(self, config: EmaConfig, model: nn.Module) -> None:
         self.config = config
@@ -46,10 +51,7 @@ class Ema:
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         shared = {id(constant): constant for constant in (*model.buffers(), *frozen)}
         self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
-        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
-        moving = [(average, weight) for average, weight in pairs if weight.requires_grad]
-        self._averages: list[Tensor] = [average for average, _ in moving]
-        self._weights: list[Tensor] = [weight for _, weight in moving]
+        self._source = model
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -57,6 +59,10 @@ class Ema:
         if step % self.config.every:
             return
         decay = self.config.decay_at(step // self.config.every - 1)
+        pairs = zip(self.model.parameters(), self._source.parameters(), strict=True)
+        moving = [(average, weight) for average, weight in pairs if weight.requires_grad]
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage]
-            self._averages, self._weights, 1.0 - decay
+            own_parts(average for average, _ in moving),
+            own_parts(weight for _, weight in moving),
+            1.0 - decay,
         )

@@ -17,12 +17,12 @@ from rectiflow.training.environment import source_commit
 from rectiflow.training.export_fine_tuned import export_lora, export_pipeline
 from rectiflow.training.feed import StoreFacts
 from rectiflow.training.recipe import TrainRecipe
-from rectiflow.training.state import TrainState
+from rectiflow.training.state import Snapshot
 
 FORMAT = 1
 
 
-def export_model(run: Path, state: TrainState, recipe: TrainRecipe, facts: StoreFacts) -> Path:
+def export_model(run: Path, state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> Path:
     """Write `run/model/`, replacing an earlier one whole.
 
     Raises:
@@ -31,9 +31,9 @@ def export_model(run: Path, state: TrainState, recipe: TrainRecipe, facts: Store
     path, fresh = run / "model", run / ".model.tmp-new"
     shutil.rmtree(fresh, ignore_errors=True)
     if recipe.lora is not None:
-        export_lora(fresh, state, _provenance(state, recipe, facts))
+        export_lora(fresh, state, recipe, _provenance(state, recipe, facts))
     elif recipe.export_layout == "diffusers":
-        export_pipeline(fresh, run, state, _provenance(state, recipe, facts))
+        export_pipeline(fresh, run, state, recipe, _provenance(state, recipe, facts))
     else:
         _export_own(fresh, state, recipe, facts)
     old = run / ".model.tmp-old"
@@ -45,15 +45,15 @@ def export_model(run: Path, state: TrainState, recipe: TrainRecipe, facts: Store
     return path
 
 
-def _export_own(path: Path, state: TrainState, recipe: TrainRecipe, facts: StoreFacts) -> None:
+def _export_own(path: Path, state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> None:
     with atomic_directory(path) as folder:
-        write_tensors(folder / "weights.safetensors", state.ema.model.state_dict())
+        write_tensors(folder / "weights.safetensors", state.tensors["ema"])
         digest = sha256_file(folder / "weights.safetensors")
         write_json(folder / "model.json", _describe(state, recipe, facts, digest))
 
 
 def _describe(
-    state: TrainState, recipe: TrainRecipe, facts: StoreFacts, digest: str
+    state: Snapshot, recipe: TrainRecipe, facts: StoreFacts, digest: str
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -70,7 +70,7 @@ def _describe(
     }
 
 
-def _provenance(state: TrainState, recipe: TrainRecipe, facts: StoreFacts) -> dict[str, Any]:
+def _provenance(state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "start_from": state.origin,

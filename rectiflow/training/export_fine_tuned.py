@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import (
     atomic_directory,
@@ -18,14 +20,14 @@ from rectiflow.base.files import (
     read_json,
     write_json,
 )
-from rectiflow.models.frame import Backbone
 from rectiflow.models.lora import lora_of, save_lora
-from rectiflow.models.mmdit import MMDiT
+from rectiflow.models.mmdit import MMDiT, MMDiTConfig
 from rectiflow.models.model_folder import LORA_FILE, PIPELINE_FILE
 from rectiflow.models.published import part_of, save_diffusers_folder
 from rectiflow.models.published.header import SUFFIX
+from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import PREPARED_FOLDER
-from rectiflow.training.state import TrainState
+from rectiflow.training.state import Snapshot
 
 #: The pipeline that a run started from, without its MM-DiT.
 PARTS_FOLDER = f"{PREPARED_FOLDER}/parts"
@@ -33,39 +35,52 @@ KOHYA_FILE = "lora_kohya.safetensors"
 PROVENANCE_FILE = "provenance.json"
 
 
-def export_lora(path: Path, state: TrainState, provenance: dict[str, Any]) -> None:
+def export_lora(
+    path: Path, state: Snapshot, recipe: TrainRecipe, provenance: dict[str, Any]
+) -> None:
     """Write the averaged LoRA as diffusers and PEFT name it, and as kohya's scripts do.
 
     Raises:
         UserError: it cannot be written.
     """
-    model = state.ema.model
-    assert isinstance(model, Backbone)
-    lora = lora_of(model)
+    assert isinstance(recipe.backbone, MMDiTConfig)
+    lora = lora_of(recipe.backbone, state.tensors["ema"])
     with atomic_directory(path) as folder:
         save_lora(folder / LORA_FILE, lora)
         save_lora(folder / KOHYA_FILE, lora, "kohya")
         write_json(folder / PROVENANCE_FILE, provenance)
 
 
-def export_pipeline(path: Path, run: Path, state: TrainState, provenance: dict[str, Any]) -> None:
+def export_pipeline(
+    path: Path, run: Path, state: Snapshot, recipe: TrainRecipe, provenance: dict[str, Any]
+) -> None:
     """Write the averaged model as the folder of a diffusers pipeline, with all its other parts.
 
     Raises:
         UserError: it cannot be written, or the run's other parts are gone.
     """
-    parts, model = run / PARTS_FOLDER, state.ema.model
-    assert isinstance(model, MMDiT)
+    parts = run / PARTS_FOLDER
     if not (parts / PIPELINE_FILE).is_file():
         raise UserError(
             f"{parts} is gone, which has the autoencoder and text encoders of the model; begin "
             "again in a new run folder"
         )
-    save_diffusers_folder(path, {"mmdit": part_of(model)})
+    save_diffusers_folder(path, {"mmdit": part_of(_average(state, recipe))})
     index = read_json(parts / PIPELINE_FILE) | read_json(path / PIPELINE_FILE)
     write_json(path / PIPELINE_FILE, index)
     link_tree(parts, path)
     write_json(path / PROVENANCE_FILE, provenance)
+
+
+def _average(state: Snapshot, recipe: TrainRecipe) -> MMDiT:
+    """The averaged model around the snapshot's tensors; nothing is copied."""
+    assert isinstance(recipe.backbone, MMDiTConfig)
+    with torch.device("meta"):
+        model = MMDiT(recipe.backbone)
+    tensors = dict(state.tensors["ema"])
+    model.pos_embed = tensors.pop("pos_embed")
+    model.load_state_dict(tensors, assign=True)
+    return model
 
 
 def link_tree(source: Path, target: Path) -> None:

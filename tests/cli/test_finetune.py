@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rectiflow.cli.main import main
+from rectiflow.distributed.world import ALONE, World
 from rectiflow.recipes import fine_tuning
 from rectiflow.recipes.fine_tuning_request import FineTuning
 from rectiflow.training.fine_tuning import LoraTraining
@@ -19,7 +20,8 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[FineTuning]:
     """What `fine_tune` is asked for; it ends at once, and a run named "stopped" by a signal."""
     received: list[FineTuning] = []
 
-    def fine_tune(request: FineTuning) -> TrainResult:
+    def fine_tune(request: FineTuning, *, world: World) -> TrainResult:
+        assert world == ALONE
         received.append(request)
         return TrainResult(
             run=request.out,

@@ -68,6 +68,17 @@ def test_the_prior_goes_through_all_its_pictures(stores) -> None:
     assert seen.bincount(minlength=3).tolist() == [2, 2, 2]
 
 
+def test_the_parts_of_processes_are_the_batch_and_weigh_the_same(stores) -> None:
+    batches = feed(stores, recipe())
+    whole = batches.batch_at(1)
+    parts = [batches.shard(rank, 4).batch_at(1) for rank in range(4)]
+    for name in ("keys", "x0_mean", "weights"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(joined, getattr(whole, name))
+    with pytest.raises(ConfigError, match="batch_size 8 does not divide among 3 processes"):
+        batches.shard(0, 3)
+
+
 def test_held_out_samples_are_the_instances_and_plain(stores) -> None:
     batches = feed(stores, recipe())
     alone = StoreFeed(stores[0], recipe(), validation_batch_size=2)

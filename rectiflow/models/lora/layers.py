@@ -8,7 +8,7 @@ the very parameters of the one whose place it takes. Source: arXiv 2106.09685, s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from rectiflow.models.lora.homes import WEIGHT, mmdit_matrices
 from rectiflow.models.lora.low_rank import Lora, LowRank
 from rectiflow.models.mmdit import MMDiTConfig
 
+_DOWN, _UP = ".lora_down", ".lora_up"
 #: What diffusers' SD3 scripts train unless told otherwise: queries, keys, values and output of the
 #: joint attention, of text and image. The second attention of SD3.5-medium stays as it is.
 _TARGETS = re.compile(r"joint_blocks\.\d+\.(context|x)_block\.attn\.(qkv|proj)\.weight")
@@ -52,19 +53,6 @@ class LoraLinear(StackedLinear):
         up = self.lora_up.unflatten(0, (self.num_parts, -1)).to(inner.dtype)
         update = torch.einsum("...pr,por->...po", inner, up).flatten(-2)
         return super().forward(input) + update
-
-    def pairs(self) -> tuple[LowRank, ...]:
-        """The updates as values, copied."""
-        downs, ups = self.lora_down.chunk(self.num_parts), self.lora_up.chunk(self.num_parts)
-        return tuple(
-            LowRank(
-                down=down.detach().clone(),
-                up=up.detach().clone(),
-                alpha=float(self.rank),
-                first_row=i * len(up),
-            )
-            for i, (down, up) in enumerate(zip(downs, ups, strict=True))
-        )
 
 
 def check_lora(config: BackboneSize, rank: int) -> list[str]:
@@ -118,19 +106,35 @@ def lora_layers(backbone: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 def lora_tensors(backbone: nn.Module) -> dict[str, Tensor]:
     """The updates' live tensors by name: all that a run which trains a LoRA has to keep."""
     return {
-        f"{name}.{leaf}": getattr(layer, leaf).detach()
+        name + leaf: parameter.detach()
         for name, layer in lora_layers(backbone)
-        for leaf in ("lora_down", "lora_up")
+        for leaf, parameter in ((_DOWN, layer.lora_down), (_UP, layer.lora_up))
     }
 
 
-def lora_of(backbone: Backbone) -> Lora:
-    """The updates of a backbone as a LoRA to merge or to save.
+def lora_of(config: MMDiTConfig, tensors: Mapping[str, Tensor]) -> Lora:
+    """The updates that `lora_tensors` gave, of a model of this size, as a LoRA to merge or to save.
 
     Raises:
-        ConfigError: it carries none, or one that is not finite.
+        ConfigError: there are none, or one is not finite.
     """
-    config = backbone.config
-    assert isinstance(config, MMDiTConfig)
-    updates = {f"{name}{WEIGHT}": layer.pairs() for name, layer in lora_layers(backbone)}
+    names = [name.removesuffix(_UP) for name in tensors if name.endswith(_UP)]
+    updates = {f"{n}{WEIGHT}": _pairs(tensors[n + _DOWN], tensors[n + _UP]) for n in names}
     return Lora(config=config, parts={"mmdit": updates})
+
+
+def _pairs(down: Tensor, up: Tensor) -> tuple[LowRank, ...]:
+    """A layer's updates part by part, copied."""
+    rank = up.shape[1]
+    num_parts = len(down) // rank
+    return tuple(
+        LowRank(
+            down=part_down.detach().clone(),
+            up=part_up.detach().clone(),
+            alpha=float(rank),
+            first_row=i * len(part_up),
+        )
+        for i, (part_down, part_up) in enumerate(
+            zip(down.chunk(num_parts), up.chunk(num_parts), strict=True)
+        )
+    )

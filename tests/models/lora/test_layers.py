@@ -63,9 +63,9 @@ def test_only_updates_have_gradients_and_every_one_has() -> None:
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 def test_saved_and_merged_it_computes_the_same(layout: str, tmp_path) -> None:
     model, plain = with_lora(random_mmdit(CONFIG), trained=True), random_mmdit(CONFIG)
-    save_lora(tmp_path / "lora.safetensors", lora_of(model), layout)
+    save_lora(tmp_path / "lora.safetensors", lora_of(CONFIG, lora_tensors(model)), layout)
     lora = read_lora(tmp_path / "lora.safetensors", CONFIG)
-    assert lora == lora_of(model)
+    assert lora == lora_of(CONFIG, lora_tensors(model))
     assert lora.rank == RANK
     with torch.no_grad(), merged(plain, [(lora, 1.0)]):
         torch.testing.assert_close(plain(*inputs()), model(*inputs()), atol=1e-5, rtol=1e-5)
@@ -76,7 +76,7 @@ def test_peft_computes_the_same_and_has_the_same_gradients(tmp_path) -> None:
     from diffusers import SD3Transformer2DModel
 
     ours = with_lora(random_mmdit(CONFIG), trained=True)
-    save_lora(tmp_path / "lora.safetensors", lora_of(ours))
+    save_lora(tmp_path / "lora.safetensors", lora_of(CONFIG, lora_tensors(ours)))
     saved = load_file(tmp_path / "lora.safetensors")
     modules = {name.removeprefix("transformer.").rsplit(".lora_", 1)[0] for name in saved}
     assert all(module.endswith(tuple(f".{target}" for target in TARGETS)) for module in modules)
