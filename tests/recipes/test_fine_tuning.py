@@ -160,7 +160,14 @@ def test_a_model_of_ours(pictures: Path, tmp_path: Path) -> None:
     for path in pictures.glob("*.txt"):
         path.unlink()
     asked = request(
-        "tiny", pictures, tmp_path / "run", max_steps=1, load=LoadSettings(), caption="noise"
+        "tiny",
+        pictures,
+        tmp_path / "run",
+        max_steps=1,
+        load=LoadSettings(),
+        caption="noise",
+        prior=pictures,
+        prior_prompt="any noise",
     )
     result = fine_tune(asked, progress=False)
     model = load_model(result.run)
@@ -169,6 +176,8 @@ def test_a_model_of_ours(pictures: Path, tmp_path: Path) -> None:
     assert (model.formulation, model.settings.shift) == (plain.formulation, plain.settings.shift)
     store = LatentStore(result.run / "prepared" / "store")
     assert store.captions(0) == {"caption": "noise"}
+    prior = LatentStore(result.run / "prepared" / "prior_store")
+    assert prior.captions(0) == {"caption": "any noise"}
 
 
 def test_a_pipeline_is_made_of_a_single_file_too(
