@@ -17,7 +17,7 @@ from rectiflow.base.errors import UserError
 MAX_AREA_DIFFERENCE = 0.25
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class Bucket:
     """A size that pictures are cropped and scaled to, in pixels."""
 

@@ -139,9 +139,9 @@ class LatentStore:
     def _row_buckets(self) -> Int[Tensor, " m"]:
         """Of each row of latents its bucket's number."""
         shards = self.header.latent_shards
-        return torch.tensor([shard.bucket for shard in shards], dtype=torch.int64).repeat_interleave(
-            torch.tensor([shard.num_rows for shard in shards], dtype=torch.int64)
-        )
+        return torch.tensor(
+            [shard.bucket for shard in shards], dtype=torch.int64
+        ).repeat_interleave(torch.tensor([shard.num_rows for shard in shards], dtype=torch.int64))
 
     def file(self, index: int) -> str:
         """The picture's path inside the folder that was encoded."""

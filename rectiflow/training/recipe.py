@@ -58,13 +58,16 @@ class TrainRecipe:
     `spikes` says when a run goes back and leaves batches out; by default never.
     A step of `diagnose_every` also tells what goes on inside the blocks (`training.diagnosis`).
     `start_from` names the model whose averaged weights are the first ones, instead of random ones:
-    a shipped model, or the folder of a run or model; its shapes are `backbone`'s.
+    a shipped model, or the folder of a run or model; its shapes are `backbone`'s, but positions
+    may differ, as they have no weights. With `add_qk_norm` that model has no QK-norm and
+    `backbone` does: the norms are added (`training.start_from`).
     """
 
     name: str
     seed: int = 0
     backbone: BackboneConfig
     start_from: str | None = None
+    add_qk_norm: bool = field(default=False, metadata=LATER)
     formulation: Formulation = field(default_factory=rectified_flow)
     shift: ResolutionShift = field(default_factory=ResolutionShift)
     stratified_times: bool = False
@@ -102,6 +105,11 @@ class TrainRecipe:
             raise ConfigError(
                 "spikes.threshold is set and checkpoint_every is 0; after a spike a run goes back "
                 "to a checkpoint, so let it make some"
+            )
+        if self.add_qk_norm and (self.start_from is None or not self.backbone.use_qk_norm):
+            raise ConfigError(
+                "add_qk_norm adds the norms of backbone.use_qk_norm to the model of start_from; "
+                "set both, or leave it out"
             )
         if self.gradient_clip <= 0.0:
             raise ConfigError(

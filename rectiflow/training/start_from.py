@@ -2,7 +2,7 @@
 
 On the walk of a sample: the loop reads them once, before the first step; from the first checkpoint
 on the run stands on its own. Source: arXiv 2403.03206, section 5.3.2 (a model trained at a low
-resolution is fine-tuned at a high one).
+resolution is fine-tuned at a high one, with QK-norm that it had been trained without).
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.files import read_json
+from rectiflow.models.layers.attention import HeadNorm
 from rectiflow.models.model_folder import (
     CARD_FILE,
     WEIGHTS_FILE,
     find_model_folder,
     read_model_weights,
 )
+from rectiflow.training.recipe import TrainRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,28 +33,47 @@ class FirstWeights:
     sha256: str
     tensors: Mapping[str, Tensor]
 
-    @property
-    def origin(self) -> dict[str, str]:
+    def origin_of(self, recipe: TrainRecipe) -> dict[str, str]:
         """What checkpoints and the exported model's provenance keep of it."""
-        return {"model": self.name, "sha256": self.sha256}
+        origin = {"model": self.name, "sha256": self.sha256}
+        return origin | ({"added": "qk_norm"} if recipe.add_qk_norm else {})
 
-    def copy_into(self, backbone: nn.Module) -> None:
+    def copy_into(self, backbone: nn.Module, *, add_qk_norm: bool = False) -> None:
         """Replace all of a backbone's weights.
+
+        With `add_qk_norm` the norms of queries and keys are new. No weights of theirs leave the
+        network's function as it was, so they start at 1 like any norm: no attention logit is then
+        above sqrt(head_dim), and fine-tuning learns how sharp each head should be.
 
         Raises:
             CheckpointError: the model's tensors are not the backbone's; the text gives the first
-                that differs.
+                that differs. With `add_qk_norm`: the model has such norms already.
         """
         own = backbone.state_dict()
+        norms = {
+            f"{name}.weight"
+            for name, module in backbone.named_modules()
+            if isinstance(module, HeadNorm)
+        }
+        if add_qk_norm and norms & self.tensors.keys():
+            raise CheckpointError(
+                f"start_from={self.name}: it was trained with QK-norm, so there is none to add; "
+                "leave add_qk_norm out"
+            )
+        added = norms if add_qk_norm else set[str]()
         for name in [*own, *self.tensors]:
+            if name in added:
+                continue
             ours, theirs = own.get(name), self.tensors.get(name)
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 raise CheckpointError(
                     f"start_from={self.name}: its tensor {name!r} is {_shape(theirs)}, the "
                     f"recipe's backbone needs {_shape(ours)}; give the recipe the backbone that "
                     f"stands in the model's {CARD_FILE}, or start from another model"
+                    + ("; to add QK-norm, set add_qk_norm" if name in norms else "")
                 )
-        backbone.load_state_dict(dict(self.tensors))
+        ones = {name: torch.ones_like(own[name]) for name in added}
+        backbone.load_state_dict(dict(self.tensors) | ones)
 
 
 def read_first_weights(name_or_path: str) -> FirstWeights:

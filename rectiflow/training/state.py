@@ -55,12 +55,12 @@ class TrainState:
         seed = derive_seed(recipe.seed, "backbone")
         backbone.initialize(torch.Generator().manual_seed(seed))
         if first is not None:
-            first.copy_into(backbone)
+            first.copy_into(backbone, add_qk_norm=recipe.add_qk_norm)
         return cls(
             backbone=backbone,
             ema=Ema(recipe.ema, backbone),
             optimizer=recipe.optimizer.build(backbone, compute_dtype(recipe.precision)),
-            origin=first.origin if first is not None else None,
+            origin=first.origin_of(recipe) if first is not None else None,
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
