@@ -43,9 +43,9 @@ def make_folder(folder: Path, num: int = len(SIZES)) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("buckets")
-    report = encode(
-        make_folder(path / "folder"), path / "store", buckets=BUCKETS, max_shard_bytes=3000
-    )
+    # Small batches and shards, so that buckets alternate in the order of rows.
+    folder, small = make_folder(path / "folder"), {"batch_size": 2, "max_shard_bytes": 2300}
+    report = encode(folder, path / "store", buckets=BUCKETS, **small)
     assert dict(report.num_by_bucket) == {TALL: 3, SQUARE: 3, WIDE: 3}
     assert "24×48 px: 3, 32×32 px: 3, 48×24 px: 3" in str(report)
     return path / "store"
@@ -148,10 +148,10 @@ def test_a_store_of_several_shapes(made: Path) -> None:
 
 def test_rows_are_the_same_in_any_history(made: Path, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "folder", 4)
-    encode(folder, tmp_path / "store", buckets=BUCKETS)
+    encode(folder, tmp_path / "store", buckets=BUCKETS, batch_size=2)
     text = HashedText()
     grown = make_folder(tmp_path / "grown")
-    encode(grown, tmp_path / "store", buckets=BUCKETS, conditioner=text)
+    encode(grown, tmp_path / "store", buckets=BUCKETS, conditioner=text, batch_size=2)
     assert len(text.encoded) == 5
     one, other = LatentStore(made), LatentStore(tmp_path / "store")
     for index in range(len(SIZES)):
