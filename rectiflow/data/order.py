@@ -52,7 +52,7 @@ class BatchOrder:
     def __init__(self, bucket_of: Int[Tensor, " n"], *, batch_size: int, seed: int) -> None:
         self._bucket_of, self._batch_size, self._seed = bucket_of, batch_size, seed
         self._counts: list[int] = bucket_of.bincount().tolist()
-        # The current epoch and the one before, which the next batch may have begun in.
+        # The two epochs last asked for: the next batch may have begun in the one before.
         self._seen: dict[int, _Epoch] = {}
 
     def batch(self, step: int) -> list[tuple[int, Int[Tensor, " _"]]]:
@@ -81,11 +81,12 @@ class BatchOrder:
         return epoch
 
     def _at(self, epoch: int) -> _Epoch:
-        if epoch not in self._seen:
-            for old in sorted(self._seen)[:-1]:
-                self._seen.pop(old, None)
-            self._seen[epoch] = self._lay_out(epoch)
-        return self._seen[epoch]
+        found = self._seen.get(epoch)
+        if found is None:
+            found = self._lay_out(epoch)
+            # Replaced, not changed: a prefetching thread may be reading it.
+            self._seen = dict([*self._seen.items()][-1:]) | {epoch: found}
+        return found
 
     def _lay_out(self, epoch: int) -> _Epoch:
         order = sample_order(self._seed, epoch, len(self._bucket_of))
