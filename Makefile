@@ -14,8 +14,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
-BENCHMARKS ?= attention cold_start formulation shapeworld store_to_batches training_step joint_block \
-	pipeline
+BENCHMARKS ?= attention autoencoder cold_start formulation joint_block memory pipeline planner \
+	shapeworld store_to_batches training_step
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off \
 	-c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))

@@ -148,7 +148,7 @@ def measure(
 
     def draw(name: str) -> None:
         if name == "rectiflow":
-            found[name] = ours(**options, latents=noise).images
+            found[name] = ours(**options, latents=noise, solver="euler").images
         else:
             latents = noise.to(DTYPES[arguments.precision])
             found[name] = theirs(**options, latents=latents, max_sequence_length=T5_TOKENS).images

@@ -16,6 +16,7 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SHIPPED = ROOT / "rectiflow" / "models" / "shipped"
 START, END = "<!-- measured -->\n", "<!-- /measured -->\n"
+WITH_AND_WITHOUT_T5 = (["clip_l", "clip_g", "t5"], ["clip_l", "clip_g"])
 TASKS = {
     "single_object": "one object",
     "colors": "colours",
@@ -66,6 +67,11 @@ def make_table() -> str:
         last_row("formulation", what=what)["overhead"] for what in ("loss", "4 guided Euler steps")
     ]
 
+    pictures = [last_row("pipeline", precision="fp32", encoders=e) for e in WITH_AND_WITHOUT_T5]
+    joint = [last_row("joint_block", held_in="torch.bfloat16", side_px=side) for side in (256, 512)]
+    decoding, encoding = (last_row("autoencoder", way=w, side_px=512) for w in ("decode", "encode"))
+    memory = last_row("memory")
+
     def least(scores: dict[str, float]) -> str:
         return f"{min(scores[task] for task in objects):.0%}".replace("%", " %")
 
@@ -106,6 +112,28 @@ def make_table() -> str:
             "training step against diffusers' transformer: demo size / depth 8 with 256+154 "
             f"tokens ({steps[0]['dtype'].removeprefix('torch.')})",
             " / ".join(f"{row['speedup']:.2f}×" for row in steps),
+        ),
+        (
+            "a whole picture against `StableDiffusion3Pipeline`, same weights, float32, depth 8, 256 px, "
+            "20 guided steps: with T5 / with zeros in its place",
+            " / ".join(f"{row['speedup']:.2f}×" for row in pictures),
+        ),
+        (
+            "one joint block of SD3-medium's size, weights in bfloat16, against diffusers': 256 px / "
+            "512 px; in int8",
+            " / ".join(f"{row['speedup']['rectiflow']:.1f}×" for row in joint)
+            + "; "
+            + " / ".join(f"{row['speedup']['rectiflow int8']:.1f}×" for row in joint)
+            + " (diffusers emulates bfloat16 on this processor)",
+        ),
+        (
+            "SD3's autoencoder at 512 px against diffusers': decode / encode",
+            f"{decoding['speedup']:.2f}× / {encoding['speedup']:.2f}×",
+        ),
+        (
+            f"peak memory over the weights' size, {memory['model']} in bfloat16 without T5, "
+            f"{memory['side_px']} px: after loading / after drawing",
+            " / ".join(f"{memory['peak_over_weights'][when]:.2f}×" for when in ("loaded", "drawn")),
         ),
         (
             "what the formulations' abstraction adds: to a training step / to a guided Euler step",

@@ -18,7 +18,7 @@ from torch import Tensor
 from rectiflow.base.errors import UserError
 from rectiflow.data.records import CuratedSample, EncodedSample
 from rectiflow.data.store_format import LATENT_DTYPE, TEXT_DTYPES
-from rectiflow.models.autoencoder import Autoencoder
+from rectiflow.models.autoencoder import Autoencoder, tiling
 from rectiflow.models.text.encoded import EncodedText
 
 
@@ -51,7 +51,7 @@ def encode_pictures(
     weight = next(autoencoder.parameters())
     filled = torch.zeros(batch_size, 3, *samples[0].pixels.shape[:2])
     filled[: len(samples)] = images_from_pixels([sample.pixels for sample in samples])
-    encoded = autoencoder.encode(filled.to(device=weight.device, dtype=weight.dtype))
+    encoded = tiling.encode(autoencoder, filled.to(device=weight.device, dtype=weight.dtype))
     mean = encoded.mean.to(device="cpu", dtype=LATENT_DTYPE)
     logvar = encoded.logvar.to(device="cpu", dtype=LATENT_DTYPE)
     for i, sample in enumerate(samples):

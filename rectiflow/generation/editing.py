@@ -24,6 +24,7 @@ from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.data.encoded_rows import images_from_pixels
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
+from rectiflow.models.autoencoder import tiling
 from rectiflow.models.frame import Backbone
 from rectiflow.models.inpainting import InpaintingNetwork
 from rectiflow.sampling import Backbone as Network
@@ -252,9 +253,9 @@ def encode_edit(model: Model, edit: Edit) -> EncodedEdit:
 
 
 def _encode(model: Model, images: Float[Tensor, "1 3 H W"]) -> Float[Tensor, "1 c h w"]:
-    """In float32 whatever the backbone computes in."""
+    """In float32 whatever the backbone computes in, a large source in strips."""
     with torch.autocast(images.device.type, enabled=False):
-        return model.autoencoder.encode(images).mean
+        return tiling.encode(model.autoencoder, images).mean
 
 
 def _check_mask(mask: NDArray[Any], size_px: tuple[int, ...]) -> None:

@@ -18,6 +18,7 @@ from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone, Network
+from rectiflow.models.substitution import is_compiled
 from rectiflow.models.tabulation import tabulate
 from rectiflow.sampling import (
     CountedField,
@@ -103,8 +104,9 @@ def _prepare(
     """The backbone for these prompts at these times, and the prompts as it is to be told them."""
     backbone = model.backbone
     batches = [backbone.embed(conditioning), backbone.embed(null)]
-    # A solver that chooses its steps evaluates at times that nobody knows yet.
-    if not settings.solver.couples_samples:
+    # A solver that chooses its steps evaluates at times that nobody knows yet, and a graph would be
+    # compiled anew for each drawing's tables.
+    if not (settings.solver.couples_samples or is_compiled(backbone)):
         places = evaluation_times(settings.solver, times)
         if len(places) <= MAX_TABULATED_TIMES:
             seen = [time_and_coefficients(model.formulation, s)[0] for s in places]

@@ -17,4 +17,11 @@ def with_modules(module: nn.Module, others: Mapping[nn.Module, nn.Module]) -> nn
         return module
     other = copy.copy(module)
     other.__dict__["_modules"] = children
+    # Compiled, it would still be the module that it was copied from.
+    other.__dict__["_compiled_call_impl"] = None
     return other
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it, or a module within, runs as a compiled graph."""
+    return any(part.__dict__.get("_compiled_call_impl") is not None for part in module.modules())

@@ -32,6 +32,13 @@ def test_one_by_one_where_the_place_matters() -> None:
     ) == (1,)
 
 
+def test_what_is_drawn_alone_anyway_is_not_probed() -> None:
+    def probe(size: int) -> Tensor:
+        raise AssertionError
+
+    assert trusted_sizes(probe, (), reference=1) == (1,)
+
+
 @pytest.mark.parametrize(
     ("count", "sizes", "plan"),
     [

@@ -23,6 +23,7 @@ from rectiflow.generation.text_to_image import (
     generate,
     initial_noise,
 )
+from rectiflow.models.autoencoder import tiling
 from rectiflow.models.mmdit import MMDiT
 from rectiflow.sampling import (
     DormandPrince,
@@ -100,6 +101,17 @@ def test_drawing_starts_from_the_seeds_noise_over_the_sources_latents(model: Mod
     images = torch.from_numpy(picture()).permute(2, 0, 1)[None].float() / 127.5 - 1.0
     x0 = model.autoencoder.encode(images).mean
     torch.testing.assert_close(z, 0.5 * noise + 0.5 * x0)
+
+
+def test_large_sources_are_encoded_in_strips_to_the_same(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = Edit(source=picture(), strength=0.5)
+    whole = encode_edit(model, edit).x0
+    monkeypatch.setattr(tiling, "MAX_PIXELS_AT_ONCE", 64 * 64 - 1)
+    in_strips = encode_edit(model, edit).x0
+    assert not torch.equal(in_strips, whole)
+    torch.testing.assert_close(in_strips, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_steps_that_rest_do_so_where_the_whole_grid_has_them(model: Model) -> None:

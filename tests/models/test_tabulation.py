@@ -5,6 +5,7 @@ import torch
 from models.small_backbones import CONFIGS, inputs, random_backbone
 
 from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.substitution import is_compiled
 from rectiflow.models.tabulation import tabulate
 from rectiflow.models.weakening import perturb_attention, skip_blocks
 
@@ -53,3 +54,16 @@ def test_a_prompt_has_the_same_bits_beside_any_other() -> None:
         assert torch.equal(
             alone(z_t[3:4], t.expand(1), own), beside(z_t[3:4], t.expand(1), others[3:4])
         )
+
+
+def test_a_copy_of_a_compiled_module_is_not_the_compiled_one() -> None:
+    model = random_backbone(CONFIGS["mmdit"])
+    assert not is_compiled(model)
+    model.blocks[0]._compiled_call_impl = lambda *_: pytest.fail(
+        "the block that it was copied from"
+    )
+    assert is_compiled(model)
+    z_t, _, conditioning = inputs()
+    tabulated, (told,) = tabulate(model, [model.embed(conditioning)], TIMES)
+    assert not is_compiled(tabulated)
+    assert torch.isfinite(tabulated(z_t, TIMES[:1].expand(2), told)).all()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import ConfigError
-from rectiflow.models.autoencoder.layers import Decoder, Encoder, HalfSize
+from rectiflow.models.autoencoder.layers import Decoder, Encoder, HalfSize, inference_layout
 from rectiflow.models.fingerprint import update_with_weights
 
 LOGVAR_BOUNDS = (-30.0, 20.0)
@@ -59,6 +59,12 @@ class LatentDistribution:
     mean: Float[Tensor, "b z h w"]
     logvar: Float[Tensor, "b z h w"]
 
+    @staticmethod
+    def of_moments(moments: Float[Tensor, "b z2 h w"]) -> LatentDistribution:
+        """From what an encoder gives: means, then logarithms of variances, which are bounded."""
+        mean, logvar = moments.chunk(2, dim=1)
+        return LatentDistribution(mean=mean, logvar=logvar.clamp(*LOGVAR_BOUNDS))
+
     def sample(self, eps: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
         """mean + std·eps; the caller draws `eps`, so that the draw has a name."""
         return self.mean + torch.exp(0.5 * self.logvar) * eps
@@ -90,8 +96,12 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder(size)
         self.decoder = Decoder(size)
 
-    def encode_raw(self, images: Float[Tensor, "b c h w"]) -> LatentDistribution:
-        """The distribution before shift and scale; this is what the KL term regularises."""
+    def check_sides(self, images: Float[Tensor, "b c h w"]) -> None:
+        """Pass if the images can be encoded.
+
+        Raises:
+            ValueError: a side is not a multiple of the downsampling factor.
+        """
         factor = self.config.downsample_factor
         height_px, width_px = images.shape[-2:]
         if height_px % factor or width_px % factor:
@@ -99,21 +109,25 @@ class Autoencoder(nn.Module):
                 f"images are {height_px}×{width_px} px; both sides must be multiples of {factor}: "
                 "crop or resize them first"
             )
-        mean, logvar = self.encoder(images).chunk(2, dim=1)
-        return LatentDistribution(mean=mean, logvar=logvar.clamp(*LOGVAR_BOUNDS))
+
+    def encode_raw(self, images: Float[Tensor, "b c h w"]) -> LatentDistribution:
+        """The distribution before shift and scale; this is what the KL term regularises."""
+        self.check_sides(images)
+        return LatentDistribution.of_moments(self.encoder(images))
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> LatentDistribution:
         """Images [b 3 H W] in [−1, 1] → distribution over normalised latents [b z H/f W/f]."""
-        raw = self.encode_raw(images)
-        # latents = (raw − shift)·scale, so the variance grows by scale².
-        return LatentDistribution(
-            mean=(raw.mean - self.config.latent_shift) * self.config.latent_scale,
-            logvar=raw.logvar + 2.0 * math.log(self.config.latent_scale),
-        )
+        return self.normalised(self.encode_raw(inference_layout(images)))
+
+    def normalised(self, raw: LatentDistribution) -> LatentDistribution:
+        """The distribution of (raw − shift)·scale, so the variance grows by scale²."""
+        mean = (raw.mean - self.config.latent_shift) * self.config.latent_scale
+        logvar = raw.logvar + 2.0 * math.log(self.config.latent_scale)
+        return LatentDistribution(mean=mean.contiguous(), logvar=logvar.contiguous())
 
     def decode(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Normalised latents [b z h w] → images [b 3 fh fw], nominally in [−1, 1], not clamped."""
-        return self.decoder(self.raw_latents(latents))
+        return self.decoder(inference_layout(self.raw_latents(latents))).contiguous()
 
     def raw_latents(self, latents: Float[Tensor, "b z h w"]) -> Float[Tensor, "b z h w"]:
         """Normalised latents as the decoder takes them: latents/scale + shift."""
