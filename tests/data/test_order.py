@@ -55,20 +55,20 @@ def test_one_bucket_is_the_stream_cut_end_to_end(num: int, batch_size: int, step
     st.integers(0, 9),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_batches_are_those_of_queues_at_any_step_in_any_order(
     bucket_of: list[int], batch_size: int, seed: int, shuffle: object
 ) -> None:
-    expected = by_queues(bucket_of, batch_size, seed, 25)
+    expected = by_queues(bucket_of, batch_size, seed, 15)
     order = BatchOrder(torch.tensor(bucket_of), batch_size=batch_size, seed=seed)
-    steps = list(range(25))
+    steps = list(range(15))
     shuffle.shuffle(steps)  # type: ignore[attr-defined]
     for step in steps:
         assert visits(order, step) == expected[step]
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=20), st.integers(1, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_each_sample_comes_equally_often(bucket_of: list[int], batch_size: int) -> None:
     """Once an epoch; a batch is of one bucket; fewer than a batch of a bucket wait at any time."""
     order = BatchOrder(torch.tensor(bucket_of), batch_size=batch_size, seed=1)
