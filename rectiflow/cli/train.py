@@ -11,6 +11,8 @@ _DETAILS = """\
 Every field of the recipe is an option too:
   rectiflow train demo --data STORE --out RUN --optimizer.learning-rate 3e-4
 `rectiflow train RECIPE --help` lists the fields. An existing RUN is continued.
+On several processes or machines, with the same result:
+  torchrun --nproc-per-node 2 -m rectiflow train RECIPE --data STORE --out RUN
 """
 
 
@@ -39,6 +41,12 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--wandb", metavar="PROJECT", help="also send the figures to Weights & Biases"
     )
+    parser.add_argument(
+        "--shard-over",
+        type=whole_number(1),
+        metavar="N",
+        help="under torchrun: processes that share one copy of the state (default: all)",
+    )
     parser.add_argument("-h", "--help", action="store_true", help="this, or RECIPE's fields")
 
 
@@ -56,33 +64,39 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"train needs {name}; usage: {options.parser.usage}")
 
     from rectiflow.cli.overrides import apply_overrides, describe_fields
+    from rectiflow.distributed.world import open_world
     from rectiflow.flow import parse_formulation
     from rectiflow.recipes.registry import recipe
 
-    chosen = recipe(options.recipe)
-    if options.formulation is not None:
-        chosen = replace(chosen, formulation=parse_formulation(options.formulation))
-    prog = f"rectiflow train {options.recipe}"
-    if options.help:
-        print(describe_fields(chosen, prog=prog))
-        return 0
-    chosen = apply_overrides(chosen, options.overrides, prog=prog)
+    with open_world(shard_over=options.shard_over) as world:
+        chosen = recipe(options.recipe)
+        if options.formulation is not None:
+            chosen = replace(chosen, formulation=parse_formulation(options.formulation))
+        prog = f"rectiflow train {options.recipe}"
+        if options.help:
+            print(describe_fields(chosen, prog=prog))
+            return 0
+        chosen = apply_overrides(chosen, options.overrides, prog=prog)
 
-    from rectiflow.recipes.previews import previews
-    from rectiflow.training.loop import train
-    from rectiflow.training.weights_and_biases import WeightsAndBiases
+        from rectiflow.recipes.previews import previews
+        from rectiflow.training.loop import train
+        from rectiflow.training.weights_and_biases import WeightsAndBiases
 
-    hooks = [WeightsAndBiases(options.wandb, options.out, chosen)] if options.wandb else []
-    result = train(
-        chosen,
-        options.data,
-        options.out,
-        max_steps=options.max_steps,
-        hooks=hooks,
-        on_sample=previews(chosen, options.data),
-    )
-    if result.interrupted is not None:
-        print(f"stopped at step {result.step} of {result.max_steps}; the same command continues")
-        return 128 + result.interrupted
-    print(f"{result.max_steps} steps done; the model lies in {result.model}")
-    return 0
+        is_sending = options.wandb and world.is_first
+        hooks = [WeightsAndBiases(options.wandb, options.out, chosen)] if is_sending else []
+        result = train(
+            chosen,
+            options.data,
+            options.out,
+            max_steps=options.max_steps,
+            hooks=hooks,
+            on_sample=previews(chosen, options.data),
+            world=world,
+        )
+        steps = result.max_steps
+        outcome = f"{steps} steps done; the model lies in {result.model}"
+        if result.interrupted is not None:
+            outcome = f"stopped at step {result.step} of {steps}; the same command continues"
+        if world.is_first:
+            print(outcome)
+        return 0 if result.interrupted is None else 128 + result.interrupted

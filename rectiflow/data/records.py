@@ -5,10 +5,11 @@ Every record is a named, frozen value. `Rejection` is what a sample becomes that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -97,3 +98,20 @@ class Batch(EncodedBatch):
 
     keys: Int[Tensor, " b"]
     positions: Int[Tensor, " b"]
+
+    def __getitem__(self, rows: slice) -> Batch:
+        return self._each(lambda column: column[rows])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return self._each(lambda column: column.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            x0_mean=change(self.x0_mean),
+            x0_logvar=change(self.x0_logvar),
+            encoded_text={name: change(column) for name, column in self.encoded_text.items()},
+            indices=change(self.indices),
+            keys=change(self.keys),
+            positions=change(self.positions),
+        )

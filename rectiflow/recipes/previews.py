@@ -49,7 +49,8 @@ def previews(recipe: TrainRecipe, store: Path) -> DrawSamples | None:
             world=world,
             resolution_px=size_px,
         )
-        return generate(model, prompts, range(len(prompts)))
+        # The parts that ship go to where the backbone is trained.
+        return generate(model.to(model.device), prompts, range(len(prompts)))
 
     return draw
 

@@ -28,16 +28,17 @@ from rectiflow.base.files import (
     sha256_file,
     write_json,
 )
+from rectiflow.distributed.world import ALONE, World
 from rectiflow.training.recipe import CHANGEABLE, TrainRecipe, differences
 from rectiflow.training.spikes import SpikeMemory
-from rectiflow.training.state import TrainState
+from rectiflow.training.state import Snapshot, TrainState
 
 FORMAT = 1
 _KEYS = ("format", "step", "elapsed_s", "loss_window", "origin", "sha256", "store", "recipe")
 _NAME = re.compile(r"step_\d{8,}")
 
 
-def save_checkpoint(run: Path, state: TrainState, recipe: TrainRecipe, store: str) -> Path:
+def save_checkpoint(run: Path, state: Snapshot, recipe: TrainRecipe, store: str) -> Path:
     """Write `run/checkpoints/step_N` and remove those older than the last `keep_last`.
 
     `store` is the fingerprint of the training data, which a continued run must share.
@@ -61,10 +62,10 @@ def remove_old(run: Path, step: int, keep_last: int) -> None:
         _remove(path)
 
 
-def write_state(folder: Path, state: TrainState, recipe: TrainRecipe, store: str) -> None:
+def write_state(folder: Path, state: Snapshot, recipe: TrainRecipe, store: str) -> None:
     """Write the files of a checkpoint into an existing folder."""
     hashes: dict[str, str] = {}
-    for stem, tensors in state.tensors().items():
+    for stem, tensors in state.tensors.items():
         file = folder / f"{stem}.safetensors"
         write_tensors(file, tensors)
         hashes[file.name] = sha256_file(file)
@@ -83,24 +84,31 @@ def write_state(folder: Path, state: TrainState, recipe: TrainRecipe, store: str
     write_json(folder / "state.json", header)
 
 
-def load_latest(run: Path, recipe: TrainRecipe, store: str) -> TrainState | None:
+def load_latest(
+    run: Path, recipe: TrainRecipe, store: str, world: World = ALONE
+) -> TrainState | None:
     """The state of the newest complete checkpoint; None where there is none at all.
 
-    A damaged checkpoint is passed over, with a line on stderr.
+    A damaged checkpoint is passed over, with a line on stderr. Every process of `world` calls it;
+    how many wrote the checkpoint does not matter.
 
     Raises:
         CheckpointError: all are damaged, or the newest was written for another recipe.
     """
+    found = world.from_first(lambda: _newest_complete(run))
+    return None if found is None else load_state(*found, recipe, store, world)
+
+
+def _newest_complete(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose files are all whole, with its `state.json`."""
     folder = checkpoints_of(run)
     damages: list[str] = []
     for path in _steps(folder):
         try:
-            header = read_header(path)
+            return path, read_header(path)
         except CheckpointError as error:
             damages.append(str(error))
             print(f"rectiflow: skipping a damaged checkpoint: {error}", file=sys.stderr)
-            continue
-        return load_state(path, header, recipe, store)
     if damages:
         raise CheckpointError(
             f"no usable checkpoint in {folder}: {damages[0]}; choose another run folder, or "
@@ -145,7 +153,11 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def load_state(
-    path: Path, header: Mapping[str, Any], recipe: TrainRecipe, store: str
+    path: Path,
+    header: Mapping[str, Any],
+    recipe: TrainRecipe,
+    store: str,
+    world: World = ALONE,
 ) -> TrainState:
     """The state of one checkpoint, for the recipe and the data that it was written with.
 
@@ -159,7 +171,7 @@ def load_state(
             f"{store[:12]}…); continue with the store that it began with, or choose another run "
             "folder"
         )
-    state = TrainState.start(recipe)
+    state = TrainState.start(recipe, world=world)
     state.load_tensors(
         {stem: read_tensors(path / f"{stem}.safetensors") for stem in state.tensors()}
     )

@@ -14,6 +14,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from rectiflow.distributed.sharding import whole
 from rectiflow.models.attention_probe import BlockSeen, observe_attention
 from rectiflow.models.frame import Backbone
 
@@ -45,6 +46,7 @@ class Diagnosis:
 class Diagnose:
     """A context around one training step; `before_update` is to be called when gradients are there.
 
+    Every process calls it; of the attention each sees its own rows of the batch.
     It holds a copy of the weights while the step lasts. Compiled blocks do not show their
     attention: they have no logits here.
     """
@@ -105,5 +107,5 @@ class Diagnose:
 
 def _norm(tensors: Iterable[Tensor]) -> float:
     """The root sum of squares over all of them."""
-    squares = [tensor.float().square().sum() for tensor in tensors]
+    squares = [whole(tensor.float().square().sum()) for tensor in tensors]
     return torch.stack(squares).sum().sqrt().item() if squares else 0.0

@@ -8,9 +8,10 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.distributed.sharding import own_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +38,18 @@ class EmaConfig:
 
 
 class Ema:
-    """The averaged copy `model` (float32, no gradients, evaluation mode) of a training model."""
+    """The averaged copy `model` (float32, no gradients, evaluation mode) of a training model.
+
+    If the training model is cut among processes, the copy is to be cut alike: each process averages
+    its own parts.
+    """
 
     def __init__(self, config: EmaConfig, model: nn.Module) -> None:
         self.config = config
         # Buffers are constants (the position grid), so both models share them.
         shared = {id(buffer): buffer for buffer in model.buffers()}
         self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
-        self._averages: list[Tensor] = list(self.model.parameters())
-        self._weights: list[Tensor] = list(model.parameters())
+        self._source = model
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -54,5 +58,5 @@ class Ema:
             return
         decay = self.config.decay_at(step // self.config.every - 1)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage]
-            self._averages, self._weights, 1.0 - decay
+            own_parts(self.model.parameters()), own_parts(self._source.parameters()), 1.0 - decay
         )

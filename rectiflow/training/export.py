@@ -16,12 +16,12 @@ from rectiflow.training.checkpoint import write_tensors
 from rectiflow.training.environment import source_commit
 from rectiflow.training.feed import StoreFacts
 from rectiflow.training.recipe import TrainRecipe
-from rectiflow.training.state import TrainState
+from rectiflow.training.state import Snapshot
 
 FORMAT = 1
 
 
-def export_model(run: Path, state: TrainState, recipe: TrainRecipe, facts: StoreFacts) -> Path:
+def export_model(run: Path, state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> Path:
     """Write `run/model/`, replacing an earlier one whole.
 
     Raises:
@@ -30,7 +30,7 @@ def export_model(run: Path, state: TrainState, recipe: TrainRecipe, facts: Store
     path, fresh = run / "model", run / ".model.tmp-new"
     shutil.rmtree(fresh, ignore_errors=True)
     with atomic_directory(fresh) as folder:
-        write_tensors(folder / "weights.safetensors", state.ema.model.state_dict())
+        write_tensors(folder / "weights.safetensors", state.tensors["ema"])
         digest = sha256_file(folder / "weights.safetensors")
         write_json(folder / "model.json", _describe(state, recipe, facts, digest))
     old = run / ".model.tmp-old"
@@ -43,7 +43,7 @@ def export_model(run: Path, state: TrainState, recipe: TrainRecipe, facts: Store
 
 
 def _describe(
-    state: TrainState, recipe: TrainRecipe, facts: StoreFacts, digest: str
+    state: Snapshot, recipe: TrainRecipe, facts: StoreFacts, digest: str
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,

@@ -20,21 +20,25 @@ from rectiflow.training.checkpoint import (
     write_tensors,
 )
 from rectiflow.training.recipe import TrainRecipe
-from rectiflow.training.state import TrainState
+from rectiflow.training.state import Snapshot
 from rectiflow.training.step import StepResult, train_step
 
 _TEXT = "text."
 
 
+def failure_of(run: Path, step: int) -> Path:
+    """The folder of a step that failed."""
+    return run / f"failure_step_{step:08d}"
+
+
 def save_failure(
-    run: Path, state: TrainState, batch: Batch, recipe: TrainRecipe, store: str
-) -> Path:
-    """Write `run/failure_step_N/` for the step N that `state` could not make.
+    path: Path, state: Snapshot, batch: Batch, recipe: TrainRecipe, store: str
+) -> None:
+    """Write the folder of the step that could not be made from `state`.
 
     Raises:
         UserError: it cannot be written.
     """
-    path = run / f"failure_step_{state.step + 1:08d}"
     if path.exists():  # a continued run failed at the same place
         shutil.rmtree(path)
     columns = {_TEXT + name: column for name, column in batch.encoded_text.items()}
@@ -48,7 +52,6 @@ def save_failure(
     with atomic_directory(path) as folder:
         write_state(folder, state, recipe, store)
         write_tensors(folder / "batch.safetensors", plain | columns)
-    return path
 
 
 def replay(path: Path | str) -> StepResult:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.data.latent_store import LatentStore
@@ -44,6 +44,15 @@ class StoreFacts:
     latent_shapes: tuple[tuple[int, int, int], ...]
 
 
+@runtime_checkable
+class BatchSource(Protocol):
+    """Where a process's rows come from, step by step."""
+
+    def batch_at(self, step: int) -> Batch:
+        """The rows of one step, a pure function of the step."""
+        ...
+
+
 class Feed(ABC):
     """Training data for one recipe."""
 
@@ -54,6 +63,14 @@ class Feed(ABC):
     @abstractmethod
     def batch_at(self, step: int) -> Batch:
         """The batch of one step, a pure function of the step."""
+
+    @abstractmethod
+    def shard(self, rank: int, num_processes: int) -> BatchSource:
+        """One process's part of every batch: joined by rank, the parts are the batch.
+
+        Raises:
+            ConfigError: the processes do not divide the batch.
+        """
 
 
 class StoreFeed(Feed):
@@ -90,6 +107,9 @@ class StoreFeed(Feed):
 
     def batch_at(self, step: int) -> Batch:
         return self._loader.batch_at(step)
+
+    def shard(self, rank: int, num_processes: int) -> BatchSource:
+        return self._loader.shard(rank, num_processes)
 
 
 def open_feed(store: Path | str, recipe: TrainRecipe) -> StoreFeed:

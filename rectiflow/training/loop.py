@@ -1,7 +1,9 @@
 """The training loop: recipe + store -> a run folder with checkpoints, logs and a model.
 
 On the walk of a sample: `data.loader` -> here -> `step`. Killing the process at any moment and
-calling `train` again ends with the same bytes as never having been killed.
+calling `train` again ends with the same bytes as never having been killed. Several processes
+(`distributed.world`) go through the loop in step, each with its share of every batch; the first
+one writes and speaks.
 """
 
 from __future__ import annotations
@@ -21,15 +23,14 @@ from rectiflow.base.config import save_config
 from rectiflow.base.errors import DivergedError, UserError
 from rectiflow.base.files import read_json, write_json
 from rectiflow.data.records import Batch
+from rectiflow.distributed.world import ALONE, World
 from rectiflow.flow.emphasis import emphasis_of
-from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old, save_checkpoint
+from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old
 from rectiflow.training.diagnosis import Diagnose
 from rectiflow.training.environment import describe_environment
-from rectiflow.training.export import export_model
-from rectiflow.training.failure import save_failure
-from rectiflow.training.feed import Feed, open_feed
+from rectiflow.training.failure import failure_of, save_failure
+from rectiflow.training.feed import BatchSource, Feed, open_feed
 from rectiflow.training.hooks import (
-    CheckpointSaved,
     Diagnosed,
     DrawSamples,
     Event,
@@ -46,8 +47,9 @@ from rectiflow.training.hooks import (
     Validated,
 )
 from rectiflow.training.meter import Meter
-from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
+from rectiflow.training.saver import Saver
 from rectiflow.training.spikes import Spike, read_spikes, record_spike
 from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
@@ -80,66 +82,82 @@ def train(
     hooks: Sequence[Hook] = (),
     on_sample: DrawSamples | None = None,
     progress: bool = True,
+    world: World = ALONE,
 ) -> TrainResult:
     """Train `recipe` on a latent store until `max_steps`, continuing the run in `out` if any.
 
     Without `max_steps` a new run takes the recipe's and a continued run its own. SIGTERM and
     Ctrl-C finish the step, save a checkpoint and return. `on_sample` turns the EMA model and the
-    recipe's prompts into pictures; `progress` shows a progress line on stderr.
+    recipe's prompts into pictures; `progress` shows a progress line on stderr. Every process of
+    `world` calls it alike; hooks and pictures are the first one's alone.
 
     Raises:
         UserError: `out` is not a run or is in use; the disk is full; the model of `start_from`
             does not exist.
+        ConfigError: the batch does not divide among the processes, or a process's share of it into
+            micro-batches.
         DivergedError: the loss or the gradient is not finite.
         CheckpointError: the run follows another recipe or store, or its checkpoints are damaged;
             the model of `start_from` is damaged or of other shapes.
         StoreError: the store is damaged.
     """
     run = Path(out)
-    refuse_foreign_folder(run)
+    if world.is_first:
+        refuse_foreign_folder(run)
+    refuse_uneven(recipe, world.num_processes)
     feed = store if isinstance(store, Feed) else open_feed(store, recipe)
+    share = feed.shard(world.rank, world.num_processes)
     with ExitStack() as stack:
-        stack.enter_context(locked(run))
-        recipe = settle_recipe(run, recipe, max_steps)
-        clear_unfinished(run)
-        state = load_latest(run, recipe, feed.facts.fingerprint) or _first_state(recipe)
+        if world.is_first:
+            stack.enter_context(locked(run))
+            clear_unfinished(run)
+        given = recipe
+        recipe = world.from_first(lambda: settle_recipe(run, given, max_steps))
+        fingerprint = feed.facts.fingerprint
+        state = load_latest(run, recipe, fingerprint, world) or _first_state(recipe, world)
         # A decision may be younger than the checkpoint that the last session went back to.
-        for decision in read_spikes(run):
+        for decision in world.from_first(lambda: read_spikes(run)):
             state.spikes.skip(decision["skipped"])
         if state.step > recipe.max_steps:
             raise UserError(
                 f"{run} has already made {state.step} steps, more than max_steps "
                 f"{recipe.max_steps}; give a larger number or choose another run folder"
             )
-        # Only now: what cannot start should not bind the folder to its recipe.
-        save_config(run / "recipe.json", recipe)
-        # The last session may have been killed before it could do so.
-        remove_old(run, state.step, recipe.keep_last)
-        _append_session(run, state.step)
-        watchers = [
-            MetricsFile(run / "metrics.jsonl", after_step=state.step),
-            TensorBoard(run / "tensorboard", after_step=state.step),
-            SamplePictures(run / "samples"),
-            *hooks,
-            *([Progress(sys.stderr)] if progress else []),
-        ]
+        world.wait_for_all()
+        watchers: list[Hook] = []
+        if world.is_first:
+            # Only now: what cannot start should not bind the folder to its recipe.
+            save_config(run / "recipe.json", recipe)
+            # The last session may have been killed before it could do so.
+            remove_old(run, state.step, recipe.keep_last)
+            _append_session(run, state.step, world.num_processes)
+            watchers = [
+                MetricsFile(run / "metrics.jsonl", after_step=state.step),
+                TensorBoard(run / "tensorboard", after_step=state.step),
+                SamplePictures(run / "samples"),
+                *hooks,
+                *([Progress(sys.stderr)] if progress else []),
+            ]
         for watcher in watchers:
             stack.callback(watcher.close)
-        stop = stack.enter_context(_stop_request())
+        saver = stack.enter_context(Saver(run, recipe, feed.facts))
+        stop = stack.enter_context(_stop_request(is_patient=world.num_processes > 1))
         return _Loop(
             run=run,
             recipe=recipe,
             feed=feed,
+            share=share,
             state=state,
             watchers=watchers,
             on_sample=on_sample,
+            saver=saver,
             stop=stop,
         ).run_to_end()
 
 
-def _first_state(recipe: TrainRecipe) -> TrainState:
+def _first_state(recipe: TrainRecipe, world: World) -> TrainState:
     first = None if recipe.start_from is None else read_first_weights(recipe.start_from)
-    return TrainState.start(recipe, first)
+    return TrainState.start(recipe, first, world)
 
 
 @dataclass(kw_only=True)
@@ -149,33 +167,38 @@ class _Loop:
     run: Path
     recipe: TrainRecipe
     feed: Feed
+    share: BatchSource
     state: TrainState
     watchers: Iterable[Hook]
     on_sample: DrawSamples | None
+    saver: Saver
     stop: _StopRequest
     validation: Validated | None = None
     clock: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.recipe)
+        self.meter = Meter(self.recipe, self.state.world.device)
 
     def run_to_end(self) -> TrainResult:
         state, recipe = self.state, self.recipe
         emphasis = emphasis_of(recipe.formulation, recipe.shift)
-        save_config(self.run / "emphasis.json", emphasis)
+        if state.world.is_first:
+            save_config(self.run / "emphasis.json", emphasis)
         self.tell(Started(step=state.step, max_steps=recipe.max_steps, emphasis=emphasis))
-        # A continued run starts from its checkpoint, but may have been killed before the export.
+        first_step = state.step
         saved_step = state.step or None
-        while state.step < recipe.max_steps and self.stop.signal is None:
+        while state.step < recipe.max_steps and not self.is_asked_to_stop():
             if not self.advance():
                 continue
+            self.tell_saved(wait=False)
             if self.is_due(recipe.checkpoint_every):
                 self.save()
                 saved_step = state.step
         if saved_step != state.step:
             self.save()
-        else:
-            export_model(self.run, state, recipe, self.feed.facts)
+        elif state.step == first_step:  # it may have been killed between checkpoint and export
+            self.export()
+        self.tell_saved(wait=True)
         return TrainResult(
             run=self.run,
             model=self.run / "model",
@@ -186,16 +209,23 @@ class _Loop:
             validation=self.validation,
         )
 
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal came to any process; all get the same answer."""
+        number = int(self.state.world.gather(self.stop.signal or 0).max())
+        if number:
+            self.stop.signal = number
+        return bool(number)
+
     def advance(self) -> bool:
         """One step, then the looks that are due after it; False if it was taken back."""
         with self.meter.spending("data"):
-            batch = self.feed.batch_at(self.state.spikes.place_of(self.state.step))
+            rows = self.share.batch_at(self.state.spikes.place_of(self.state.step))
         step = self.state.step + 1
         with self.meter.spending("step"):
-            result = self.step(batch)
+            result = self.step(rows)
         guard, memory = self.recipe.spikes, self.state.spikes
         spike = guard.judge(memory, result.loss, result.gradient_norm)
-        if spike is not None and len(read_spikes(self.run)) < guard.limit:
+        if spike is not None and self.num_spikes() < guard.limit:
             self.roll_back(spike, step)
             return False
         if spike is not None and result.is_finite:
@@ -205,8 +235,8 @@ class _Loop:
                 "longer warm-up in a new run folder"
             )
         if not result.is_finite:
-            self.fail(batch, result)
-        self.meter.count(batch)
+            self.fail(result)
+        self.meter.count(rows)
         self.tell(
             StepDone(step=self.state.step, loss=result.loss, num_images=self.recipe.batch_size)
         )
@@ -256,7 +286,7 @@ class _Loop:
                 loss=sum(losses) / len(losses),
                 gradient_norm=result.gradient_norm,
                 learning_rate=recipe.optimizer.learning_rate * factor,
-                images_per_second=self.meter.images_per_second,
+                images_per_second=self.state.world.num_processes * self.meter.images_per_second,
                 elapsed_s=round(state.elapsed_s, 2),
                 usage=self.meter.read(),
             )
@@ -279,35 +309,60 @@ class _Loop:
         if self.on_sample is None or not prompts:
             return
         with self.meter.spending("sampling"):
-            images = self.on_sample(self.state.ema.model, prompts)
+            model = self.state.averaged_backbone()
+            if model is None:
+                return
+            images = self.on_sample(model, prompts)
         self.tell(Sampled(step=self.state.step, prompts=prompts, images=images))
 
     def save(self) -> None:
         self.count_time()
-        facts = self.feed.facts
         with self.meter.spending("saving"):
-            path = save_checkpoint(self.run, self.state, self.recipe, facts.fingerprint)
-            export_model(self.run, self.state, self.recipe, facts)
-        self.tell(CheckpointSaved(step=self.state.step, path=path))
+            self.tell_saved(wait=True)  # at most one snapshot lies in memory
+            snapshot = self.state.snapshot()
+            if snapshot is not None:
+                self.saver.save(snapshot)
+        self.tell_saved(wait=False)
+
+    def export(self) -> None:
+        snapshot = self.state.snapshot()
+        if snapshot is not None:
+            self.saver.export(snapshot)
+
+    def tell_saved(self, *, wait: bool) -> None:
+        saved = self.saver.finished(wait=wait)
+        if saved is not None:
+            self.tell(saved)
+
+    def num_spikes(self) -> int:
+        """How often the run has gone back; the same in every process."""
+        return self.state.world.from_first(lambda: len(read_spikes(self.run)))
 
     def roll_back(self, spike: Spike, step: int) -> None:
         """Go back to the last checkpoint, or the start, and leave out what led to the spike."""
-        fingerprint = self.feed.facts.fingerprint
+        self.tell_saved(wait=True)
+        world, recipe, fingerprint = self.state.world, self.recipe, self.feed.facts.fingerprint
         place = self.state.spikes.place_of(step - 1)
-        earlier = load_latest(self.run, self.recipe, fingerprint) or _first_state(self.recipe)
+        earlier = load_latest(self.run, recipe, fingerprint, world) or _first_state(recipe, world)
         # What was left out before stays left out, also where this checkpoint is older than that.
         earlier.spikes.skip(self.state.spikes.skipped)
-        skipped = self.recipe.spikes.places_to_skip(
+        skipped = recipe.spikes.places_to_skip(
             place, from_place=earlier.spikes.place_of(earlier.step)
         )
-        record_spike(self.run, spike, step=step, back_to=earlier.step, skipped=skipped)
+        if world.is_first:
+            record_spike(self.run, spike, step=step, back_to=earlier.step, skipped=skipped)
         earlier.spikes.skip(skipped)
         self.state.become(earlier)
         self.tell(RolledBack(step=step, back_to=earlier.step, spike=spike, skipped=tuple(skipped)))
 
-    def fail(self, batch: Batch, result: StepResult) -> None:
+    def fail(self, result: StepResult) -> None:
         step = self.state.step + 1
-        path = save_failure(self.run, self.state, batch, self.recipe, self.feed.facts.fingerprint)
+        batch = self.feed.batch_at(self.state.spikes.place_of(self.state.step))
+        snapshot, path = self.state.snapshot(), failure_of(self.run, step)
+        if snapshot is not None:
+            save_failure(path, snapshot, batch, self.recipe, self.feed.facts.fingerprint)
+        # One that leaves earlier would end the first while it writes.
+        self.state.world.wait_for_all()
         raise DivergedError(
             f"training stopped at step {step}: the loss is {result.loss} and the gradient's norm "
             f"{result.gradient_norm}. The batch and the state that reproduce it are in {path}. "
@@ -324,8 +379,12 @@ class _StopRequest:
 
 
 @contextmanager
-def _stop_request() -> Generator[_StopRequest]:
-    """Note the first SIGINT or SIGTERM; a second one acts as if nothing had caught it."""
+def _stop_request(*, is_patient: bool) -> Generator[_StopRequest]:
+    """Note the first SIGINT or SIGTERM; a second one acts as if nothing had caught it.
+
+    Not if `is_patient`: one of several processes hears from the cluster and from torchrun that it
+    should stop, and torchrun ends it if it takes too long.
+    """
     request = _StopRequest()
     previous: dict[int, Any] = {}
 
@@ -335,7 +394,8 @@ def _stop_request() -> Generator[_StopRequest]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         request.signal = number
-        restore()
+        if not is_patient:
+            restore()
 
     # Python delivers signals to the main thread, and lets no other one set handlers.
     if threading.current_thread() is threading.main_thread():
@@ -347,9 +407,13 @@ def _stop_request() -> Generator[_StopRequest]:
         restore()
 
 
-def _append_session(run: Path, step: int) -> None:
-    """Add this process to `environment.json`, which lists every session of the run."""
+def _append_session(run: Path, step: int, num_processes: int) -> None:
+    """Add this session to `environment.json`, which lists every one of the run."""
     path = run / "environment.json"
     earlier = read_json(path)["sessions"] if path.exists() else []
-    session = {"from_step": step, "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    session = {
+        "from_step": step,
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "num_processes": num_processes,
+    }
     write_json(path, {"sessions": [*earlier, session | describe_environment()]})

@@ -2,8 +2,10 @@
 
 On the walk of a sample: step -> here, the last stop of a training step. Both name their state
 after the parameters (`exp_avg.<name>`, `momentum.<name>`) so that checkpoints are plain
-safetensors. Source: AdamW arXiv 1711.05101; Muon, https://kellerjordan.github.io/posts/muon/ ,
-its step size beside AdamW's arXiv 2502.16982 section 2.2.
+safetensors. Where a model is cut among processes, each moves its own parts; for Muon the matrices
+meet for a moment.
+Source: AdamW arXiv 1711.05101; Muon, https://kellerjordan.github.io/posts/muon/ , its step size
+beside AdamW's arXiv 2502.16982 section 2.2.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from rectiflow.distributed.sharding import own_part, own_parts, part_for, share_work, whole
 from rectiflow.models.layers.linear import StackedLinear
 from rectiflow.training.newton_schulz import orthogonalize
 
@@ -102,9 +106,10 @@ class AdamWOptimizer(Optimizer):
 
     def __init__(self, config: AdamW, model: nn.Module, parameters: NamedParameters) -> None:
         self._config = config
-        self._num_steps = torch.zeros((), dtype=torch.float32)
         self._names = [name for name, _ in parameters]
         self._parameters = [parameter for _, parameter in parameters]
+        device = next((parameter.device for parameter in self._parameters), None)
+        self._num_steps = torch.zeros((), dtype=torch.float32, device=device)
         self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
         flags = [is_decayed(model, name) for name in self._names]
@@ -122,10 +127,10 @@ class AdamWOptimizer(Optimizer):
             if not places:
                 continue
             torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage]
-                [self._parameters[i] for i in places],
-                [gradient_of(self._parameters[i]) for i in places],
-                [self._means[i] for i in places],
-                [self._squares[i] for i in places],
+                own_parts(self._parameters[i] for i in places),
+                own_parts(gradient_of(self._parameters[i]) for i in places),
+                own_parts(self._means[i] for i in places),
+                own_parts(self._squares[i] for i in places),
                 [],
                 [self._num_steps for _ in places],
                 lr=config.learning_rate * factor,
@@ -162,6 +167,15 @@ class _Matrix:
         """A view [num_parts, short, long] of a tensor shaped like the weight."""
         parts = values.view(self.num_parts, self.rows, self.cols)
         return parts.mT if self.is_tall else parts
+
+    def add(self, update: Tensor, factor: float) -> None:
+        """Move the weight by factor·update; `update` is shaped as `wide` gives it."""
+        weight = own_part(self.weight)
+        if weight is self.weight:
+            self.wide(weight).add_(update, alpha=factor)
+        else:
+            full = (update.mT if self.is_tall else update).reshape(self.weight.shape)
+            weight.add_(part_for(full, self.weight), alpha=factor)
 
     def step_scale(self, scaling: str) -> float:
         if scaling == "spectral":
@@ -218,16 +232,18 @@ class MuonOptimizer(Optimizer):
             shape = (min(matrix.rows, matrix.cols), max(matrix.rows, matrix.cols))
             self._groups.setdefault(shape, []).append(matrix)
         self._stacks = {
-            shape: torch.empty(sum(m.num_parts for m in group), *shape, dtype=dtype)
+            shape: torch.empty(
+                sum(m.num_parts for m in group), *shape, dtype=dtype, device=group[0].weight.device
+            )
             for shape, group in self._groups.items()
         }
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
         config, rate = self._config, self._config.learning_rate * factor
-        weights: list[Tensor] = [m.weight for m in self._matrices]
-        gradients = [gradient_of(m.weight) for m in self._matrices]
-        momenta = [m.momentum for m in self._matrices]
+        weights = own_parts(m.weight for m in self._matrices)
+        gradients = own_parts(gradient_of(m.weight) for m in self._matrices)
+        momenta = own_parts(m.momentum for m in self._matrices)
         torch._foreach_lerp_(momenta, gradients, 1.0 - config.momentum)  # pyright: ignore[reportPrivateUsage]
         # Nesterov: look ahead along the momentum. Overwrites the gradients, which end here.
         torch._foreach_lerp_(gradients, momenta, config.momentum)  # pyright: ignore[reportPrivateUsage]
@@ -235,15 +251,16 @@ class MuonOptimizer(Optimizer):
         for shape, group in self._groups.items():
             stack, offset = self._stacks[shape], 0
             for matrix in group:
-                stack[offset : offset + matrix.num_parts] = matrix.wide(gradient_of(matrix.weight))
+                gradient = whole(gradient_of(matrix.weight))
+                stack[offset : offset + matrix.num_parts] = matrix.wide(gradient)
                 offset += matrix.num_parts
-            updates = orthogonalize(stack, num_steps=config.num_newton_schulz_steps).split(
-                [matrix.num_parts for matrix in group]
-            )
+            updates = share_work(
+                partial(orthogonalize, num_steps=config.num_newton_schulz_steps),
+                stack,
+                like=group[0].weight,
+            ).split([matrix.num_parts for matrix in group])
             for matrix, update in zip(group, updates, strict=True):
-                matrix.wide(matrix.weight).add_(
-                    update, alpha=-rate * matrix.step_scale(config.scaling)
-                )
+                matrix.add(update, -rate * matrix.step_scale(config.scaling))
         self._rest.step(factor)
 
     def state(self) -> dict[str, Tensor]:

@@ -61,8 +61,8 @@ def _memory(plan: Plan, number: int) -> list[str]:
             lines.append(f"  fits: {memory.peak / limit:.0%} of {_gb(limit)}")
         else:
             lines.append(
-                f"  does not fit into {_gb(limit)}: take more devices, a smaller batch, or a "
-                "smaller backbone"
+                f"  does not fit into {_gb(limit)}: take more devices, a smaller micro_batch or "
+                "batch, or a smaller backbone"
             )
     return lines
 

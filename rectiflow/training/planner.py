@@ -193,7 +193,7 @@ def memory_of(
             f"batch_size {recipe.batch_size} does not divide among {num_devices} devices; choose "
             f"a multiple of {num_devices}"
         )
-    num_at_once = recipe.batch_size // num_devices
+    num_at_once = recipe.micro_batch or recipe.batch_size // num_devices
     with torch.device("meta"):
         backbone = build_backbone(recipe.backbone)
         optimizer = recipe.optimizer.build(backbone, dtype)

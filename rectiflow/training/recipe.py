@@ -20,10 +20,12 @@ from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.schedule import Trapezoid
 from rectiflow.training.spikes import SpikeGuard
 
-# What a continued run may change: when to look at it and when to stop, never what is computed.
+# What a continued run may change: when to look at it and when to stop, and in which portions a
+# batch is computed; never what is computed.
 CHANGEABLE = (
     "name",
     "max_steps",
+    "micro_batch",
     "log_every",
     "validate_every",
     "diagnose_every",
@@ -46,6 +48,10 @@ class SamplingDefaults:
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
     """All settings of a training run. Every `*_every` counts optimizer steps; 0 means never.
+
+    `batch_size` samples make an optimizer step, whatever the number of processes, among which they
+    divide evenly. With `micro_batch` each process takes its share through the network so many
+    at a time, which costs less memory and gives the same mean.
 
     `shift` moves the formulation's times in training, validation and sampling alike. With
     `stratified_times` the times of any neighbouring samples are spread evenly over the sampler's
@@ -72,6 +78,7 @@ class TrainRecipe:
     shift: ResolutionShift = field(default_factory=ResolutionShift)
     stratified_times: bool = False
     batch_size: int = 64
+    micro_batch: int | None = field(default=None, metadata=LATER)
     max_steps: int
     optimizer: AdamW | Muon = field(default_factory=AdamW)
     schedule: Trapezoid = field(default_factory=Trapezoid)
@@ -95,7 +102,7 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value < least:
+            if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
         for name in ("encoder_dropout", "empty_prompt"):
             probability = getattr(self, name)
@@ -120,6 +127,7 @@ class TrainRecipe:
 
 _LEAST = {
     "batch_size": 1,
+    "micro_batch": 1,
     "max_steps": 1,
     "num_validation": 0,
     "log_every": 1,
@@ -129,6 +137,26 @@ _LEAST = {
     "keep_last": 1,
     "sample_every": 0,
 }
+
+
+def refuse_uneven(recipe: TrainRecipe, num_processes: int) -> None:
+    """Pass if the batch divides among the processes, and each share into micro-batches.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if recipe.batch_size % num_processes:
+        raise ConfigError(
+            f"batch_size {recipe.batch_size} does not divide among {num_processes} processes; "
+            "start a number of processes that divides it, or choose a multiple"
+        )
+    share, micro_batch = recipe.batch_size // num_processes, recipe.micro_batch
+    if micro_batch is not None and share % micro_batch:
+        raise ConfigError(
+            f"micro_batch {micro_batch} does not divide the {share} samples that each of "
+            f"{num_processes} processes takes of batch_size {recipe.batch_size}; choose a divisor "
+            f"of {share}"
+        )
 
 
 def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from rectiflow.training.checkpoint import refuse_other_recipe
 from rectiflow.training.recipe import TrainRecipe
 
 _LOCK = ".lock"
+# A killed process may leave a child that was about to run another program and still holds the lock.
+_LEFTOVER_TIMEOUT_S = 10.0
 
 
 def refuse_foreign_folder(run: Path) -> None:
@@ -57,14 +60,20 @@ def locked(run: Path) -> Generator[None]:
     except OSError as error:
         raise explain_os_error(error, run, "write the run") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            raise UserError(
-                f"another process (number {holder}) is training in {run}; wait until it ends, "
-                "stop it, or choose another folder"
-            ) from error
+        holder = ""
+        deadline = time.monotonic() + _LEFTOVER_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+                if _is_running(holder) or time.monotonic() > deadline:
+                    raise UserError(
+                        f"another process (number {holder or 'unknown'}) is training in {run}; "
+                        "wait until it ends, stop it, or choose another folder"
+                    ) from error
+            time.sleep(0.05)
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
@@ -88,6 +97,17 @@ def is_in_use(run: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _is_running(holder: str) -> bool:
+    """Whether the process that wrote its number into the lock runs on this machine, or may do."""
+    try:
+        os.kill(int(holder), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        return True
+    return True
 
 
 def settle_recipe(run: Path, recipe: TrainRecipe, max_steps: int | None) -> TrainRecipe:

@@ -8,14 +8,17 @@ functions of the step, so `step` and the recipe stand for generators, schedule a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
-from rectiflow.models.backbones import build_backbone
+from rectiflow.distributed.sharding import own_part, part_for, shard, whole
+from rectiflow.distributed.world import ALONE, World
+from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.frame import Backbone
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.ema import Ema
@@ -25,6 +28,22 @@ from rectiflow.training.spikes import SpikeMemory
 from rectiflow.training.start_from import FirstWeights
 
 
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A training state as files hold it: whole tensors by file stem, on the CPU, and the counters.
+
+    `is_copy` is False where the tensors are the live ones, which the next step changes.
+    """
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    step: int
+    elapsed_s: float
+    loss_window: tuple[float, ...]
+    origin: Mapping[str, str] | None
+    spikes: SpikeMemory
+    is_copy: bool
+
+
 @dataclass(kw_only=True)
 class TrainState:
     """Weights, their average, the optimizer and the counters; changed in place by each step.
@@ -32,7 +51,8 @@ class TrainState:
     `step` counts finished optimizer steps; `loss_window` holds the losses since the last log
     line; `elapsed_s` is the training time of all sessions so far; `origin` says which model the
     first weights came from, None where they were random. `spikes` is what the recipe's guard
-    against loss spikes remembers.
+    against loss spikes remembers. `world` are the processes among which weights, average and
+    optimizer are cut: each holds its parts, and all the same counters.
     """
 
     backbone: Backbone
@@ -43,9 +63,12 @@ class TrainState:
     loss_window: list[float] = field(default_factory=list)
     origin: dict[str, str] | None = None
     spikes: SpikeMemory = field(default_factory=SpikeMemory)
+    world: World = ALONE
 
     @classmethod
-    def start(cls, recipe: TrainRecipe, first: FirstWeights | None = None) -> TrainState:
+    def start(
+        cls, recipe: TrainRecipe, first: FirstWeights | None = None, world: World = ALONE
+    ) -> TrainState:
         """The state before the first step: weights drawn from the recipe's seed, or `first`.
 
         Raises:
@@ -56,15 +79,23 @@ class TrainState:
         backbone.initialize(torch.Generator().manual_seed(seed))
         if first is not None:
             first.copy_into(backbone, add_qk_norm=recipe.add_qk_norm)
+        ema = Ema(recipe.ema, backbone)
+        dtype = compute_dtype(recipe.precision, world.device)
+        for model in (backbone, ema.model):
+            if world.mesh is None:
+                model.to(world.device)
+            else:  # block by block, so that no device ever holds a whole model
+                shard(model, world.mesh, dtype)
         return cls(
             backbone=backbone,
-            ema=Ema(recipe.ema, backbone),
-            optimizer=recipe.optimizer.build(backbone, compute_dtype(recipe.precision)),
+            ema=ema,
+            optimizer=recipe.optimizer.build(backbone, dtype),
             origin=first.origin_of(recipe) if first is not None else None,
+            world=world,
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The live tensors by file stem: weights, ema, optimizer."""
+        """The live tensors by file stem, this process's parts of them: weights, ema, optimizer."""
         return {
             "weights": self.backbone.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -73,9 +104,53 @@ class TrainState:
 
     def become(self, other: TrainState) -> None:
         """Take over everything but the time that has passed, which nothing brings back."""
-        self.load_tensors(other.tensors())
+        theirs = other.tensors()
+        with torch.no_grad():
+            for stem, own in self.tensors().items():
+                for name, value in own.items():
+                    own_part(value).copy_(own_part(theirs[stem][name]))
         self.step, self.loss_window = other.step, other.loss_window
         self.origin, self.spikes = other.origin, other.spikes
+
+    def snapshot(self) -> Snapshot | None:
+        """The state in one piece, for the first process; None for the others.
+
+        Every process must call it. A process alone on the CPU copies nothing.
+        """
+        tensors = {stem: self._gather(tensors) for stem, tensors in self.tensors().items()}
+        if not self.world.is_first:
+            return None
+        return Snapshot(
+            tensors=tensors,
+            step=self.step,
+            elapsed_s=self.elapsed_s,
+            loss_window=tuple(self.loss_window),
+            origin=self.origin,
+            spikes=replace(self.spikes),
+            is_copy=self.world.mesh is not None or self.world.device.type != "cpu",
+        )
+
+    def averaged_backbone(self) -> nn.Module | None:
+        """The averaged model in one piece, for the first process; None for the others.
+
+        Every process must call it.
+        """
+        if self.world.mesh is None:
+            return self.ema.model
+        average = self._gather(self.ema.model.state_dict())
+        if not self.world.is_first:
+            return None
+        model = build_backbone(cast(BackboneConfig, self.backbone.config)).to(self.world.device)
+        model.load_state_dict(average)
+        return model.eval().requires_grad_(False)
+
+    def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        gathered: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)
+            if self.world.is_first:
+                gathered[name] = full.cpu()
+        return gathered
 
     def load_tensors(self, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Copy saved tensors in.
@@ -109,4 +184,4 @@ def copy_exactly(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], *, what
                 "with, or start a new run folder"
             )
     for name, value in own.items():
-        value.copy_(saved[name])
+        own_part(value).copy_(part_for(saved[name], value))

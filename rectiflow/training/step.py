@@ -18,6 +18,7 @@ from torch import Tensor
 from rectiflow.base import philox
 from rectiflow.base.seeds import derive_seed
 from rectiflow.data.records import Batch
+from rectiflow.distributed.sharding import own_parts, whole
 from rectiflow.flow import FlowLoss, flow_matching_loss
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.precision import autocast
@@ -87,10 +88,22 @@ def condition(batch: Batch, keep: Bool[Tensor, "b 3"] | None) -> Conditioning:
 
 def forward(backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe) -> FlowLoss:
     """The loss of one drawn batch; matrix products in the recipe's precision."""
-    with autocast(recipe.precision):
+    with autocast(recipe.precision, example.x0.device):
         return flow_matching_loss(
             backbone, recipe.formulation, example.x0, example.eps, example.t, example.conditioning
         )
+
+
+def accumulate_gradient(backbone: torch.nn.Module, batch: Batch, recipe: TrainRecipe) -> float:
+    """Add the gradient of a batch's mean loss, `micro_batch` rows at a time; return that loss."""
+    size = recipe.micro_batch or len(batch)
+    loss = 0.0
+    for first in range(0, len(batch), size):
+        rows = batch[first : first + size]
+        share = forward(backbone, draw(rows, recipe), recipe).loss * (len(rows) / len(batch))
+        share.backward()
+        loss += share.item()
+    return loss
 
 
 def train_step(
@@ -102,21 +115,24 @@ def train_step(
 ) -> StepResult:
     """One optimizer step in place. A non-finite loss or gradient leaves `state` as it was.
 
-    `before_update` is called when all gradients are there and nothing has changed yet; it looks.
+    Each process of the state's world calls it with its own rows, an equal share of the batch; loss
+    and gradient are those of all rows. `before_update` is called when all gradients are there and
+    nothing has changed yet; it looks.
     """
     state.backbone.zero_grad(set_to_none=True)
-    loss = forward(state.backbone, draw(batch, recipe), recipe).loss
-    loss.backward()
+    loss = accumulate_gradient(state.backbone, batch.to(state.world.device), recipe)
     gradients = [p.grad for p in state.backbone.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    result = StepResult(loss=loss.item(), gradient_norm=norm.item())
+    norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
+    # All go by the same numbers, so that all clip, or stop, alike.
+    seen = state.world.gather(loss, norm.item())
+    result = StepResult(loss=seen[:, 0].mean().item(), gradient_norm=seen[0, 1].item())
     if not result.is_finite:
         return result
     if before_update is not None:
         before_update()
     if result.gradient_norm > recipe.gradient_clip:
         torch._foreach_mul_(  # pyright: ignore[reportPrivateUsage]
-            gradients, recipe.gradient_clip / result.gradient_norm
+            own_parts(gradients), recipe.gradient_clip / result.gradient_norm
         )
     state.optimizer.step(recipe.schedule.factor(state.step, recipe.max_steps))
     state.step += 1

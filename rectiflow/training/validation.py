@@ -42,17 +42,19 @@ class ValidationLoss:
 def validate(backbone: nn.Module, batches: Iterable[Batch], recipe: TrainRecipe) -> ValidationLoss:
     """The loss of `backbone` over held-out batches.
 
-    Noise is a function of (a batch's keys, level); give the same keys each time.
+    Noise is a function of (a batch's keys, level); give the same keys each time. If the backbone is
+    cut among processes, each calls it with the same batches.
     """
-    levels = recipe.shift.along(recipe.formulation.path, torch.tensor(LEVELS))
+    device = next(backbone.parameters()).device
+    levels = recipe.shift.along(recipe.formulation.path, torch.tensor(LEVELS)).to(device)
     rows: list[Tensor] = []  # [b, number of levels] each
-    for batch in batches:
+    for batch in (held_out.to(device) for held_out in batches):
         conditioning = condition(batch, None)
         losses: list[Tensor] = []
         for level, t in enumerate(levels):
             x0, eps = posterior_and_noise(batch, batch.keys, stream=level)
             example = Draw(x0=x0, eps=eps, t=t.expand(len(x0)), conditioning=conditioning)
-            losses.append(forward(backbone, example, recipe).per_sample.double())
+            losses.append(forward(backbone, example, recipe).per_sample.double().cpu())
         rows.append(torch.stack(losses, dim=1))
     return summarize(torch.cat(rows), levels.tolist())
 

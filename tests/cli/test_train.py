@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rectiflow.cli.main import main
+from rectiflow.distributed.world import ALONE
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.recipes import previews as previews_module
 from rectiflow.training import loop
@@ -53,6 +54,7 @@ def test_the_recipe_and_the_places_arrive(
     (call,) = calls
     assert call["recipe"].name == "demo"
     assert (call["store"], call["out"], call["max_steps"]) == (Path("store"), Path("run"), None)
+    assert call["world"] is ALONE
     assert capsys.readouterr().out == "10 steps done; the model lies in run/model\n"
 
 

@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Path:
     state, feed = TrainState.start(RECIPE), FakeFeed()
     for step in range(2):
         train_step(state, feed.batch_at(step), RECIPE)
-        save_checkpoint(tmp_path, state, RECIPE, STORE)
+        save_checkpoint(tmp_path, state.snapshot(), RECIPE, STORE)
     return tmp_path
 
 
@@ -77,7 +77,7 @@ def test_the_last_few_are_kept(run: Path) -> None:
     state = load_latest(run, RECIPE, STORE)
     assert state is not None
     train_step(state, FakeFeed().batch_at(2), RECIPE)
-    save_checkpoint(run, state, RECIPE, STORE)
+    save_checkpoint(run, state.snapshot(), RECIPE, STORE)
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"step_00000002", "step_00000003"}
 
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
     assert capsys.readouterr().err.startswith("rectiflow: skipping a damaged checkpoint: ")
     # The same step is reached again and replaces the damaged one.
     train_step(state, FakeFeed().batch_at(1), RECIPE)
-    save_checkpoint(run, state, RECIPE, STORE)
+    save_checkpoint(run, state.snapshot(), RECIPE, STORE)
     read_header(newest(run))
 
 
@@ -193,6 +193,6 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_former_ones(
 
     monkeypatch.setattr(os, "fsync", fill_the_disk)
     with pytest.raises(UserError, match="no space left on the disk; free some"):
-        save_checkpoint(run, state, RECIPE, STORE)
+        save_checkpoint(run, state.snapshot(), RECIPE, STORE)
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"step_00000001", "step_00000002"}

@@ -58,6 +58,17 @@ def test_every_seed_is_judged_on_the_same_held_out_samples_and_noise(store: Path
     assert not torch.equal(first.batch_at(0).indices, second.batch_at(0).indices)
 
 
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+def test_the_processes_rows_are_the_batch(store: Path, num_processes: int) -> None:
+    feed = open_feed(store, recipe())
+    for step in (0, 2, 5):  # the second one spans two epochs
+        whole = feed.batch_at(step)
+        parts = [feed.shard(rank, num_processes).batch_at(step) for rank in range(num_processes)]
+        for name in ("indices", "keys", "positions", "x0_mean"):
+            joined = torch.cat([getattr(part, name) for part in parts])
+            assert torch.equal(joined, getattr(whole, name))
+
+
 def test_nothing_is_held_out_on_request(store: Path) -> None:
     assert open_feed(store, recipe(num_validation=0)).validation == ()
 

@@ -19,6 +19,7 @@ def test_recipes_survive_json(optimizer: AdamW | Muon) -> None:
     ("changes", "text"),
     [
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"micro_batch": 0}, "micro_batch is 0; it must be at least 1"),
         ({"keep_last": 0}, "keep_last is 0; it must be at least 1"),
         ({"encoder_dropout": 1.5}, "encoder_dropout is 1.5; give a probability from 0 to 1"),
         ({"empty_prompt": -0.1}, "empty_prompt is -0.1; give a probability from 0 to 1"),
@@ -43,5 +44,6 @@ def test_differences_name_the_dotted_path_and_both_values() -> None:
 
 def test_changeable_settings_do_not_count_as_differences() -> None:
     recipe = tiny_recipe()
-    assert differences(recipe, dataclasses.replace(recipe, max_steps=99, log_every=1)) == []
+    other = dataclasses.replace(recipe, max_steps=99, log_every=1, micro_batch=2)
+    assert differences(recipe, other) == []
     assert set(CHANGEABLE) <= {field.name for field in dataclasses.fields(TrainRecipe)}

@@ -1,0 +1,94 @@
+"""A model cut among processes by PyTorch's FSDP2, and tensors as parts or as a whole.
+
+On the walk of a sample: the training state is cut once, before the first step; optimizer and
+average work on each process's own parts, and checkpoints on whole tensors. A tensor that was never
+cut passes through all functions as it is.
+Source: PyTorch FSDP2, `torch.distributed.fsdp.fully_shard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+    """Cut the weights of `model`, in place, along the mesh; they meet block by block when used.
+
+    Weights, gradients and their sums over processes stay float32. Within a block of `model.blocks`
+    weights are gathered in `compute_dtype`, which autocast would turn them into anyway, and
+    activations are left alone: so the model computes what it does uncut.
+    """
+    # Here and below: slow to import, and a process alone does without.
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    def policy(dtype: torch.dtype) -> MixedPrecisionPolicy:
+        return MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+    blocks = model.blocks
+    assert isinstance(blocks, nn.ModuleList)
+    # Parts again after each use, so that between steps a model consists of parts alone.
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy(compute_dtype), reshard_after_forward=True)
+    # What is around the blocks is small, and its weights' type says which one the input is cast to.
+    fully_shard(model, mesh=mesh, mp_policy=policy(torch.float32), reshard_after_forward=True)
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether it is spread over processes."""
+    # Not isinstance of DTensor, whose import takes seconds that a process alone does not need.
+    return hasattr(tensor, "to_local")
+
+
+@torch.no_grad()
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's part, in place: what is written to it is written to the tensor."""
+    cut: Any = tensor
+    return cut.to_local() if is_cut(tensor) else tensor
+
+
+def own_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """`own_part` of each."""
+    return [own_part(tensor) for tensor in tensors]
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor in every process; each must call it."""
+    cut: Any = tensor
+    return cut.full_tensor() if is_cut(tensor) else tensor
+
+
+@torch.no_grad()
+def part_for(full: Tensor, like: Tensor) -> Tensor:
+    """The part of `full` that belongs where `own_part(like)` is, without asking others."""
+    if not is_cut(like):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    cut: Any = like
+    # A source of None: every process has the whole one, so that nothing needs to be sent.
+    return own_part(distribute_tensor(full, cut.device_mesh, cut.placements, src_data_rank=None))
+
+
+@torch.no_grad()
+def share_work(compute: Callable[[Tensor], Tensor], rows: Tensor, *, like: Tensor) -> Tensor:
+    """`compute(rows)`, shaped as `rows` and a function of each row alone.
+
+    Where `like` is cut, all processes hold the same rows, each computes some, and all get all.
+    """
+    if not is_cut(like):
+        return compute(rows)
+    num_processes, num_rows = dist.get_world_size(), len(rows)
+    padding = rows.new_zeros(-num_rows % num_processes, *rows.shape[1:])
+    mine = torch.cat([rows, padding]).chunk(num_processes)[dist.get_rank()]
+    together = rows.new_empty(num_rows + len(padding), *rows.shape[1:])
+    dist.all_gather(list(together.chunk(num_processes)), compute(mine).contiguous())
+    return together[:num_rows]

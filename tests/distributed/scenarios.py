@@ -1,0 +1,298 @@
+"""What happens to runs of one, two and four processes, measured; prints it as JSON.
+
+A program of its own: it loads torch once and forks every process. Usage: scenarios.py FOLDER
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo  # what sharding imports, once for all processes
+import torch.distributed.fsdp
+import torch.utils.tensorboard
+from distributed.processes import Group, start_together
+from numpy.typing import NDArray
+from torch import nn
+from training.fake_feed import FakeFeed, tiny_recipe
+from training.kill_and_resume import contents
+
+from rectiflow.base.errors import StoreError, UserError
+from rectiflow.base.log import read_events
+from rectiflow.cli.main import main as command_line
+from rectiflow.data.records import Batch
+from rectiflow.distributed.world import World, mesh_of, open_world
+from rectiflow.models import precision
+from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.training import checkpoint, export
+from rectiflow.training.checkpoint import read_header, read_tensors, write_tensors
+from rectiflow.training.failure import replay
+from rectiflow.training.loop import TrainResult, train
+from rectiflow.training.optimizers import AdamW
+from rectiflow.training.recipe import TrainRecipe
+
+# Sizes that four processes do not divide.
+BACKBONE = MMDiTConfig(
+    depth=2,
+    width=36,
+    head_dim=18,
+    use_qk_norm=True,
+    context_dim=32,
+    pooled_dim=24,
+    position_side=8,
+    base_side=4,
+)
+
+
+def small_recipe(**changes: Any) -> TrainRecipe:
+    settings = {"precision": "fp32", "backbone": BACKBONE, "log_every": 1, "checkpoint_every": 3}
+    return tiny_recipe(**(settings | changes))
+
+
+MUON = small_recipe(max_steps=9, validate_every=9)
+ADAMW = small_recipe(optimizer=AdamW(), max_steps=4, checkpoint_every=0, validate_every=0)
+BF16 = dataclasses.replace(MUON, max_steps=3, validate_every=0, precision="bf16")
+LONG = dataclasses.replace(ADAMW, max_steps=50, sample_every=50, sample_prompts=("a", "b"))
+
+
+class ActingFeed(FakeFeed):
+    """Does something when the rows of one step are asked for."""
+
+    def __init__(self, at_step: int, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._at_step, self._act = at_step, act
+
+    def batch_at(self, step: int) -> Batch:
+        if step == self._at_step:
+            self._act()
+        return super().batch_at(step)
+
+
+def tell_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def tell_stop_twice() -> None:
+    """As a cluster and torchrun do."""
+    tell_stop()
+    tell_stop()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def go(
+    recipe: TrainRecipe, run: Path, world: World, feed: FakeFeed | None = None, **options: Any
+) -> TrainResult:
+    return train(recipe, feed or FakeFeed(), run, progress=False, world=world, **options)
+
+
+def until(step: int, recipe: TrainRecipe, run: Path, world: World) -> TrainResult:
+    """Train until the last process alone is told to stop, which is within the given step."""
+    act = tell_stop if world.num_processes == 1 else tell_stop_twice
+    is_told = world.rank == world.num_processes - 1
+    return go(recipe, run, world, ActingFeed(step - 1, act) if is_told else None)
+
+
+def in_world(work: Callable[[World], Any]) -> Callable[[], Any]:
+    def opened() -> Any:
+        with open_world() as world:
+            return work(world)
+
+    return opened
+
+
+def refused(work: Callable[[], Any]) -> str:
+    try:
+        work()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def weights(run: Path, stem: str = "weights") -> dict[str, torch.Tensor]:
+    (newest,) = sorted((run / "checkpoints").glob("step_*"))[-1:]
+    return read_tensors(newest / f"{stem}.safetensors")
+
+
+def distance(run: Path, other: Path, stem: str = "weights") -> float:
+    """The length of the difference of all weights, over the length of all weights."""
+    mine, theirs = weights(run, stem), weights(other, stem)
+    difference = torch.stack([(mine[k] - theirs[k]).norm() for k in mine | theirs]).norm()
+    return float(difference / torch.stack([mine[k].norm() for k in mine]).norm())
+
+
+def differing(run: Path, other: Path) -> list[str]:
+    mine, theirs = contents(run), contents(other)
+    return [k for k in mine | theirs if mine.get(k) != theirs.get(k)]
+
+
+def one_process(folder: Path) -> Callable[[], Any]:
+    def work(world: World) -> None:
+        go(LONG, folder / "long 1", world)
+        go(MUON, folder / "muon 1", world)
+        go(ADAMW, folder / "adamw 1", world)
+        go(dataclasses.replace(ADAMW, micro_batch=2), folder / "adamw 1 by 2", world)
+        go(BF16, folder / "bf16 1", world)
+
+    return in_world(work)
+
+
+def two_processes(folder: Path) -> Callable[[], Any]:
+    def work(world: World) -> dict[str, Any]:
+        drawn: list[float] = []
+
+        def draw(model: nn.Module, prompts: tuple[str, ...]) -> NDArray[np.uint8]:
+            drawn.append(sum(float(p.double().sum()) for p in model.parameters()))
+            return np.zeros((len(prompts), 4, 4, 3), dtype=np.uint8)
+
+        go(LONG, folder / "long 2", world, on_sample=draw)
+        go(MUON, folder / "muon 2", world)
+        go(BF16, folder / "bf16 2", world)
+        stopped = until(3, MUON, folder / "elastic", world)
+        uneven = [dataclasses.replace(MUON, **c) for c in ({"batch_size": 3}, {"micro_batch": 3})]
+        poisoned = FakeFeed(poisoned_step=2)
+        return {
+            "stopped": (stopped.step, stopped.interrupted),
+            "drawn": drawn,
+            "uneven": [
+                refused(lambda recipe=recipe: go(recipe, folder / "none", world))
+                for recipe in uneven
+            ],
+            "diverged": refused(lambda: go(MUON, folder / "diverged", world, poisoned)),
+        }
+
+    return in_world(work)
+
+
+def four_processes(folder: Path) -> Callable[[], Any]:
+    def work(world: World) -> None:
+        go(MUON, folder / "elastic", world)
+        two_by_two = mesh_of(world.device, num_copies=2, num_parts=2)
+        go(ADAMW, folder / "adamw 2x2", dataclasses.replace(world, mesh=two_by_two))
+
+    return in_world(work)
+
+
+def acting(rank: int, act: Callable[[], None]) -> Callable[[], Any]:
+    """One process acts while the others wait for it."""
+
+    def work(world: World) -> None:
+        world.wait_for_all()
+        if rank in (world.rank, -1):
+            act()
+        world.wait_for_all()
+
+    return in_world(work)
+
+
+def complain() -> None:
+    raise StoreError("shard 7 is cut; encode it again")
+
+
+def fail() -> None:
+    raise RuntimeError("a defect")
+
+
+def killed_while_training(folder: Path) -> Callable[[], Any]:
+    def work(world: World) -> None:
+        go(MUON, folder / "muon 2 killed", world, ActingFeed(7, die) if world.rank else None)
+
+    return in_world(work)
+
+
+def disk_fills_up(folder: Path) -> Callable[[], Any]:
+    """The second checkpoint cannot be written, while the steps after it are made."""
+    num_written = 0
+
+    def write(path: Path, tensors: Any) -> None:
+        nonlocal num_written
+        num_written += 1
+        if num_written > 4:  # three files and the model, then the next weights
+            raise UserError(f"cannot write {path}: no space left on the disk")
+        write_tensors(path, tensors)
+
+    def work(world: World) -> None:
+        checkpoint.write_tensors = export.write_tensors = write
+        go(MUON, folder / "muon 2 full", world)
+
+    return in_world(work)
+
+
+def typed(*arguments: str) -> Callable[[], Any]:
+    return lambda: sys.exit(command_line(arguments))
+
+
+def troubles(folder: Path) -> dict[str, Group]:
+    no_run = ["--data", str(folder), "--out", str(folder / "no run")]
+    return {
+        "second killed": start_together(2, acting(1, die)),
+        "first killed": start_together(2, acting(0, die)),
+        "second complains": start_together(3, acting(1, complain)),
+        "first complains": start_together(2, acting(0, complain)),
+        "all complain": start_together(3, acting(-1, complain)),
+        "second fails": start_together(3, acting(1, fail)),
+        "command line": start_together(2, typed("train", "demo", *no_run, "--shard-over", "3")),
+        "disk full": start_together(2, disk_fills_up(folder)),
+        "killed while training": start_together(2, killed_while_training(folder)),
+    }
+
+
+def main(folder: Path) -> None:
+    def results_of(num_processes: int, work: Callable[[], Any]) -> list[Any]:
+        return start_together(num_processes, work).results
+
+    precision.has_fast_bf16 = lambda device="cpu": True  # emulated if need be, by every process
+    results_of(1, one_process(folder))
+    first, second = results_of(2, two_processes(folder))
+    results_of(1, in_world(lambda world: until(6, MUON, folder / "elastic", world)))
+    results_of(4, four_processes(folder))
+    groups = troubles(folder)
+    results_of(2, in_world(lambda world: go(MUON, folder / "muon 2 killed", world)))
+    average = weights(folder / "long 2", "ema").values()
+    results = {
+        "first": first,
+        "second": second,
+        "distances": {
+            "AdamW": distance(folder / "long 1", folder / "long 2"),
+            "its average": distance(folder / "long 1", folder / "long 2", "ema"),
+            "its state": distance(folder / "long 1", folder / "long 2", "optimizer"),
+            "Muon": distance(folder / "muon 1", folder / "muon 2"),
+            "two copies": distance(folder / "adamw 1", folder / "adamw 2x2"),
+            "bfloat16": distance(folder / "bf16 1", folder / "bf16 2"),
+            "micro-batches": distance(folder / "adamw 1", folder / "adamw 1 by 2"),
+        },
+        "events": {
+            name: list(read_events(folder / name / "metrics.jsonl"))
+            for name in (
+                "muon 1",
+                "muon 2",
+                "elastic",
+                "adamw 1",
+                "adamw 1 by 2",
+                "bf16 1",
+                "bf16 2",
+            )
+        },
+        "killed": differing(folder / "muon 2", folder / "muon 2 killed"),
+        "average": sum(float(tensor.double().sum()) for tensor in average),
+        "kept": {
+            path.name: read_header(path)["step"]
+            for path in (folder / "muon 2 full" / "checkpoints").glob("[!.]*")
+        },
+        "replayed": asdict(replay(folder / "diverged" / "failure_step_00000002")),
+        "troubles": {name: asdict(group) for name, group in groups.items()},
+    }
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,74 @@
+"""Any number of processes trains the same model as one."""
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize(
+    "name", ["AdamW", "its average", "its state", "Muon", "two copies", "micro-batches"]
+)
+def test_weights_are_those_of_one_process(outcome: dict[str, Any], name: str) -> None:
+    """50 steps of AdamW, 9 of Muon; 4 on a mesh of two copies in two parts."""
+    assert outcome["distances"][name] < 1e-6
+
+
+def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(outcome: dict[str, Any]) -> None:
+    assert outcome["distances"]["bfloat16"] < 2e-3
+    mine, theirs = (outcome["events"][name] for name in ("bf16 2", "bf16 1"))
+    for event, expected in zip(mine, theirs, strict=True):
+        assert event["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("run", "reference"),
+    [("muon 2", "muon 1"), ("elastic", "muon 1"), ("adamw 1 by 2", "adamw 1")],
+)
+def test_losses_and_gradients_are_those_of_one_process(
+    outcome: dict[str, Any], run: str, reference: str
+) -> None:
+    """`elastic` went on from two processes to one to four: another sample would show at once."""
+    mine, theirs = outcome["events"][run], outcome["events"][reference]
+    assert [(e["kind"], e["step"]) for e in mine] == [(e["kind"], e["step"]) for e in theirs]
+    for event, expected in zip(mine, theirs, strict=True):
+        if event["kind"] == "train":
+            assert event["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+            assert event["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-5)
+        else:
+            for weights in ("raw", "ema"):
+                found = event[weights]["per_level"]
+                assert found == pytest.approx(expected[weights]["per_level"], rel=1e-6)
+
+
+def test_killed_and_continued_by_as_many_processes_is_never_killed(outcome: dict[str, Any]) -> None:
+    assert outcome["killed"] == []
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(outcome: dict[str, Any]) -> None:
+    assert outcome["first"]["stopped"] == outcome["second"]["stopped"] == [3, 15]
+
+
+def test_the_first_process_alone_draws_with_the_whole_average(outcome: dict[str, Any]) -> None:
+    assert outcome["first"]["drawn"] == pytest.approx([outcome["average"]], rel=1e-6)
+    assert outcome["second"]["drawn"] == []
+
+
+@pytest.mark.parametrize("process", ["first", "second"])
+def test_uneven_batches_are_refused(outcome: dict[str, Any], process: str) -> None:
+    batch, micro_batch = outcome[process]["uneven"]
+    assert batch == (
+        "batch_size 3 does not divide among 2 processes; start a number of processes that divides "
+        "it, or choose a multiple"
+    )
+    assert micro_batch == (
+        "micro_batch 3 does not divide the 2 samples that each of 2 processes takes of batch_size "
+        "4; choose a divisor of 2"
+    )
+
+
+def test_one_broken_row_stops_all_and_can_be_replayed_by_one(outcome: dict[str, Any]) -> None:
+    for process in ("first", "second"):
+        assert "training stopped at step 2: the loss is nan" in outcome[process]["diverged"]
+    assert repr(outcome["replayed"]["loss"]) == "nan"
