@@ -132,5 +132,7 @@ def crop_and_resize(
     cropped = pixels[top : top + height, left : left + width]
     if (height, width) == size_px:
         return np.ascontiguousarray(cropped)
-    resized = Image.fromarray(np.ascontiguousarray(cropped)).resize(size_px[::-1], resampling)
+    resized = Image.fromarray(np.ascontiguousarray(cropped)).resize(
+        (size_px[1], size_px[0]), resampling
+    )
     return np.array(resized)
