@@ -32,13 +32,14 @@ def highres(model: str) -> TrainRecipe:
         UserError: there is no such model.
     """
     card = read_model_card(find_model_folder(model))
-    width = card.backbone.hidden_dim
+    width, resolution_px = card.backbone.hidden_dim, card.resolution_px * FACTOR
     return replace(
         small(f"highres-{model}", _backbone(card)),
         start_from=model,
         add_qk_norm=not card.backbone.use_qk_norm,
         formulation=card.formulation,
-        shift=shift_for(card, card.resolution_px * FACTOR),
+        shift=shift_for(card, resolution_px),
+        resolution_px=resolution_px,
         batch_size=16,
         max_steps=4000,
         optimizer=AdamW(learning_rate=RATE_FACTOR * RATE_TIMES_WIDTH / width, eps=1e-15),

@@ -147,6 +147,12 @@ def refuse_unfit(facts: StoreFacts, recipe: TrainRecipe) -> None:
     """
     backbone = recipe.backbone
     channels = facts.latent_shapes[0][0]
+    if recipe.resolution_px not in (None, facts.resolution_px):
+        raise ConfigError(
+            f"the store's resolution is {facts.resolution_px} px, the recipe {recipe.name!r} is "
+            f"for {recipe.resolution_px} px; encode the pictures with --resolution "
+            f"{recipe.resolution_px}"
+        )
     if backbone.is_inpainting:
         raise ConfigError(
             f"backbone.out_channels is {backbone.out_channels}: it is for inpainting, and the "

@@ -66,7 +66,8 @@ class TrainRecipe:
     `start_from` names the model whose averaged weights are the first ones, instead of random ones:
     a shipped model, or the folder of a run or model; its shapes are `backbone`'s, but positions
     may differ, as they have no weights. With `add_qk_norm` that model has no QK-norm and
-    `backbone` does: the norms are added (`training.start_from`).
+    `backbone` does: the norms are added (`training.start_from`). `resolution_px` is that of the
+    store, where positions and shift are meant for one; by default any will do.
     """
 
     name: str
@@ -74,6 +75,7 @@ class TrainRecipe:
     backbone: BackboneConfig
     start_from: str | None = None
     add_qk_norm: bool = field(default=False, metadata=LATER)
+    resolution_px: int | None = field(default=None, metadata=LATER)
     formulation: Formulation = field(default_factory=rectified_flow)
     shift: ResolutionShift = field(default_factory=ResolutionShift)
     stratified_times: bool = False

@@ -14,6 +14,7 @@ def test_it_changes_what_the_paper_changes() -> None:
         card.backbone, use_qk_norm=True, base_side=8, position_side=2 * card.backbone.position_side
     )
     assert (recipe.start_from, recipe.add_qk_norm) == ("tiny", True)
+    assert recipe.resolution_px == 2 * card.resolution_px == 128
     assert recipe.formulation == card.formulation
     assert recipe.optimizer.eps == 1e-15  # type: ignore[union-attr]
     # Four times the tokens: sqrt(m/n) = 2.

@@ -105,6 +105,13 @@ def test_a_backbone_that_does_not_fit_the_store_is_refused(
         open_feed(store, recipe(backbone=dataclasses.replace(BACKBONE, **changes)))
 
 
+def test_a_recipe_may_be_for_one_resolution(store: Path) -> None:
+    open_feed(store, recipe(resolution_px=RESOLUTION_PX))
+    text = "the store's resolution is 32 px, the recipe 'test' is for 64 px; encode .* --resolution"
+    with pytest.raises(ConfigError, match=text):
+        open_feed(store, recipe(resolution_px=64))
+
+
 def test_clips_part_of_the_context_must_be_the_stores(store: Path) -> None:
     length = open_feed(store, recipe()).facts.num_clip_tokens
     open_feed(store, recipe(backbone=dataclasses.replace(BACKBONE, num_clip_tokens=length)))
