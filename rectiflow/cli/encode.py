@@ -3,12 +3,15 @@
 import argparse
 from pathlib import Path
 
-from rectiflow.cli.options import Verbs, add_verb
+from rectiflow.cli.options import Verbs, add_verb, whole_number
 
 _DETAILS = """\
 FOLDER holds PNG, JPEG or WebP images with captions.jsonl, captions.csv, or a .txt beside each
 image. What cannot be used is listed with its reason in STORE/quarantine.jsonl. Called again, only
 what is missing is encoded.
+
+With --buckets every image keeps its shape as nearly as the given ratios (width:height) allow:
+  rectiflow encode FOLDER --out STORE --resolution 128 --buckets 1:1,2:1,1:2
 """
 
 
@@ -18,13 +21,25 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "encode",
         run,
-        usage="rectiflow encode FOLDER --out STORE",
+        usage="rectiflow encode FOLDER --out STORE [--resolution PX] [--buckets W:H,...]",
         summary="encode captioned images into a latent store, once for all epochs",
         details=_DETAILS,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="images and captions")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="STORE", help="store to make or to complete"
+    )
+    parser.add_argument(
+        "--resolution",
+        type=whole_number(8),
+        default=64,
+        metavar="PX",
+        help="side of the square that images are cropped and scaled to (default: 64)",
+    )
+    parser.add_argument(
+        "--buckets",
+        metavar="W:H,...",
+        help="aspect ratios instead of the square, each with about as many pixels",
     )
 
 
@@ -34,5 +49,11 @@ def run(options: argparse.Namespace) -> None:
     from rectiflow.recipes.progress import Counter
 
     with Counter("pictures and captions") as progress:
-        report = encode_with_shipped_parts(options.folder, options.out, progress=progress)
+        report = encode_with_shipped_parts(
+            options.folder,
+            options.out,
+            resolution_px=options.resolution,
+            ratios=options.buckets.split(",") if options.buckets is not None else (),
+            progress=progress,
+        )
     print(report)

@@ -45,7 +45,10 @@ def add_parser(verbs: Verbs) -> None:
         help="share of the devices' peak to assume, at most 1 (default: 0.4)",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="STORE", help="take sizes from the samples of a store"
+        "--data",
+        type=Path,
+        metavar="STORE",
+        help="take sizes from the samples of a store, the largest of several",
     )
     parser.add_argument(
         "--latent-side",
@@ -86,14 +89,14 @@ def run(options: argparse.Namespace) -> None:
 def _size(options: argparse.Namespace, recipe: "TrainRecipe") -> "InputSize":
     """The store's samples, or what the options say."""
     from rectiflow.models.flops import InputSize
-    from rectiflow.training.meter import input_size
 
     if options.data is not None:
         if options.latent_side is not None or options.text_tokens is not None:
             raise UserError("--data tells the sizes; leave out --latent-side and --text-tokens")
         from rectiflow.training.feed import open_feed
+        from rectiflow.training.planner import largest_input
 
-        return input_size(open_feed(options.data, recipe).batch_at(0))
+        return largest_input(open_feed(options.data, recipe))
     backbone = recipe.backbone
     side = options.latent_side or backbone.base_side * backbone.patch_size
     return InputSize(height=side, width=side, num_text=options.text_tokens or 32)

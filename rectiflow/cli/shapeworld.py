@@ -21,7 +21,7 @@ def add_parser(verbs: Verbs) -> None:
         "draw",
         run_draw,
         usage="rectiflow shapeworld draw --count N --out DIR [--world small|full] "
-        "[--split train|val] [--seed S]",
+        "[--split train|val] [--seed S] [--scale N] [--ratios W:H,...]",
         summary="draw N captioned pictures into a new folder, as a user's own data would be",
     )
     draw.add_argument("--count", type=whole_number(1), required=True, metavar="N", help="pictures")
@@ -44,6 +44,18 @@ def add_parser(verbs: Verbs) -> None:
         default="train",
         help="stream of scenes (default: train)",
     )
+    draw.add_argument(
+        "--scale",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="pixels for each of the world's own, which has 64 on a side (default: 1)",
+    )
+    draw.add_argument(
+        "--ratios",
+        metavar="W:H,...",
+        help="aspect ratios that pictures take turns in, such as 1:1,2:1,1:2 (default: squares)",
+    )
     add_seed(draw)
 
 
@@ -54,10 +66,12 @@ def run_help(options: argparse.Namespace) -> None:
 
 def run_draw(options: argparse.Namespace) -> None:
     """Draws the folder."""
+    from rectiflow.data.buckets import parse_ratio
     from rectiflow.recipes.progress import Counter
     from rectiflow.shapeworld.folder import write_folder
     from rectiflow.shapeworld.world import world_by_name
 
+    aspects = [parse_ratio(text) for text in options.ratios.split(",")] if options.ratios else []
     with Counter("pictures") as progress:
         write_folder(
             world_by_name(options.world),
@@ -65,6 +79,8 @@ def run_draw(options: argparse.Namespace) -> None:
             count=options.count,
             split=options.split,
             seed=options.seed,
+            scale=options.scale,
+            aspects=aspects,
             progress=progress,
         )
     print(f"{options.count} pictures with captions in {options.out}")

@@ -1,4 +1,4 @@
-"""Which pictures are good enough to train on: pure stages from raw file to square pixels.
+"""Which pictures are good enough to train on: pure stages from raw file to cropped pixels.
 
 A `CurationStage` turns a sample into a better one, or into a `Rejection` with its reason. On the
 walk of a sample: folder → here → encode. Stages hold no state, so a sample may be retried, alone or
@@ -16,9 +16,10 @@ from typing import Protocol, TypeVar
 
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import atomic_write
+from rectiflow.data.buckets import Bucket, nearest_bucket
 from rectiflow.data.caption_files import is_unicode
 from rectiflow.data.image_header import read_image_header
-from rectiflow.data.pixels import UndecodableError, centered_square, crop_and_resize, decode_picture
+from rectiflow.data.pixels import UndecodableError, centered_crop, crop_and_resize, decode_picture
 from rectiflow.data.records import CuratedSample, RawSample, Rejection
 
 SampleIn = TypeVar("SampleIn", contravariant=True)
@@ -117,15 +118,26 @@ class Decode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropToSquare:
-    """Cuts the middle square and scales it to the resolution (Lanczos); keeps every sample."""
+class CropToBucket:
+    """Cuts the middle out and scales it to the bucket of the nearest ratio (Lanczos).
 
-    resolution_px: int
+    A picture that would have to be enlarged is rejected unless `may_enlarge`.
+    """
+
+    buckets: tuple[Bucket, ...]
+    may_enlarge: bool = True
     name: str = "crop"
 
-    def apply(self, sample: CuratedSample) -> CuratedSample:
-        crop_px = centered_square(*sample.size_px)
-        pixels = crop_and_resize(sample.pixels, crop_px, self.resolution_px)
+    def apply(self, sample: CuratedSample) -> CuratedSample | Rejection:
+        bucket = nearest_bucket(self.buckets, *sample.size_px)
+        size_px = bucket.height_px, bucket.width_px
+        crop_px = centered_crop(*sample.size_px, shape=size_px)
+        if not self.may_enlarge and (crop_px[2] < size_px[0] or crop_px[3] < size_px[1]):
+            height, width = sample.size_px
+            reason = f"{width}×{height} px is too small; its bucket has {bucket} px"
+            score = float(min(height, width))
+            return Rejection(file=sample.file, stage=self.name, reason=reason, score=score)
+        pixels = crop_and_resize(sample.pixels, crop_px, size_px)
         return replace(sample, pixels=pixels, crop_px=crop_px)
 
 
@@ -133,8 +145,9 @@ class CropToSquare:
 class Curation:
     """The stages in order and their limits.
 
-    Without `min_side_px` a picture must have at least `resolution_px` on both sides, so that
-    nothing is enlarged. `max_pixels` bounds what a decoder may allocate.
+    Pictures become squares of `resolution_px`, or what is nearest to them among `buckets`. Without
+    `min_side_px` a picture must be large enough that nothing is enlarged. `max_pixels` bounds what
+    a decoder may allocate.
 
     Raises:
         UserError: a limit that no picture, or no resolution, can meet.
@@ -143,6 +156,7 @@ class Curation:
     resolution_px: int
     min_side_px: int | None = None
     max_pixels: int = 2**26
+    buckets: tuple[Bucket, ...] = ()
 
     def __post_init__(self) -> None:
         least = {"resolution_px": 8, "min_side_px": 1, "max_pixels": self.smallest_side_px**2}
@@ -153,8 +167,16 @@ class Curation:
 
     @property
     def smallest_side_px(self) -> int:
-        """The least side that a picture may have."""
-        return self.resolution_px if self.min_side_px is None else self.min_side_px
+        """The least side that any picture may have."""
+        if self.min_side_px is not None:
+            return self.min_side_px
+        return min(min(bucket.height_px, bucket.width_px) for bucket in self.sizes)
+
+    @property
+    def sizes(self) -> tuple[Bucket, ...]:
+        """The buckets; without any, the square alone."""
+        square = Bucket(height_px=self.resolution_px, width_px=self.resolution_px)
+        return self.buckets or (square,)
 
     def inspect(self, sample: RawSample) -> RawSample | Rejection:
         """The stages that cost nothing: captions and header."""
@@ -169,7 +191,8 @@ class Curation:
         decoded = Decode().apply(sample)
         if isinstance(decoded, Rejection):
             return decoded
-        return CropToSquare(resolution_px=self.resolution_px).apply(decoded)
+        crop = CropToBucket(buckets=self.sizes, may_enlarge=self.min_side_px is not None)
+        return crop.apply(decoded)
 
     def apply(self, sample: RawSample) -> CuratedSample | Rejection:
         """All stages."""

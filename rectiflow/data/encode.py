@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rectiflow.base.errors import UserError
+from rectiflow.data.buckets import Bucket, nearest_bucket
 from rectiflow.data.caption_files import CaptionEntry
 from rectiflow.data.curation import Curation, content_hash
 from rectiflow.data.encoded_rows import (
@@ -43,7 +44,8 @@ class EncodeReport:
 
     `num_samples` pictures are in the store, `num_rejected` in its quarantine list. Of the distinct
     pictures and captions that the samples need, `num_latents_encoded` and `num_captions_encoded`
-    were made by this run, the rest was there.
+    were made by this run, the rest was there. `num_by_bucket` counts samples, where there are
+    buckets.
     """
 
     store: Path
@@ -52,6 +54,7 @@ class EncodeReport:
     rejected_by_stage: Mapping[str, int]
     num_latents_encoded: int
     num_captions_encoded: int
+    num_by_bucket: Mapping[Bucket, int] = field(default_factory=dict[Bucket, int])
 
     def __str__(self) -> str:
         lines = [
@@ -59,6 +62,8 @@ class EncodeReport:
             f"({self.num_latents_encoded} pictures and {self.num_captions_encoded} captions "
             "encoded, the rest was there)"
         ]
+        if self.num_by_bucket:
+            lines.append(", ".join(f"{size} px: {n}" for size, n in self.num_by_bucket.items()))
         if self.num_rejected:
             stages = ", ".join(
                 f"{stage} {n}" for stage, n in sorted(self.rejected_by_stage.items())
@@ -77,6 +82,7 @@ def encode_folder(
     conditioner: PromptEncoder,
     *,
     resolution_px: int,
+    buckets: Sequence[Bucket] = (),
     caption: str | None = None,
     min_side_px: int | None = None,
     max_rejected: int | None = None,
@@ -95,8 +101,11 @@ def encode_folder(
         autoencoder: makes the latents; runs where its weights are.
         conditioner: makes the text encoders' states.
         resolution_px: side of the square that a picture is cropped and scaled to.
+        buckets: the sizes that pictures are cropped and scaled to instead, each to the one nearest
+            to its shape (`data.buckets.buckets_for`).
         caption: of every picture which has none in the folder.
-        min_side_px: the least side of a usable picture; by default `resolution_px`.
+        min_side_px: the least side of a usable picture; by default a picture must be as large as
+            what it is scaled to.
         max_rejected: more rejected pictures than this end the run; by default any number is fine
             as long as one picture is left.
         batch_size: pictures that the autoencoder sees at once.
@@ -106,10 +115,13 @@ def encode_folder(
     Raises:
         UserError: the folder cannot be used, or holds no usable picture, or too many others; the
             store cannot be written; a setting is out of range; an encoder gives NaN or infinity.
-        StoreError: the store was made by other encoders or at another resolution, or is damaged.
+        StoreError: the store was made by other encoders, at another resolution or with other
+            buckets, or is damaged.
     """
-    curation = Curation(resolution_px=resolution_px, min_side_px=min_side_px)
-    _check_settings(autoencoder, resolution_px, batch_size, max_shard_bytes)
+    buckets = tuple(buckets)
+    curation = Curation(resolution_px=resolution_px, min_side_px=min_side_px, buckets=buckets)
+    _check_settings(autoencoder, curation, batch_size, max_shard_bytes)
+    factor = autoencoder.config.downsample_factor
     listing = list_folder(folder, caption=caption)
     with open_store_writer(
         Path(out),
@@ -117,10 +129,11 @@ def encode_folder(
         autoencoder=autoencoder.fingerprint(),
         text=conditioner.fingerprints(),
         max_shard_bytes=max_shard_bytes,
+        buckets={(size.height_px // factor, size.width_px // factor): size for size in buckets},
     ) as writer:
         num_before = len(writer.latents.rows), len(writer.text.rows)
         run = _Encoding(listing, curation, writer, max_rejected=max_rejected, progress=progress)
-        for batch in _batched(run.new_pictures(), batch_size):
+        for batch in _batched_alike(run.new_pictures(), batch_size, lambda each: each.pixels.shape):
             for sample in encode_pictures(autoencoder, batch, batch_size=batch_size):
                 writer.latents.append(sample.content_hash, latent_row(sample))
         writer.latents.flush()
@@ -136,6 +149,7 @@ def encode_folder(
             rejected_by_stage=Counter(rejection.stage for rejection in run.rejections),
             num_latents_encoded=len(writer.latents.rows) - num_before[0],
             num_captions_encoded=len(writer.text.rows) - num_before[1],
+            num_by_bucket=run.count_by_bucket(curation),
         )
 
 
@@ -208,6 +222,16 @@ class _Encoding:
             world=self.listing.world,
         )
 
+    def count_by_bucket(self, curation: Curation) -> dict[Bucket, int]:
+        """The kept pictures of each bucket, in the buckets' order."""
+        counts = dict.fromkeys(curation.buckets, 0)
+        if counts:
+            for file in self.kept:
+                row = self._writer.latents.rows[self._hashes[file]]
+                height_px, width_px = self._writer.latents.facts["size_px"][row]
+                counts[nearest_bucket(curation.buckets, height_px, width_px)] += 1
+        return counts
+
     def _inspect(self, entry: CaptionEntry) -> RawSample | Rejection:
         sample = load_sample(self.listing.folder, entry)
         return sample if isinstance(sample, Rejection) else self._curation.inspect(sample)
@@ -257,13 +281,22 @@ class _Encoding:
 
 
 def _check_settings(
-    autoencoder: Autoencoder, resolution_px: int, batch_size: int, max_shard_bytes: int
+    autoencoder: Autoencoder, curation: Curation, batch_size: int, max_shard_bytes: int
 ) -> None:
     factor = autoencoder.config.downsample_factor
-    if resolution_px % factor:
+    if curation.resolution_px % factor:
         raise UserError(
-            f"resolution_px is {resolution_px}; the autoencoder needs a multiple of {factor}"
+            f"resolution_px is {curation.resolution_px}; the autoencoder needs a multiple of "
+            f"{factor}"
         )
+    for bucket in curation.buckets:
+        if bucket.height_px % factor or bucket.width_px % factor:
+            raise UserError(
+                f"the bucket {bucket} px has sides that are no multiples of {factor}, which the "
+                "autoencoder needs"
+            )
+        if curation.buckets.count(bucket) > 1:
+            raise UserError(f"the bucket {bucket} px is given twice; give each size once")
     for name, value in (("batch_size", batch_size), ("max_shard_bytes", max_shard_bytes)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
@@ -273,3 +306,16 @@ def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
+
+
+def _batched_alike(
+    items: Iterable[T], size: int, kind_of: Callable[[T], Hashable]
+) -> Iterator[list[T]]:
+    """Batches of one kind each; those that stay short come last."""
+    waiting: dict[Hashable, list[T]] = {}
+    for item in items:
+        kind = kind_of(item)
+        waiting.setdefault(kind, []).append(item)
+        if len(waiting[kind]) == size:
+            yield waiting.pop(kind)
+    yield from waiting.values()

@@ -50,16 +50,26 @@ class LatentStore:
         self.index = _read_index(self.path, header.index_sha256, header.variants)
         self.variants = header.variants
         self.latent_rows: Int[Tensor, " n"] = _column(self.index, "latent_row")
+        # The place among `latent_shapes` of each sample's shape.
+        self.buckets: Int[Tensor, " n"] = self._row_buckets()[self.latent_rows]
         # Row of each sample's caption by variant; -1 where it has none.
         self.text_rows: Int[Tensor, "n v"] = torch.stack(
             [_column(self.index, f"text_row.{variant}") for variant in self.variants], dim=1
         )
         num_bytes = sum(s.num_bytes for s in (*header.latent_shards, *header.text_shards))
         in_memory = num_bytes <= max_bytes_in_memory
-        latent_columns = {name: header.latent_columns[name] for name in ("mean", "logvar")}
-        self._latents = ShardTable(
-            self.path, header.latent_shards, latent_columns, in_memory=in_memory
-        )
+        self._latents = {
+            bucket: ShardTable(
+                self.path,
+                [shard for shard in header.latent_shards if shard.bucket == bucket],
+                {name: columns[name] for name in ("mean", "logvar")},
+                in_memory=in_memory,
+            )
+            for bucket, columns in enumerate(header.columns_by_bucket)
+            if columns
+        }
+        # A row's number among those of its bucket, where rows are numbered over all shards.
+        self._rows_in_bucket = _count_alike(self._row_buckets())
         self._text = ShardTable(
             self.path, header.text_shards, header.text_columns, in_memory=in_memory
         )
@@ -73,15 +83,21 @@ class LatentStore:
         return self.header.fingerprint
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents."""
-        channels, height, width = self.header.latent_columns["mean"].shape
-        return channels, height, width
+    def latent_shapes(self) -> dict[int, tuple[int, int, int]]:
+        """(channels, height, width) of the latents of each bucket that has any; 0 if all are alike.
+
+        The numbers are those of `buckets`.
+        """
+        shapes: dict[int, tuple[int, int, int]] = {}
+        for bucket in self._latents:
+            channels, height, width = self.header.columns_by_bucket[bucket]["mean"].shape
+            shapes[bucket] = channels, height, width
+        return shapes
 
     def read(
         self, indices: Int[Tensor, " b"], variants: Int[Tensor, " b"] | None = None
     ) -> EncodedBatch:
-        """Samples by number, each with one of its captions.
+        """Samples of one bucket by number, each with one of its captions.
 
         Args:
             indices: sample numbers in [0, len).
@@ -90,6 +106,7 @@ class LatentStore:
 
         Raises:
             IndexError: a number outside the store, or a caption that the sample does not have.
+            ValueError: samples of several buckets, whose latents do not stack.
             StoreError: a shard is missing, cut or changed.
         """
         if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < len(self)):
@@ -104,13 +121,27 @@ class LatentStore:
             raise IndexError(
                 f"sample {lacking} ({self.file(lacking)}) lacks the caption variant asked for"
             )
-        latents = self._latents.gather(self.latent_rows[indices])
+        buckets = self.buckets[indices].unique().tolist() or [next(iter(self._latents))]
+        if len(buckets) > 1:
+            shapes = [self.latent_shapes[bucket] for bucket in buckets]
+            raise ValueError(
+                f"samples of the shapes {shapes} do not make one batch; read a bucket at a time"
+            )
+        rows = self._rows_in_bucket[self.latent_rows[indices]]
+        latents = self._latents[buckets[0]].gather(rows)
         return EncodedBatch(
             x0_mean=latents["mean"],
             x0_logvar=latents["logvar"],
             encoded_text=self._text.gather(text_rows),
             indices=indices,
         )
+
+    def _row_buckets(self) -> Int[Tensor, " m"]:
+        """Of each row of latents its bucket's number."""
+        shards = self.header.latent_shards
+        return torch.tensor(
+            [shard.bucket for shard in shards], dtype=torch.int64
+        ).repeat_interleave(torch.tensor([shard.num_rows for shard in shards], dtype=torch.int64))
 
     def file(self, index: int) -> str:
         """The picture's path inside the folder that was encoded."""
@@ -200,3 +231,12 @@ def _read_index(store: Path, sha256: str, variants: tuple[str, ...]) -> pa.Table
 def _column(index: pa.Table, name: str) -> Int[Tensor, " n"]:
     values = index[name].fill_null(-1).to_numpy()
     return torch.from_numpy(np.array(values, dtype=np.int64))
+
+
+def _count_alike(kinds: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+    """For each place, how many places before it hold the same number."""
+    counts = torch.empty_like(kinds)
+    for kind in kinds.unique():
+        places = (kinds == kind).nonzero().squeeze(1)
+        counts[places] = torch.arange(len(places))
+    return counts

@@ -1,16 +1,14 @@
 """Batches of a latent store by step: which samples, in which order, with which caption.
 
 On the walk of a sample: latent store → here → training step. Everything is a pure function of
-(seed, step) and sizes: the samples of all epochs form one endless stream, each epoch a permutation
-of its own, and batch k is the k-th cut of it. So the loader's whole state is the step, a batch may
-span two epochs, and nothing is ever dropped or repeated within an epoch.
+(seed, step) and sizes (`data.order`), so that the loader's whole state is the step. A batch holds
+samples of one bucket and may span epochs; nothing is ever dropped or repeated within an epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 
 import torch
 from jaxtyping import Int
@@ -19,36 +17,17 @@ from torch import Tensor
 from rectiflow.base import philox
 from rectiflow.base.errors import ConfigError
 from rectiflow.base.philox import keys_for
-from rectiflow.base.seeds import numpy_generator
 from rectiflow.data.caption_mix import (
     caption_weights,
     check_every_sample_has_caption,
     choose_captions,
 )
 from rectiflow.data.latent_store import EMPTY_PROMPT, LatentStore
+from rectiflow.data.order import BatchOrder
 from rectiflow.data.records import Batch
 
 #: The Philox stream of a sample's key that decides whether it shows the empty prompt.
 EMPTY_PROMPT_STREAM = 14
-
-
-@lru_cache(maxsize=4)
-def sample_order(seed: int, epoch: int, num_samples: int) -> Int[Tensor, " n"]:
-    """The permutation of 0 … num_samples − 1 in which an epoch visits its samples."""
-    return torch.from_numpy(numpy_generator(seed, "order", epoch).permutation(num_samples))
-
-
-def stream_cut(
-    seed: int, start: int, stop: int, num_samples: int
-) -> list[tuple[int, Int[Tensor, " k"]]]:
-    """Positions [start, stop) of the stream of epochs: (epoch, places in it) for each epoch met."""
-    pieces: list[tuple[int, Int[Tensor, " k"]]] = []
-    while start < stop:
-        epoch, offset = divmod(start, num_samples)
-        end = min(num_samples, offset + stop - start)
-        pieces.append((epoch, sample_order(seed, epoch, num_samples)[offset:end]))
-        start += end - offset
-    return pieces
 
 
 class Loader:
@@ -89,6 +68,8 @@ class Loader:
             raise ConfigError("there are no samples to load; hold out fewer for validation")
         self._weights = caption_weights(caption_mix, store.variants)
         check_every_sample_has_caption(self._weights, store.text_rows, self.rows, store.variants)
+        self._buckets = store.buckets[self.rows]
+        self._order = BatchOrder(self._buckets, batch_size=batch_size, seed=seed)
         self._rank, self._world_size = 0, 1
 
     def shard(self, rank: int, world_size: int) -> Loader:
@@ -122,8 +103,7 @@ class Loader:
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
         size = self.batch_size // self._world_size
-        start = step * self.batch_size + self._rank * size
-        pieces = stream_cut(self.seed, start, start + size, len(self.rows))
+        pieces = self._order.batch(step)
         indices = torch.cat([self.rows[places] for _, places in pieces])
         keys = torch.cat(
             [
@@ -131,16 +111,22 @@ class Loader:
                 for epoch, places in pieces
             ]
         )
-        return self._read(indices, keys, torch.arange(start, start + size))
+        first = self._rank * size
+        own = slice(first, first + size)
+        positions = step * self.batch_size + torch.arange(first, first + size)
+        return self._read(indices[own], keys[own], positions)
 
     def in_order(self) -> Iterator[Batch]:
-        """The samples once, in the order of `rows`, with keys that are the same each time.
+        """The samples once, bucket by bucket, with keys that are the same each time.
 
-        For validation; the last batch may be smaller.
+        For validation. Within a bucket they come in the order of `rows`; its last batch may be
+        smaller.
         """
-        for positions in torch.arange(len(self.rows)).split(self.batch_size):
-            indices = self.rows[positions]
-            yield self._read(indices, keys_for(self.seed, "in order", indices=indices), positions)
+        for bucket in self._buckets.unique():
+            for positions in (self._buckets == bucket).nonzero().squeeze(1).split(self.batch_size):
+                indices = self.rows[positions]
+                keys = keys_for(self.seed, "in order", indices=indices)
+                yield self._read(indices, keys, positions)
 
     def _read(
         self, indices: Int[Tensor, " b"], keys: Int[Tensor, " b"], positions: Int[Tensor, " b"]

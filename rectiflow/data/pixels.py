@@ -1,4 +1,4 @@
-"""Picture files to sRGB pixels by stated rules, and the square crop at the training resolution.
+"""Picture files to sRGB pixels by stated rules, and the crop at the training size.
 
 The rules, in order:
 
@@ -100,23 +100,39 @@ def _from_16_bit_grey(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 def centered_square(height_px: int, width_px: int) -> tuple[int, int, int, int]:
     """The largest square in the middle: (top, left, height, width); odd rests go to the end."""
-    side = min(height_px, width_px)
-    return (height_px - side) // 2, (width_px - side) // 2, side, side
+    return centered_crop(height_px, width_px, shape=(1, 1))
+
+
+def centered_crop(
+    height_px: int, width_px: int, *, shape: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The largest part in the middle with the proportions of `shape`, (height, width).
+
+    Returned as (top, left, height, width), a side that gives way rounded to whole pixels; odd rests
+    go to the end.
+    """
+    rows, columns = shape
+    if width_px * rows >= height_px * columns:
+        height, width = height_px, (height_px * columns + rows // 2) // rows
+    else:
+        height, width = (width_px * rows + columns // 2) // columns, width_px
+    height, width = max(1, height), max(1, width)
+    return (height_px - height) // 2, (width_px - width) // 2, height, width
 
 
 def crop_and_resize(
     pixels: UInt8[np.ndarray, "h w 3"],
     crop_px: tuple[int, int, int, int],
-    resolution_px: int,
+    size_px: tuple[int, int],
     *,
     resampling: Image.Resampling = Image.Resampling.LANCZOS,
-) -> UInt8[np.ndarray, "r r 3"]:
-    """Cut out `crop_px` and scale it to the resolution; an exact copy at equal size."""
+) -> UInt8[np.ndarray, "r c 3"]:
+    """Cut out `crop_px` and scale it to (height, width); an exact copy at equal size."""
     top, left, height, width = crop_px
     cropped = pixels[top : top + height, left : left + width]
-    if (height, width) == (resolution_px, resolution_px):
+    if (height, width) == size_px:
         return np.ascontiguousarray(cropped)
     resized = Image.fromarray(np.ascontiguousarray(cropped)).resize(
-        (resolution_px, resolution_px), resampling
+        (size_px[1], size_px[0]), resampling
     )
     return np.array(resized)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from rectiflow.base.config import LATER
 from rectiflow.base.errors import StoreError
 from rectiflow.base.files import atomic_write, explain_os_error, sha256_file
 
@@ -31,12 +32,16 @@ _AGAIN = "remove it and run the encoding again: only its rows are made anew"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """A shard as store.json lists it."""
+    """A shard as store.json lists it.
+
+    `bucket` says which of the store's buckets its latents have the shape of, by its place.
+    """
 
     file: str
     num_rows: int
     num_bytes: int
     sha256: str
+    bucket: int = field(default=0, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 STORE/store.json                  `StoreHeader`, written last
 STORE/index.parquet               one row a picture, by file name (`INDEX_FIELDS`)
-STORE/latents-00000.safetensors   mean, logvar, size_px, crop_px: one row a distinct picture
+STORE/latents-00000.safetensors   mean, logvar, size_px, crop_px: one row a distinct picture,
+                                  the rows of one shard all of one bucket
 STORE/text-00000.safetensors      the text encoders' states: one row a distinct caption
 STORE/quarantine.jsonl            what was rejected, and why
 """
@@ -11,16 +12,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 import torch
 
-from rectiflow.base.config import from_json
+from rectiflow.base.config import LATER, from_json
 from rectiflow.base.errors import ConfigError, StoreError
 from rectiflow.base.files import read_json
+from rectiflow.data.buckets import Bucket
 from rectiflow.data.shards import ShardRecord
 
 FORMAT = 1
@@ -65,8 +67,19 @@ class ColumnFormat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredBucket:
+    """The pictures of one size in a store: the size, and its columns where it has rows."""
+
+    size: Bucket
+    columns: dict[str, ColumnFormat]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreHeader:
     """store.json. `autoencoder` and `text` are the fingerprints of what made the rows.
+
+    Latents of one shape, squares of `resolution_px`, have `latent_columns`; where there are
+    `buckets`, each has its own, and `latent_columns` is empty.
 
     `empty_prompt_row` is the text row of "", which every store has for guidance to contrast with.
     """
@@ -85,12 +98,18 @@ class StoreHeader:
     text_columns: dict[str, ColumnFormat]
     latent_shards: tuple[ShardRecord, ...]
     text_shards: tuple[ShardRecord, ...]
+    buckets: tuple[StoredBucket, ...] = field(default=(), metadata=LATER)
 
     @property
     def fingerprint(self) -> str:
         """Identifies all content: the index and every shard, by their hashes."""
         shards = [shard.sha256 for shard in (*self.latent_shards, *self.text_shards)]
         return hashlib.sha256("|".join([self.index_sha256, *shards]).encode()).hexdigest()
+
+    @property
+    def columns_by_bucket(self) -> tuple[dict[str, ColumnFormat], ...]:
+        """The latents' columns of each bucket; of the squares, where there are none."""
+        return tuple(bucket.columns for bucket in self.buckets) or (self.latent_columns,)
 
     def check_made_by(
         self, *, autoencoder: str | None = None, text: Mapping[str, str] | None = None

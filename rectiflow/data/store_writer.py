@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from rectiflow.base.config import save_config
 from rectiflow.base.errors import StoreError, UserError
 from rectiflow.base.files import atomic_write, explain_os_error
+from rectiflow.data.buckets import Bucket
 from rectiflow.data.curation import write_quarantine
 from rectiflow.data.records import Rejection
 from rectiflow.data.shards import ShardRecord, adopt_shard, write_shard
@@ -36,6 +38,7 @@ from rectiflow.data.store_format import (
     QUARANTINE_FILE,
     TEXT,
     ColumnFormat,
+    StoredBucket,
     StoreHeader,
     index_schema,
     read_header,
@@ -45,7 +48,8 @@ from rectiflow.data.store_format import (
 class ShardSeries:
     """The shards of one kind, with the row at which each key lies; grows by `append`.
 
-    Rows are numbered over all shards in the order of their files.
+    Rows are numbered over all shards in the order of their files. Those of one shard have the same
+    shapes; rows of other shapes go into other shards.
 
     Raises:
         StoreError: a shard on disk is damaged, or was made by something else.
@@ -56,7 +60,8 @@ class ShardSeries:
     ) -> None:
         self.rows: dict[str, int] = {}
         self.records: list[ShardRecord] = []
-        self.columns: dict[str, ColumnFormat] = {}
+        # What the rows of each shard look like.
+        self.columns: list[dict[str, ColumnFormat]] = []
         # What the index repeats of every row: the integer columns.
         self.facts: dict[str, list[list[int]]] = {}
         self._folder, self._kind, self._made_by = folder, kind, made_by
@@ -72,7 +77,7 @@ class ShardSeries:
         return key in self.rows or key in self._buffered
 
     def append(self, key: str, row: Mapping[str, Tensor]) -> None:
-        """Add one row; a full shard is written at once."""
+        """Add one row; what is buffered is written when it would fill a shard."""
         self._buffered[key] = row
         self._num_buffered_bytes += sum(tensor.nbytes for tensor in row.values())
         if self._num_buffered_bytes >= self._max_shard_bytes:
@@ -84,14 +89,16 @@ class ShardSeries:
         Raises:
             UserError: the shard cannot be written.
         """
-        if not self._buffered:
-            return
-        keys, rows = list(self._buffered), list(self._buffered.values())
-        columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        number = _number(Path(self.records[-1].file)) + 1 if self.records else 0
-        path = self._folder / f"{self._kind}-{number:05d}.safetensors"
-        record = write_shard(path, keys, columns, self._made_by)
-        self._take(record, keys, columns)
+        alike: dict[tuple[torch.Size, ...], list[str]] = {}
+        for key, row in self._buffered.items():
+            alike.setdefault(tuple(tensor.shape for tensor in row.values()), []).append(key)
+        for keys in alike.values():
+            rows = [self._buffered[key] for key in keys]
+            columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            number = _number(Path(self.records[-1].file)) + 1 if self.records else 0
+            path = self._folder / f"{self._kind}-{number:05d}.safetensors"
+            record = write_shard(path, keys, columns, self._made_by)
+            self._take(record, keys, columns)
         self._buffered, self._num_buffered_bytes = {}, 0
 
     def _take(
@@ -104,12 +111,14 @@ class ShardSeries:
                 self.facts.setdefault(name, []).extend(column.tolist())
         self._num_rows += record.num_rows
         self.records.append(record)
-        self.columns = {
-            name: ColumnFormat(
-                dtype=str(column.dtype).removeprefix("torch."), shape=tuple(column.shape[1:])
-            )
-            for name, column in sorted(columns.items())
-        }
+        self.columns.append(
+            {
+                name: ColumnFormat(
+                    dtype=str(column.dtype).removeprefix("torch."), shape=tuple(column.shape[1:])
+                )
+                for name, column in sorted(columns.items())
+            }
+        )
 
 
 class StoreWriter:
@@ -123,10 +132,14 @@ class StoreWriter:
         autoencoder: str,
         text: Mapping[str, str],
         max_shard_bytes: int,
+        buckets: Mapping[tuple[int, ...], Bucket] | None = None,
     ) -> None:
         self.path = path
         self._resolution_px, self._autoencoder, self._text = resolution_px, autoencoder, dict(text)
-        made_by = {"autoencoder": autoencoder, "resolution_px": resolution_px}
+        self._buckets = dict(buckets or {})
+        made_by: dict[str, Any] = {"autoencoder": autoencoder, "resolution_px": resolution_px}
+        if self._buckets:
+            made_by["buckets"] = [str(bucket) for bucket in self._buckets.values()]
         self.latents = ShardSeries(path, LATENTS, made_by, max_shard_bytes=max_shard_bytes)
         self.text = ShardSeries(path, TEXT, self._text, max_shard_bytes=max_shard_bytes)
 
@@ -164,13 +177,32 @@ class StoreWriter:
             empty_prompt_row=empty_prompt_row,
             num_samples=len(index),
             index_sha256=hashlib.sha256(data.getbuffer()).hexdigest(),
-            latent_columns=self.latents.columns,
-            text_columns=self.text.columns,
-            latent_shards=tuple(self.latents.records),
+            latent_columns={} if self._buckets else self.latents.columns[-1],
+            text_columns=self.text.columns[-1],
+            latent_shards=self._latent_shards(),
             text_shards=tuple(self.text.records),
+            buckets=self._stored_buckets(),
         )
         save_config(self.path / HEADER_FILE, header)
         return header
+
+    def _latent_shards(self) -> tuple[ShardRecord, ...]:
+        """The shards, each with its bucket's place."""
+        if not self._buckets:
+            return tuple(self.latents.records)
+        places = {sides: place for place, sides in enumerate(self._buckets)}
+        return tuple(
+            replace(record, bucket=places[columns["mean"].shape[1:]])
+            for record, columns in zip(self.latents.records, self.latents.columns, strict=True)
+        )
+
+    def _stored_buckets(self) -> tuple[StoredBucket, ...]:
+        """The buckets, each with the columns of its rows."""
+        columns = {found["mean"].shape[1:]: found for found in self.latents.columns}
+        return tuple(
+            StoredBucket(size=bucket, columns=columns.get(sides, {}))
+            for sides, bucket in self._buckets.items()
+        )
 
 
 @contextmanager
@@ -181,10 +213,12 @@ def open_store_writer(
     autoencoder: str,
     text: Mapping[str, str],
     max_shard_bytes: int,
+    buckets: Mapping[tuple[int, ...], Bucket] | None = None,
 ) -> Generator[StoreWriter, None, None]:
     """Make a store folder, or open one to continue it, for one writer at a time.
 
-    A folder that was made here and stayed empty is removed again.
+    A folder that was made here and stayed empty is removed again. Where latents have several
+    shapes, `buckets` maps their (height, width) to what was encoded.
 
     Raises:
         StoreError: the store was made by other encoders or at another resolution, is damaged, or
@@ -207,6 +241,7 @@ def open_store_writer(
                 autoencoder=autoencoder,
                 text=text,
                 max_shard_bytes=max_shard_bytes,
+                buckets=buckets,
             )
     finally:
         if is_new and not any(path.iterdir()):

@@ -186,7 +186,7 @@ def _embed_images(
     for start in range(0, len(images), BATCH_SIZE):
         # Bicubic, as CLIP saw its pictures in training.
         pixels = [
-            crop_and_resize(image, crop_px, side_px, resampling=Image.Resampling.BICUBIC)
+            crop_and_resize(image, crop_px, (side_px, side_px), resampling=Image.Resampling.BICUBIC)
             for image in images[start : start + BATCH_SIZE]
         ]
         parts.append(project(images_from_pixels(pixels)))

@@ -77,6 +77,19 @@ class ModelCard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeakerModel:
+    """What guidance needs of a second model; autoencoder and text encoders are the first one's."""
+
+    name: str
+    digest: str
+    backbone: Backbone
+    formulation: Formulation
+
+    def to(self, device: torch.device | str) -> WeakerModel:
+        return replace(self, backbone=self.backbone.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantization:
     """In which 8 bits a backbone multiplies, and by which share of itself that moves its output."""
 
@@ -108,7 +121,7 @@ class Model:
     world: str | None
     resolution_px: int
     provenance: dict[str, Any]
-    weaker: Model | None = None
+    weaker: WeakerModel | Model | None = None
     parts: LoadedParts | None = None
     loras: tuple[LoadedLora, ...] = ()
     quantization: Quantization | None = None
@@ -141,18 +154,23 @@ def load_model(name_or_path: str | Path, settings: LoadSettings | None = None) -
         ConfigError: its `model.json` is not one.
     """
     settings = settings or LoadSettings()
-    if not is_own_model(name_or_path):
-        # Needs the public libraries of large encoders.
-        from rectiflow.generation.released import fetch_from_hub, load_released
+    path = _released_path(name_or_path)
+    if path is not None:
+        from rectiflow.generation.released import load_released
 
-        path = Path(name_or_path)
-        if not path.exists():
-            path = fetch_from_hub(str(name_or_path))
-        if path is not None:
-            return replace(load_released(path, settings), name=str(name_or_path)).to(
-                settings.device
-            )
+        return replace(load_released(path, settings), name=str(name_or_path)).to(settings.device)
     return _load_own_model(name_or_path, settings).to(settings.device)
+
+
+def _released_path(name_or_path: str | Path) -> Path | None:
+    """Where the released weights of that name lie, fetched if need be; None for a model of ours."""
+    if is_own_model(name_or_path):
+        return None
+    # Needs the public libraries of large encoders.
+    from rectiflow.generation.released import fetch_from_hub
+
+    path = Path(name_or_path)
+    return path if path.exists() else fetch_from_hub(str(name_or_path))
 
 
 def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
@@ -208,7 +226,7 @@ def with_weaker(model: Model, settings: SamplingSettings) -> Model:
     name = settings.guidance.weaker_model
     if name is None or (model.weaker is not None and model.weaker.name == name):
         return model
-    weaker = load_model(name).to(model.device)
+    weaker = _load_weaker(name, model).to(model.device)
     ours, theirs = model.backbone.config, weaker.backbone.config
     if (model.formulation.path, model.formulation.prediction) != (
         weaker.formulation.path,
@@ -220,6 +238,25 @@ def with_weaker(model: Model, settings: SamplingSettings) -> Model:
             "model of the same path, prediction and autoencoder"
         )
     return replace(model, weaker=weaker)
+
+
+def _load_weaker(name: str, model: Model) -> WeakerModel:
+    path = _released_path(name)
+    if path is None:
+        folder = find_model_folder(name)
+        card = read_model_card(folder)
+        return WeakerModel(
+            name=name,
+            digest=card.sha256[WEIGHTS_FILE],
+            backbone=_load_backbone(folder, card),
+            formulation=card.formulation,
+        )
+    from rectiflow.generation.released import load_released_backbone
+
+    # As the model's own.
+    precision = "auto" if model.parts is None else model.parts.precision
+    settings = LoadSettings(precision=precision, device=str(model.device))
+    return replace(load_released_backbone(path, settings), name=name)
 
 
 def read_model_card(folder: Path) -> ModelCard:

@@ -15,7 +15,7 @@ import torch
 from rectiflow.base.errors import UserError
 from rectiflow.flow import rectified_flow
 from rectiflow.generation.load_settings import LoadedParts, LoadSettings
-from rectiflow.generation.model import Model
+from rectiflow.generation.model import Model, WeakerModel
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.models.precision import compute_dtype
@@ -61,6 +61,7 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     checkpoint = open_checkpoint(path)
     mmdit = checkpoint.part("mmdit")
     assert isinstance(mmdit.config, MMDiTConfig)
+    alone = load_released_backbone(path, settings)
     decoding = _part_from(checkpoint, settings.autoencoder, "autoencoder", "--autoencoder")
     autoencoder = build_autoencoder(decoding, dtype=torch.float32)
     stored = _text_encoders(checkpoint, settings, mmdit.config.context_dim)
@@ -71,10 +72,10 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
         mmdit.config.base_side * mmdit.config.patch_size * autoencoder.config.downsample_factor
     )
     return Model(
-        name=str(path),
-        digest=mmdit.sha256(),
-        backbone=build_mmdit(mmdit, dtype=dtype).requires_grad_(False),
-        formulation=rectified_flow(),
+        name=alone.name,
+        digest=alone.digest,
+        backbone=alone.backbone,
+        formulation=alone.formulation,
         autoencoder=autoencoder,
         conditioner=CachedConditioner(
             config=stored.config,
@@ -94,6 +95,21 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
             text_sha256=identity,
             autoencoder_sha256=decoding.sha256(),
         ),
+    )
+
+
+def load_released_backbone(path: Path | str, settings: LoadSettings) -> WeakerModel:
+    """The backbone alone, in the settings' precision.
+
+    Raises:
+        CheckpointError: as `load_released`, or there is no backbone in it.
+    """
+    part = open_checkpoint(path).part("mmdit")
+    return WeakerModel(
+        name=str(path),
+        digest=part.sha256(),
+        backbone=build_mmdit(part, dtype=_dtype(settings)).requires_grad_(False),
+        formulation=rectified_flow(),
     )
 
 

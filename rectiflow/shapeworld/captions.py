@@ -58,9 +58,10 @@ class Metadata(TypedDict):
 
 def place_of(world: World, center_px: Point) -> str:
     """Name the place of a point, one of `PLACES`."""
-    half = _HALF_MIDDLE * world.canvas_px
-    offsets = (at - 0.5 * world.canvas_px for at in center_px)
-    column, row = (0 if off < -half else 2 if off > half else 1 for off in offsets)
+    shares = (at / side - 0.5 for at, side in zip(center_px, world.canvas_size_px, strict=True))
+    column, row = (
+        0 if share < -_HALF_MIDDLE else 2 if share > _HALF_MIDDLE else 1 for share in shares
+    )
     return PLACES[3 * row + column]
 
 

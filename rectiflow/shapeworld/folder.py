@@ -5,8 +5,9 @@ the world and the stream that the pictures came from.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,11 +25,12 @@ _CHUNK = 64
 
 
 def _write_chunk(
-    world: World, folder: Path, split: str, seed: int, scale: int, indices: range
+    worlds: Sequence[World], folder: Path, split: str, seed: int, scale: int, indices: range
 ) -> list[str]:
     """Write the pictures of some indices; return their caption lines."""
     lines: list[str] = []
     for index in indices:
+        world = worlds[index % len(worlds)]
         scene = sample_scene(world, split=split, seed=seed, index=index)
         name = f"images/{index:06d}.png"
         Image.fromarray(render(world, scene, scale=scale)).save(folder / name)
@@ -55,6 +57,7 @@ def write_folder(
     split: str = "train",
     seed: int = 0,
     scale: int = 1,
+    aspects: Sequence[tuple[int, int]] = (),
     num_workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -69,20 +72,23 @@ def write_folder(
         split: "train" or "val".
         seed: names the stream of scenes.
         scale: pixels for each of the world's own, at least 1; the scenes are the same.
+        aspects: width to height of the pictures, which take turns; by default all are the world's.
+            The shorter side stays, so that objects have the size that they have in squares.
         num_workers: processes that draw, at least 1.
         progress: called with (pictures done, pictures in all) now and then.
 
     Raises:
-        UserError: for a count, scale or number of workers below 1, an unknown split, or a folder
-            that cannot be made.
+        UserError: for a count, scale or number of workers below 1, an unknown split, an aspect that
+            does not make whole pixels, or a folder that cannot be made.
     """
     for name, number in (("count", count), ("scale", scale), ("num_workers", num_workers)):
         if number < 1:
             raise UserError(f"{name} is {number}; it must be at least 1")
+    worlds = [replace(world, aspect=aspect) for aspect in aspects] or [world]
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     with atomic_directory(out) as folder:
         (folder / "images").mkdir()
-        write = partial(_write_chunk, world, folder, split, seed, scale)
+        write = partial(_write_chunk, worlds, folder, split, seed, scale)
         done = 0
         with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
             for lines in _caption_lines(write, chunks, num_workers):
@@ -99,5 +105,6 @@ def write_folder(
                 "scale": scale,
                 "count": count,
                 "world": to_json(world),
-            },
+            }
+            | ({"aspects": [f"{width}:{height}" for width, height in aspects]} if aspects else {}),
         )

@@ -110,16 +110,20 @@ class Oracle:
         )
 
     def _at_scale_one(self, image: NDArray[np.uint8]) -> Floats:
-        edge = self._world.canvas_px
-        scale = image.shape[0] // edge
-        if image.dtype != np.uint8 or scale < 1 or image.shape != (scale * edge, scale * edge, 3):
+        width, height = self._world.canvas_size_px
+        scale = image.shape[0] // height
+        if (
+            image.dtype != np.uint8
+            or scale < 1
+            or image.shape != (scale * height, scale * width, 3)
+        ):
             raise UserError(
                 f"the oracle of world {self._world.name!r} reads uint8 pictures of "
-                f"[{edge}, {edge}, 3] or a whole multiple; got {image.dtype} {list(image.shape)}"
+                f"[{height}, {width}, 3] or a whole multiple; got {image.dtype} {list(image.shape)}"
             )
         if scale == 1:
             return image.astype(np.float32)
-        blocks = image.reshape(edge, scale, edge, scale, 3).astype(np.float32)
+        blocks = image.reshape(height, scale, width, scale, 3).astype(np.float32)
         return blocks.mean(axis=(1, 3))
 
     def _match(self, pieces: list[Piece]) -> list[Detection | Blob]:

@@ -36,9 +36,9 @@ def _paste(image: Image, patch: Image, left: int, top: int) -> None:
 
 
 def render(world: World, scene: Scene, *, scale: int = 1) -> Image:
-    """Draw a scene as uint8 RGB, [scale * canvas, scale * canvas, 3]."""
-    edge = world.canvas_px * scale
-    image = np.empty((edge, edge, 3), np.uint8)
+    """Draw a scene as uint8 RGB, [scale * canvas height, scale * canvas width, 3]."""
+    width, height = world.canvas_size_px
+    image = np.empty((height * scale, width * scale, 3), np.uint8)
     image[:] = BACKGROUND
     for item in scene.items:
         x, y = item.center_px[0] * scale, item.center_px[1] * scale

@@ -138,10 +138,10 @@ def words(world: World, *, held_out: bool) -> tuple[str, ...]:
 def _lattice(world: World, half_width_px: float, half_height_px: float) -> NDArray[np.float64]:
     """All centres (x, y), [n, 2], where a box of this half size fits on the canvas."""
     lines: list[NDArray[np.float64]] = []
-    for half in (half_width_px, half_height_px):
-        steps = np.arange(0, world.canvas_px + 1, world.placement_step_px, dtype=np.float64)
+    for half, side_px in zip((half_width_px, half_height_px), world.canvas_size_px, strict=True):
+        steps = np.arange(0, side_px + 1, world.placement_step_px, dtype=np.float64)
         room = half + world.margin_px
-        lines.append(steps[(steps >= room) & (steps <= world.canvas_px - room)])
+        lines.append(steps[(steps >= room) & (steps <= side_px - room)])
     return np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
@@ -178,7 +178,9 @@ def _draw_word(world: World, rng: np.random.Generator, *, held_out: bool) -> Wor
     shift = 0.5 * world.glyph_pitch_px * (len(text) - 1)
     letter_half = 0.5 * world.word_size_px(1)[0]
     places = _lattice(world, letter_half, 0.5 * height)
-    places = places[places[:, 0] + 2 * shift + letter_half <= world.canvas_px - world.margin_px]
+    places = places[
+        places[:, 0] + 2 * shift + letter_half <= world.canvas_size_px[0] - world.margin_px
+    ]
     x, y = places[rng.integers(len(places))]
     color = world.colors[rng.integers(len(world.colors))]
     return Word(text=text, color=color, center_px=(float(x) + shift, float(y)))

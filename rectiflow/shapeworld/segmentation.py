@@ -170,7 +170,7 @@ class Segmenter:
         coverage = np.where(near, ramp(along), 0.0).astype(np.float32)
         rows, columns = np.flatnonzero(blob.any(axis=1)), np.flatnonzero(blob.any(axis=0))
         mass = max(float(coverage.sum()), 1e-6)
-        lines = np.arange(len(blob), dtype=np.float32) + 0.5
+        y, x = (np.arange(side, dtype=np.float32) + 0.5 for side in blob.shape)
         return Piece(
             color=color,
             box=(
@@ -180,8 +180,8 @@ class Segmenter:
                 float(rows[-1] + 1),
             ),
             centroid_px=(
-                float(coverage.sum(axis=0) @ lines) / mass,
-                float(coverage.sum(axis=1) @ lines) / mass,
+                float(coverage.sum(axis=0) @ x) / mass,
+                float(coverage.sum(axis=1) @ y) / mass,
             ),
             coverage=coverage,
         )

@@ -4,11 +4,12 @@ A world is a value. `FULL` is the whole world, `SMALL` a subset for short runs. 
 combinations are rules on names, so a subset's held-out set is the full one's restricted to it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from hashlib import sha256
 from itertools import product
 
+from rectiflow.base.config import LATER
 from rectiflow.base.errors import UserError
 from rectiflow.shapeworld.font import GLYPH_PITCH, GLYPH_ROWS, LETTERS
 from rectiflow.shapeworld.shapes import OUTLINES
@@ -86,8 +87,11 @@ class World:
 
     Lengths are pixels at scale 1. An object's radius is half the edge of the box that holds it.
 
+    The shorter side of the canvas has `canvas_px`; `aspect` is its width to its height.
+
     Raises:
-        UserError: for a shape, colour or letter that cannot be drawn.
+        UserError: for a shape, colour or letter that cannot be drawn, or an aspect that does not
+            make whole pixels.
     """
 
     name: str
@@ -105,8 +109,15 @@ class World:
     words: tuple[str, ...]
     #: Edge of one dot of the 5x7 font.
     glyph_scale: int
+    aspect: tuple[int, int] = field(default=(1, 1), metadata=LATER)
 
     def __post_init__(self) -> None:
+        width, height = self.aspect
+        if min(self.aspect) < 1 or self.canvas_px * max(self.aspect) % min(self.aspect):
+            raise UserError(
+                f"world {self.name!r}: the aspect {width}:{height} does not make whole pixels of a "
+                f"canvas with a shorter side of {self.canvas_px} px; choose one such as 2:1 or 3:2"
+            )
         for kind, chosen, known in (
             ("shape", self.shapes, tuple(OUTLINES)),
             ("color", self.colors, tuple(PALETTE)),
@@ -118,6 +129,12 @@ class World:
                         f"world {self.name!r}: unknown {kind} {name!r}; "
                         f"choose among {', '.join(known)}"
                     )
+
+    @property
+    def canvas_size_px(self) -> tuple[int, int]:
+        """Width and height of the canvas."""
+        width, height = (self.canvas_px * side // min(self.aspect) for side in self.aspect)
+        return width, height
 
     @cached_property
     def letters(self) -> str:

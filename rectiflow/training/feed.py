@@ -29,7 +29,8 @@ class StoreFacts:
 
     `fingerprint` identifies the store's whole content; `autoencoder` and `text` are the parts'
     fingerprints as the model's `model.json` carries them. `num_clip_tokens` is the length
-    of the context's first part; `latent_shape` is (channels, height, width).
+    of the context's first part; `latent_shapes` are (channels, height, width), one for each
+    bucket.
     """
 
     fingerprint: str
@@ -40,7 +41,7 @@ class StoreFacts:
     context_dim: int
     pooled_dim: int
     num_clip_tokens: int
-    latent_shape: tuple[int, int, int]
+    latent_shapes: tuple[tuple[int, int, int], ...]
 
 
 @runtime_checkable
@@ -140,7 +141,7 @@ def facts_of(store: LatentStore) -> StoreFacts:
         context_dim=widths["t5.context"],
         pooled_dim=widths["clip_l.pooled"] + widths["clip_g.pooled"],
         num_clip_tokens=header.text_columns["clip_l.context"].shape[-2],
-        latent_shape=store.latent_shape,
+        latent_shapes=tuple(store.latent_shapes.values()),
     )
 
 
@@ -151,7 +152,13 @@ def refuse_unfit(facts: StoreFacts, recipe: TrainRecipe) -> None:
         ConfigError: a size differs; the text gives the one to set.
     """
     backbone = recipe.backbone
-    channels, height, width = facts.latent_shape
+    channels = facts.latent_shapes[0][0]
+    if recipe.resolution_px not in (None, facts.resolution_px):
+        raise ConfigError(
+            f"the store's resolution is {facts.resolution_px} px, the recipe {recipe.name!r} is "
+            f"for {recipe.resolution_px} px; encode the pictures with --resolution "
+            f"{recipe.resolution_px}"
+        )
     if backbone.is_inpainting:
         raise ConfigError(
             f"backbone.out_channels is {backbone.out_channels}: it is for inpainting, and the "
@@ -174,13 +181,14 @@ def refuse_unfit(facts: StoreFacts, recipe: TrainRecipe) -> None:
                 f"tokens of CLIP; set it to {facts.num_clip_tokens}"
             )
     p, side = backbone.patch_size, backbone.position_side
-    if height % p or width % p:
-        raise ConfigError(
-            f"the store's latents are {height}×{width}, not a multiple of backbone.patch_size "
-            f"{p}; encode the pictures at another resolution"
-        )
-    if max(height, width) > side * p:
-        raise ConfigError(
-            f"the store's latents are {height}×{width}, {max(height, width) // p} tokens on a "
-            f"side; raise backbone.position_side from {side}"
-        )
+    for _, height, width in facts.latent_shapes:
+        if height % p or width % p:
+            raise ConfigError(
+                f"the store's latents are {height}×{width}, not a multiple of backbone.patch_size "
+                f"{p}; encode the pictures at another resolution"
+            )
+        if max(height, width) > side * p:
+            raise ConfigError(
+                f"the store's latents are {height}×{width}, {max(height, width) // p} tokens on a "
+                f"side; raise backbone.position_side from {side}"
+            )

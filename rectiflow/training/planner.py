@@ -8,7 +8,7 @@ from a short measurement here. `benchmarks/planner.py` compares the prediction w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,7 +23,8 @@ from rectiflow.models.layers.feed_forward import MLP_RATIO
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.accelerators import Accelerator, accelerator
 from rectiflow.training.calibration import time_steps
-from rectiflow.training.meter import step_flops
+from rectiflow.training.feed import Feed
+from rectiflow.training.meter import input_size, step_flops
 from rectiflow.training.optimizers import Muon, hidden_matrices
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
@@ -211,6 +212,12 @@ def memory_of(
         activations=num_at_once * kept_bytes(recipe.backbone, size, arithmetic),
         working=num_at_once * _working_bytes(recipe, size, dtype),
     )
+
+
+def largest_input(feed: Feed) -> InputSize:
+    """One sample of the feed's bucket with the most tokens, which memory must be there for."""
+    _, height, width = max(feed.facts.latent_shapes, key=lambda shape: shape[1] * shape[2])
+    return replace(input_size(feed.batch_at(0)), height=height, width=width)
 
 
 def random_batch(recipe: TrainRecipe, size: InputSize) -> Batch:

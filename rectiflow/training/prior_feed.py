@@ -7,6 +7,7 @@ On the walk of a sample: two stores -> here -> `training.loop`. Source: arXiv 22
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -46,10 +47,11 @@ class PriorFeed(Feed):
         prior.header.check_made_by(
             autoencoder=instance.header.autoencoder, text=instance.header.text
         )
-        if prior.latent_shape != instance.latent_shape:
+        shapes = [sorted(store.latent_shapes.values()) for store in (prior, instance)]
+        if shapes[0] != shapes[1] or len(shapes[0]) > 1:
             raise ConfigError(
-                f"the prior's latents are {list(prior.latent_shape)}, the instance's "
-                f"{list(instance.latent_shape)}; encode both at one resolution"
+                f"the prior's latents are {_spell(shapes[0])}, the instance's {_spell(shapes[1])}; "
+                "encode both at one resolution, without buckets"
             )
         num_prior = recipe.prior.count_in(recipe.batch_size)
         num_instance = recipe.batch_size - num_prior
@@ -94,6 +96,10 @@ class PriorFeed(Feed):
 
     def shard(self, rank: int, num_processes: int) -> BatchSource:
         return _Share(self, rank, num_processes)
+
+
+def _spell(shapes: Sequence[tuple[int, int, int]]) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes)
 
 
 class _Share:

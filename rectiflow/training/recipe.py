@@ -65,10 +65,13 @@ class TrainRecipe:
     `spikes` says when a run goes back and leaves batches out; by default never.
     A step of `diagnose_every` also tells what goes on inside the blocks (`training.diagnosis`).
     `start_from` names the model whose averaged weights are the first ones, instead of random ones:
-    a shipped model, the folder of a run or model, or released weights; its shapes are `backbone`'s.
-    With `lora` only low-rank updates of it are trained. `prior` mixes pictures of what the model
-    draws already into every batch. `export_layout` is that of the run's `model/`; where it is a
-    released one, the position grid of `start_from` is kept too.
+    a shipped model, the folder of a run or model, or released weights; its shapes are `backbone`'s,
+    but positions of a model of ours may differ, as they have no weights. With `add_qk_norm` that
+    model has no QK-norm and `backbone` does: the norms are added (`training.start_from`). With
+    `lora` only low-rank updates of it are trained. `prior` mixes pictures of what the model draws
+    already into every batch. `export_layout` is that of the run's `model/`; where it is a released
+    one, the position grid of `start_from` is kept too. `resolution_px` is that of the store, where
+    positions and shift are meant for one; by default any will do.
     """
 
     name: str
@@ -78,6 +81,8 @@ class TrainRecipe:
     lora: LoraTraining | None = field(default=None, metadata=LATER)
     prior: PriorPreservation | None = field(default=None, metadata=LATER)
     export_layout: ExportLayout = field(default="own", metadata=LATER)
+    add_qk_norm: bool = field(default=False, metadata=LATER)
+    resolution_px: int | None = field(default=None, metadata=LATER)
     formulation: Formulation = field(default_factory=rectified_flow)
     shift: ResolutionShift = field(default_factory=ResolutionShift)
     stratified_times: bool = False
@@ -123,6 +128,11 @@ class TrainRecipe:
             )
         if self.prior is not None:
             self.prior.count_in(self.batch_size)  # says what is wrong with it
+        if self.add_qk_norm and (self.start_from is None or not self.backbone.use_qk_norm):
+            raise ConfigError(
+                "add_qk_norm adds the norms of backbone.use_qk_norm to the model of start_from; "
+                "set both, or leave it out"
+            )
         if self.gradient_clip <= 0.0:
             raise ConfigError(
                 f"gradient_clip is {self.gradient_clip}; give a norm above 0 "

@@ -2,11 +2,12 @@
 
 On the walk of a sample: the loop reads them once, before the first step; from the first checkpoint
 on the run stands on its own. Source: arXiv 2403.03206, section 5.3.2 (a model trained at a low
-resolution is fine-tuned at a high one).
+resolution is fine-tuned at a high one, with QK-norm that it had been trained without).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.files import read_json
 from rectiflow.models.frame import Backbone
+from rectiflow.models.layers.attention import HeadNorm
 from rectiflow.models.model_folder import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -25,6 +27,7 @@ from rectiflow.models.model_folder import (
     read_model_weights,
 )
 from rectiflow.models.published import open_checkpoint
+from rectiflow.training.recipe import TrainRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,30 +43,63 @@ class FirstWeights:
     tensors: Mapping[str, Tensor]
     positions: Tensor | None = None
 
-    @property
-    def origin(self) -> dict[str, str]:
+    def origin_of(self, recipe: TrainRecipe) -> dict[str, str]:
         """What checkpoints and the exported model's provenance keep of it."""
-        return {"model": self.name, "sha256": self.sha256}
+        origin = {"model": self.name, "sha256": self.sha256}
+        return origin | ({"added": "qk_norm"} if recipe.add_qk_norm else {})
 
-    def copy_into(self, backbone: Backbone) -> None:
-        """Replace all of a backbone's weights, and its positions where the file has its own.
+    def copy_into(
+        self, backbone: Backbone, *, add_qk_norm: bool = False, keep_positions: bool = False
+    ) -> None:
+        """Replace all of a backbone's weights; with `keep_positions` its grid by the file's own.
+
+        With `add_qk_norm` the norms of queries and keys are new. No weights of theirs leave the
+        network's function as it was, so they start at 1 like any norm: no attention logit is then
+        above sqrt(head_dim), and fine-tuning learns how sharp each head should be.
 
         Raises:
             CheckpointError: the model's tensors are not the backbone's; the text gives the first
-                that differs.
+                that differs. With `add_qk_norm`: the model has such norms already. With
+                `keep_positions`: the file's grid has another size.
         """
         own = backbone.state_dict()
+        norms = {
+            f"{name}.weight"
+            for name, module in backbone.named_modules()
+            if isinstance(module, HeadNorm)
+        }
+        if add_qk_norm and norms & self.tensors.keys():
+            raise CheckpointError(
+                f"start_from={self.name}: it was trained with QK-norm, so there is none to add; "
+                "leave add_qk_norm out"
+            )
+        added = norms if add_qk_norm else set[str]()
         for name in [*own, *self.tensors]:
+            if name in added:
+                continue
             ours, theirs = own.get(name), self.tensors.get(name)
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 raise CheckpointError(
                     f"start_from={self.name}: its tensor {name!r} is {_shape(theirs)}, the "
                     f"recipe's backbone needs {_shape(ours)}; give the recipe the backbone that "
                     f"stands in the model's {CARD_FILE}, or start from another model"
+                    + ("; to add QK-norm, set add_qk_norm" if name in norms else "")
                 )
-        backbone.load_state_dict(dict(self.tensors))
-        if self.positions is not None:
-            backbone.pos_embed.copy_(self.positions.reshape(backbone.pos_embed.shape))
+        ones = {name: torch.ones_like(own[name]) for name in added}
+        backbone.load_state_dict(dict(self.tensors) | ones)
+        if keep_positions and self.positions is not None:
+            self._copy_positions(self.positions, backbone)
+
+    def _copy_positions(self, positions: Tensor, backbone: Backbone) -> None:
+        grid = backbone.pos_embed
+        if positions.numel() != grid.numel():
+            side = math.isqrt(positions.numel() // grid.shape[-1])
+            raise CheckpointError(
+                f"start_from={self.name}: it has a position grid of {side}×{side}, the recipe's "
+                f"backbone has {grid.shape[0]}×{grid.shape[1]}, and this run keeps the model's; "
+                f"set backbone.position_side to {side}"
+            )
+        grid.copy_(positions.reshape(grid.shape))
 
 
 def read_first_weights(name_or_path: str, *, dtype: torch.dtype = torch.float32) -> FirstWeights:

@@ -92,7 +92,12 @@ class TrainState:
         else:
             backbone.to(recipe.lora.base_dtype)
         if first is not None:
-            first.copy_into(backbone)
+            # Our own layout has the closed form alone; what a LoRA changes is the model as it is.
+            first.copy_into(
+                backbone,
+                add_qk_norm=recipe.add_qk_norm,
+                keep_positions=recipe.lora is not None or recipe.export_layout != "own",
+            )
         if recipe.lora is not None:
             assert first is not None
             add_lora(backbone, recipe.lora.rank, generator)
@@ -107,7 +112,7 @@ class TrainState:
             backbone=backbone,
             ema=ema,
             optimizer=recipe.optimizer.build(backbone, dtype),
-            origin=first.origin if first is not None else None,
+            origin=first.origin_of(recipe) if first is not None else None,
             world=world,
             keeps_positions=recipe.export_layout != "own",
         )

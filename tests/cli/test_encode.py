@@ -9,8 +9,8 @@ from PIL import Image
 from rectiflow.cli.main import main
 
 
-def encode(folder: Path) -> int:
-    return main(["encode", str(folder), "--out", str(folder.parent / "store")])
+def encode(folder: Path, *options: str) -> int:
+    return main(["encode", str(folder), "--out", str(folder.parent / "store"), *options])
 
 
 @pytest.fixture
@@ -49,3 +49,18 @@ def test_captions_of_missing_pictures(folder: Path, capsys: pytest.CaptureFixtur
     assert encode(folder) == 2
     assert "'b.png': the captions name it, but there is no such file" in one_line(capsys)
     assert not (folder.parent / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--buckets", "1:1,wide"], "'wide' is no aspect ratio; give width:height"),
+        (["--buckets", ""], "'' is no aspect ratio; give width:height"),
+        (["--resolution", "72", "--buckets", "1:1"], "it must be a multiple of 16"),
+    ],
+)
+def test_impossible_buckets(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], text: str
+) -> None:
+    assert encode(folder, *options) == 2
+    assert text in one_line(capsys)

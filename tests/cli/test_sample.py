@@ -53,6 +53,7 @@ def random_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     for module in (folder, model_files, replay):
         monkeypatch.setattr(module, "load_model", lambda *_: model)
+    monkeypatch.setattr(model_files, "_load_weaker", lambda *_: model)
 
 
 @pytest.mark.system

@@ -40,3 +40,8 @@ def test_refuses_a_place_under_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
     err = capsys.readouterr().err
     assert err.startswith(f"rectiflow: error: cannot write {tmp_path / 'file' / 'out'}: ")
     assert err.count("\n") == 1
+
+
+def test_a_wrong_ratio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw(tmp_path / "out", "--ratios", "1:1,2") == 2
+    assert "'2' is no aspect ratio; give width:height in whole numbers" in capsys.readouterr().err

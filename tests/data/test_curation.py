@@ -17,7 +17,7 @@ from PIL import Image
 from rectiflow.base.errors import UserError
 from rectiflow.data import curation as curation_module
 from rectiflow.data.curation import (
-    CropToSquare,
+    CropToBucket,
     Curation,
     Decode,
     LimitSize,
@@ -157,7 +157,7 @@ def test_damaged_files_never_raise_and_stages_are_pure(draw: st.DataObject) -> N
 
 
 def test_stages_have_names_and_limits_are_inclusive() -> None:
-    assert [RequireCaption().name, Decode().name, CropToSquare(resolution_px=8).name] == [
+    assert [RequireCaption().name, Decode().name, CropToBucket(buckets=()).name] == [
         "caption", "decode", "crop",
     ]  # fmt: skip
     data = picture_bytes(random_pixels(0))

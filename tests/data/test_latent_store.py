@@ -34,7 +34,7 @@ def test_facts(made: Path) -> None:
     store = LatentStore(made)
     assert len(store) == 24
     assert store.variants == ("full", "terse")
-    assert store.latent_shape == (16, 4, 4)
+    assert store.latent_shapes == {0: (16, 4, 4)}
     assert store.header.autoencoder == tiny_autoencoder().fingerprint()
     assert store.header.text == HashedText().fingerprints()
     assert (store.header.world, store.header.resolution_px) == ("small", 32)

@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from data.parts import encode, make_folder
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rectiflow.base.errors import ConfigError, StoreError
 from rectiflow.data.latent_store import EMPTY_PROMPT, LatentStore
-from rectiflow.data.loader import Loader, Prefetcher, sample_order, stream_cut
+from rectiflow.data.loader import Loader, Prefetcher
 from rectiflow.data.records import Batch
 
 NUM = 13
@@ -36,24 +34,6 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 def indices(loader: Loader, steps: range) -> list[int]:
     return torch.cat([loader.batch_at(step).indices for step in steps]).tolist()
-
-
-@given(st.integers(0, 2**40), st.integers(0, 50), st.integers(1, 200))
-@settings(max_examples=50, deadline=None)
-def test_order_is_a_permutation(seed: int, epoch: int, num: int) -> None:
-    order = sample_order(seed, epoch, num)
-    assert order.sort().values.tolist() == list(range(num))
-    sample_order.cache_clear()
-    assert torch.equal(order, sample_order(seed, epoch, num))
-
-
-@given(st.integers(1, 20), st.integers(0, 40), st.integers(0, 40))
-@settings(max_examples=40, deadline=None)
-def test_cuts_join_to_the_stream_of_epochs(num: int, start: int, length: int) -> None:
-    cut = stream_cut(7, start, start + length, num)
-    found = [(epoch, place) for epoch, places in cut for place in places.tolist()]
-    stream = [(e, p) for e in range(81) for p in sample_order(7, e, num).tolist()]
-    assert found == stream[start : start + length]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 13, 30])

@@ -167,12 +167,12 @@ def test_square_is_centered() -> None:
 
 def test_crop_of_the_right_size_is_exact() -> None:
     pixels = random_pixels(3)
-    cropped = crop_and_resize(pixels, (2, 3, 16, 16), 16)
+    cropped = crop_and_resize(pixels, (2, 3, 16, 16), (16, 16))
     assert (cropped == pixels[2:18, 3:19]).all()
 
 
 def test_resize_keeps_flat_color_and_uses_only_the_crop() -> None:
     pixels = np.full((40, 20, 3), 9, np.uint8)
     pixels[10:30] = 100
-    assert (crop_and_resize(pixels, (10, 0, 20, 20), 16) == 100).all()
-    assert (crop_and_resize(pixels, (10, 0, 20, 20), 32) == 100).all()
+    assert (crop_and_resize(pixels, (10, 0, 20, 20), (16, 16)) == 100).all()
+    assert (crop_and_resize(pixels, (10, 0, 20, 20), (32, 32)) == 100).all()

@@ -10,19 +10,20 @@ from generation.released_folder import CONFIGS, TOKENS, diffusers_pipeline, save
 from models.lora.small_loras import text_tensors, write
 
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
+from rectiflow.base.files import sha256_file
 from rectiflow.generation import released
 from rectiflow.generation.description import describe_picture
 from rectiflow.generation.folder import sample_to_folder
 from rectiflow.generation.load_settings import LoadSettings, LoraFile
 from rectiflow.generation.loras import with_loras
-from rectiflow.generation.model import load_model
+from rectiflow.generation.model import load_model, with_weaker
 from rectiflow.generation.pipeline import Pipeline
 from rectiflow.generation.released import name_released
 from rectiflow.generation.replay import replay
 from rectiflow.models.published import RELEASED, convert, open_checkpoint, save_single_file
 from rectiflow.models.text import assemble
 from rectiflow.models.text.cache import CachedConditioner
-from rectiflow.sampling import ReleasedGrid
+from rectiflow.sampling import ReleasedGrid, parse_guidance
 
 CALL = {
     "prompt": ["a red circle", "two small squares above a star"],
@@ -121,6 +122,26 @@ def test_parts_may_lie_apart(folder, single, tmp_path):
         drawn(
             mmdit, **(places | {"text_encoders": tmp_path / "clips.safetensors"}), encoders=["t5"]
         )
+
+
+def test_a_weaker_model_may_be_a_backbone_alone(folder, tmp_path):
+    path = tmp_path / "weaker.safetensors"
+    save_single_file(path, {"mmdit": open_checkpoint(folder).part("mmdit")})
+    model = load_model(folder, LoadSettings(t5_tokens=TOKENS, precision="bf16"))
+    guided = replace(model.settings, guidance=parse_guidance(f"auto:weaker={path}"))
+    both = with_weaker(model, guided)
+    assert both.weaker is not None
+    assert (both.weaker.name, both.weaker.digest) == (str(path), sha256_file(path))
+    assert both.weaker.backbone.pos_embed.shape == model.backbone.pos_embed.shape
+    assert {p.dtype for p in both.weaker.backbone.parameters()} == {torch.bfloat16}
+    ours = replace(model.settings, guidance=parse_guidance("auto:weaker=tiny"))
+    assert with_weaker(model, ours).weaker.name == "tiny"
+    save_single_file(
+        tmp_path / "vae.safetensors", {"autoencoder": open_checkpoint(folder).part("autoencoder")}
+    )
+    other = parse_guidance(f"auto:weaker={tmp_path / 'vae.safetensors'}")
+    with pytest.raises(CheckpointError, match="holds no MM-DiT, only: autoencoder"):
+        with_weaker(model, replace(model.settings, guidance=other))
 
 
 def test_clip_g_reads_an_exclamation_mark_as_a_word_and_pads_with_zero(folder):

@@ -140,6 +140,27 @@ def test_crop_of_positions_is_centred_and_independent_of_grid_size():
     assert torch.equal(model.cropped_positions(2, 4), model.pos_embed[3:5, 2:6].flatten(0, 1))
 
 
+@pytest.mark.parametrize(("height_px", "width_px"), [(512, 512), (384, 704), (768, 320)])
+def test_positions_of_mixed_aspect_ratios_are_the_papers(height_px, width_px):
+    """(p - (h_max - s)/2)·256/S for p = 0 … h_max - 1, cropped in the middle (section 5.3.2)."""
+    side, h_max, dim = 512, 48, 16
+    s = side // 16
+    axis = (torch.arange(h_max) - (h_max - s) / 2) * 256 / side
+    rows, columns = height_px // 16, width_px // 16
+    top, left = (h_max - rows) // 2, (h_max - columns) // 2
+    omega = 10_000.0 ** (-torch.arange(dim // 4) / (dim // 4))
+    y, x = (axis[start:][:n, None] * omega for start, n in ((top, rows), (left, columns)))
+    angles = x.expand(rows, -1, -1), y[:, None].expand(-1, columns, -1)
+    expected = torch.cat([f(part) for part in angles for f in (torch.sin, torch.cos)], dim=2)
+    grid = position_grid(h_max, dim, base_side=s)[top : top + rows, left : left + columns]
+    assert torch.allclose(grid, expected, atol=1e-5)
+
+
+def test_a_grid_of_twice_the_side_passes_through_the_smaller_ones_positions():
+    near, far = position_grid(8, 64, base_side=4), position_grid(16, 64, base_side=8)
+    assert torch.allclose(far[::2, ::2], near, atol=1e-6)
+
+
 def test_time_embedding_is_cosine_first_and_scaled_by_a_thousand():
     embedding = sinusoidal_time_embedding(torch.tensor([0.0, 0.001]))
     assert torch.equal(embedding[0], torch.cat([torch.ones(128), torch.zeros(128)]))

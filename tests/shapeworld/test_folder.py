@@ -1,6 +1,7 @@
 """A written folder is what a user's own data would be, and appears whole or not at all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,26 @@ def test_nothing_is_left_after_an_interruption(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_folder(SMALL, tmp_path / "out", count=10, progress=stop)
     assert not list(tmp_path.iterdir())
+
+
+def test_aspects_take_turns(tmp_path: Path) -> None:
+    aspects = [(1, 1), (2, 1), (1, 2)]
+    write_folder(SMALL, tmp_path / "a", count=6, scale=2, aspects=aspects)
+    lines = (tmp_path / "a" / "captions.jsonl").read_text().splitlines()
+    for index, line in enumerate(map(json.loads, lines)):
+        own = replace(SMALL, aspect=aspects[index % 3])
+        width, height = own.canvas_size_px
+        picture = np.asarray(Image.open(tmp_path / "a" / line["file"]))
+        assert picture.shape == (2 * height, 2 * width, 3)
+        scene = sample_scene(own, split="train", seed=0, index=index)
+        np.testing.assert_array_equal(picture, render(own, scene, scale=2))
+        assert line["captions"] == captions(own, scene, seed=0, index=index)
+    about = json.loads((tmp_path / "a" / "world.json").read_text())
+    assert about["aspects"] == ["1:1", "2:1", "1:2"]
+    assert from_json(World, about["world"]) == SMALL
+
+
+def test_an_aspect_of_no_whole_pixels(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the aspect 7:3 does not make whole pixels of a canvas"):
+        write_folder(SMALL, tmp_path / "a", count=1, aspects=[(7, 3)])
+    assert not (tmp_path / "a").exists()

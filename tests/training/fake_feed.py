@@ -48,7 +48,7 @@ class FakeFeed(Feed):
             context_dim=32,
             pooled_dim=24,
             num_clip_tokens=LENGTH,
-            latent_shape=(16, 4, 4),
+            latent_shapes=((16, 4, 4),),
         )
 
     def rows(self, indices: Tensor, *, epoch: int) -> Batch:

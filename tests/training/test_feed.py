@@ -1,18 +1,30 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from data.parts import RESOLUTION_PX, HashedText, encode, make_folder, tiny_autoencoder
+from data.parts import (
+    RESOLUTION_PX,
+    HashedText,
+    encode,
+    make_folder,
+    picture_bytes,
+    tiny_autoencoder,
+)
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import ConfigError, StoreError
+from rectiflow.data.buckets import buckets_for
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.calibration import calibrate
+from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.feed import open_feed
 from rectiflow.training.loop import train
+from rectiflow.training.planner import largest_input
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.schedule import Trapezoid
 
 NUM = 13
 BACKBONE = MMDiTConfig(depth=1, context_dim=20, pooled_dim=16, position_side=4, base_side=2)
@@ -66,7 +78,7 @@ def test_facts_are_the_stores(store: Path) -> None:
     assert facts.fingerprint == LatentStore(store).fingerprint
     assert facts.autoencoder["fingerprint"] == tiny_autoencoder().fingerprint()
     assert facts.text == HashedText().fingerprints()
-    assert (facts.resolution_px, facts.latent_shape) == (RESOLUTION_PX, (16, 4, 4))
+    assert (facts.resolution_px, facts.latent_shapes) == (RESOLUTION_PX, ((16, 4, 4),))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +103,13 @@ def test_a_backbone_that_does_not_fit_the_store_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=text):
         open_feed(store, recipe(backbone=dataclasses.replace(BACKBONE, **changes)))
+
+
+def test_a_recipe_may_be_for_one_resolution(store: Path) -> None:
+    open_feed(store, recipe(resolution_px=RESOLUTION_PX))
+    text = "the store's resolution is 32 px, the recipe 'test' is for 64 px; encode .* --resolution"
+    with pytest.raises(ConfigError, match=text):
+        open_feed(store, recipe(resolution_px=64))
 
 
 def test_clips_part_of_the_context_must_be_the_stores(store: Path) -> None:
@@ -124,3 +143,58 @@ def test_calibration_gives_a_plausible_rate_and_leaves_nothing() -> None:
     assert 1 < rate < 10_000
     looking = calibrate(tiny_recipe(validate_every=1), FakeFeed(), 0.3)
     assert looking < rate
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of tall, square and wide pictures, four of each."""
+    path = tmp_path_factory.mktemp("mixed")
+    (path / "folder").mkdir()
+    for index in range(12):
+        size = [(32, 32), (30, 60), (60, 30)][index % 3]
+        pixels = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+        (path / "folder" / f"{index:02d}.png").write_bytes(picture_bytes(pixels))
+        (path / "folder" / f"{index:02d}.txt").write_text("a caption")
+    buckets = buckets_for(["1:1", "2:1", "1:2"], resolution_px=32, multiple_px=8)
+    encode(path / "folder", path / "store", buckets=buckets)
+    return path / "store"
+
+
+PATCHES_OF_1 = dataclasses.replace(BACKBONE, patch_size=1, position_side=6)
+
+
+def test_a_run_on_buckets_resumes_bit_for_bit(mixed: Path, tmp_path: Path) -> None:
+    # A rate that falls towards the end would know where that is.
+    steps = recipe(
+        backbone=PATCHES_OF_1,
+        max_steps=5,
+        num_validation=3,
+        validate_every=0,
+        schedule=Trapezoid(warmup_steps=2, decay_fraction=0.0),
+    )
+    feed = open_feed(mixed, steps)
+    assert feed.facts.latent_shapes == ((16, 6, 3), (16, 4, 4), (16, 3, 6))
+    assert len({feed.batch_at(step).x0_mean.shape for step in range(8)}) == 3
+    assert sum(map(len, feed.validation)) == 3
+    train(steps, mixed, tmp_path / "whole", progress=False)
+    train(steps, mixed, tmp_path / "cut", max_steps=2, progress=False)
+    train(steps, mixed, tmp_path / "cut", max_steps=5, progress=False)
+    one, other = (
+        read_tensors(tmp_path / run / "checkpoints" / "step_00000005" / "weights.safetensors")
+        for run in ("whole", "cut")
+    )
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_every_bucket_must_fit_the_backbone(mixed: Path) -> None:
+    text = "the store's latents are 6×3, not a multiple of backbone.patch_size 2"
+    with pytest.raises(ConfigError, match=text):
+        open_feed(mixed, recipe())
+    small = dataclasses.replace(PATCHES_OF_1, position_side=5)
+    with pytest.raises(ConfigError, match="latents are 6×3, 6 tokens on a side; raise backbone.po"):
+        open_feed(mixed, recipe(backbone=small))
+
+
+def test_the_planner_takes_the_largest_bucket(mixed: Path) -> None:
+    size = largest_input(open_feed(mixed, recipe(backbone=PATCHES_OF_1)))
+    assert (size.height * size.width, size.num_text) == (18, 5)

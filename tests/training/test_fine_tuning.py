@@ -123,7 +123,7 @@ def test_resume_is_exact_and_the_export_is_the_average(base: Path, tmp_path: Pat
     for name, value in load_first(base).state_dict().items():
         torch.testing.assert_close(plain.state_dict()[name], value, rtol=1e-4, atol=1e-5)
     provenance = read_json(whole.model / "provenance.json")
-    assert provenance["start_from"] == read_first_weights(str(base)).origin
+    assert provenance["start_from"] == read_first_weights(str(base)).origin_of(recipe)
     with pytest.raises(UserError, match=r"holds a LoRA.*--lora .*model/lora.safetensors"):
         load_model(whole.run)
 

@@ -91,7 +91,7 @@ def test_facts_tell_either_store_from_another(stores) -> None:
     both = feed(stores, recipe()).facts
     swapped = PriorFeed(stores[1], stores[0], recipe(), validation_batch_size=2).facts
     assert len({both.fingerprint, swapped.fingerprint, stores[0].fingerprint}) == 3
-    assert both.latent_shape == stores[0].latent_shape
+    assert both.latent_shapes == tuple(stores[0].latent_shapes.values())
 
 
 def test_a_failed_step_is_replayed_with_its_weights(stores, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from models.published.small_checkpoints import SMALL, random_mmdit, write_single
 from safetensors.torch import load_file, save_file
 from training.fake_feed import FakeFeed, tiny_recipe
 
-from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
 from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.loop import TrainResult, train
@@ -112,7 +112,10 @@ def test_a_damaged_or_missing_model_is_told_and_binds_no_folder(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"use_qk_norm": True}, r"is missing, the recipe's backbone needs \[.*model.json"),
+        (
+            {"use_qk_norm": True},
+            r"is missing, the recipe's backbone needs \[.*model.json.*; to add QK-norm, set add_qk",
+        ),
         ({"patch_size": 1}, r"is \[64, 16, 2, 2\], the recipe's backbone needs \[64, 16, 1, 1\]"),
     ],
 )
@@ -123,6 +126,48 @@ def test_another_shape_is_told(
     other = dataclasses.replace(recipe, backbone=dataclasses.replace(recipe.backbone, **changes))
     with pytest.raises(CheckpointError, match=f"start_from=.*{text}"):
         run_quietly(other, tmp_path / "run")
+
+
+def with_qk_norm(recipe: TrainRecipe, **changes: object) -> TrainRecipe:
+    backbone = dataclasses.replace(recipe.backbone, use_qk_norm=True)
+    return dataclasses.replace(recipe, backbone=backbone, **changes)
+
+
+def test_qk_norm_is_added_on_request(earlier: Path, tmp_path: Path) -> None:
+    recipe = with_qk_norm(from_run(earlier), add_qk_norm=True)
+    state = TrainState.start(recipe, read_first_weights(str(earlier)))
+    saved = load_file(earlier / "model" / "weights.safetensors")
+    own = state.backbone.state_dict()
+    norms = own.keys() - saved.keys()
+    assert norms
+    assert all(name.endswith(("ln_q.weight", "ln_k.weight")) for name in norms)
+    assert all(bool((own[name] == 1.0).all()) for name in norms)
+    assert all(torch.equal(own[name], value) for name, value in saved.items())
+    result = run_quietly(recipe, tmp_path / "run")
+    origin = read_json(result.model / "model.json")["provenance"]["start_from"]
+    assert (origin["model"], origin["added"]) == (str(earlier), "qk_norm")
+    # The finished model has them, so the next run finds none to add.
+    again = with_qk_norm(from_run(result.run), add_qk_norm=True)
+    with pytest.raises(CheckpointError, match="was trained with QK-norm, so there is none to add"):
+        run_quietly(again, tmp_path / "again")
+    assert run_quietly(with_qk_norm(from_run(result.run)), tmp_path / "again").step == 4
+
+
+def test_to_add_qk_norm_takes_a_model_and_a_backbone_that_has_it(earlier: Path) -> None:
+    text = "add_qk_norm adds the norms of backbone.use_qk_norm to the model of start_from; set both"
+    with pytest.raises(ConfigError, match=text):
+        from_run(earlier, add_qk_norm=True)
+    with pytest.raises(ConfigError, match=text):
+        with_qk_norm(tiny_recipe(), add_qk_norm=True)
+
+
+def test_positions_may_differ_as_they_have_no_weights(earlier: Path) -> None:
+    recipe = from_run(earlier)
+    backbone = dataclasses.replace(recipe.backbone, base_side=8, position_side=16)
+    state = TrainState.start(
+        dataclasses.replace(recipe, backbone=backbone), read_first_weights(str(earlier))
+    )
+    assert state.backbone.pos_embed.shape[:2] == (16, 16)
 
 
 def test_an_unknown_tensor_is_told(earlier: Path, tmp_path: Path) -> None:
@@ -139,13 +184,25 @@ def test_released_weights_become_float32_with_their_own_positions(tmp_path: Path
     model = random_mmdit(SMALL["sd3.5-medium"])
     path = write_single_file(tmp_path / "sd3.safetensors", model, dtype=torch.bfloat16)
     first = read_first_weights(str(path))
-    assert first.origin == {"model": str(path), "sha256": sha256_file(path)}
     assert {tensor.dtype for tensor in first.tensors.values()} == {torch.float32}
     recipe = tiny_recipe(backbone=model.config, start_from=str(path), export_layout="diffusers")
+    assert first.origin_of(recipe) == {"model": str(path), "sha256": sha256_file(path)}
     state = TrainState.start(recipe, first)
     for name, value in {"pos_embed": model.pos_embed, **model.state_dict()}.items():
         for kept in (state.tensors()["weights"], state.tensors()["ema"]):
             assert torch.equal(kept[name], value.bfloat16().float())
+
+
+def test_a_grid_that_is_kept_must_fit_and_ours_is_the_closed_form(tmp_path: Path) -> None:
+    model = random_mmdit(FITTING)
+    path = write_single_file(tmp_path / "sd3.safetensors", model)
+    first = read_first_weights(str(path))
+    larger = dataclasses.replace(FITTING, position_side=16)
+    recipe = tiny_recipe(backbone=larger, start_from=str(path))
+    closed = TrainState.start(dataclasses.replace(recipe, start_from=None)).backbone.pos_embed
+    assert torch.equal(TrainState.start(recipe, first).backbone.pos_embed, closed)
+    with pytest.raises(CheckpointError, match="position grid of 8×8, the recipe's backbone has 16"):
+        TrainState.start(dataclasses.replace(recipe, export_layout="diffusers"), first)
 
 
 def test_an_export_without_the_other_parts_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""The recipe of section 5.3.2, each change against the model that it starts from."""
+
+from dataclasses import replace
+
+from rectiflow.generation.model import read_model_card
+from rectiflow.models.model_folder import find_model_folder
+from rectiflow.recipes.highres import highres, shift_for
+
+
+def test_it_changes_what_the_paper_changes() -> None:
+    card, recipe = read_model_card(find_model_folder("tiny")), highres("tiny")
+    assert not card.backbone.use_qk_norm
+    assert recipe.backbone == replace(
+        card.backbone, use_qk_norm=True, base_side=8, position_side=2 * card.backbone.position_side
+    )
+    assert (recipe.start_from, recipe.add_qk_norm) == ("tiny", True)
+    assert recipe.resolution_px == 2 * card.resolution_px == 128
+    assert recipe.formulation == card.formulation
+    assert recipe.optimizer.eps == 1e-15  # type: ignore[union-attr]
+    # Four times the tokens: sqrt(m/n) = 2.
+    assert recipe.shift.alpha == 2.0 * card.sampling.shift
+
+
+def test_the_shift_grows_with_the_side() -> None:
+    card = read_model_card(find_model_folder("tiny"))
+    own = card.sampling.shift
+    alphas = [shift_for(card, side).alpha for side in (64, 128, 192)]
+    assert alphas == [own, 2.0 * own, 3.0 * own]
