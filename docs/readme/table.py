@@ -114,13 +114,13 @@ def make_table() -> str:
             " / ".join(f"{row['speedup']:.2f}×" for row in steps),
         ),
         (
-            "a whole picture against `StableDiffusion3Pipeline`, same weights, float32, depth 8, 256 px, "
-            "20 guided steps: with T5 / with zeros in its place",
+            "a whole picture against `StableDiffusion3Pipeline`, same weights, float32, depth 8, "
+            "256 px, 20 guided steps: with T5 / with zeros in its place",
             " / ".join(f"{row['speedup']:.2f}×" for row in pictures),
         ),
         (
-            "one joint block of SD3-medium's size, weights in bfloat16, against diffusers': 256 px / "
-            "512 px; in int8",
+            "one joint block of SD3-medium's size, weights in bfloat16, against diffusers': "
+            "256 px / 512 px; in int8",
             " / ".join(f"{row['speedup']['rectiflow']:.1f}×" for row in joint)
             + "; "
             + " / ".join(f"{row['speedup']['rectiflow int8']:.1f}×" for row in joint)
