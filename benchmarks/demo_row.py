@@ -17,6 +17,7 @@ from rectiflow.base.log import read_events
 from rectiflow.evaluation.results import read_evaluation
 from rectiflow.recipes.demo import DemoRecord
 from rectiflow.recipes.parts.tiny import scores_of
+from rectiflow.training.recipe import TrainRecipe
 
 
 def main() -> None:
@@ -31,6 +32,7 @@ def main() -> None:
     print_row(
         "demo",
         minutes=record.minutes,
+        backbone=load_config(run / "recipe.json", TrainRecipe).backbone.title,
         wall_s=chosen.wall_s,
         stages_s=record.stages,
         steps=provenance["step"],

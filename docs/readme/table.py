@@ -87,7 +87,9 @@ def make_table() -> str:
             f"({demo['steps']:,} steps, {demo['images_per_s']:.0f} images/s)",
         ),
         (
-            f"the demo's model, overall ({demo['scores']['per_task']} prompts a task)",
+            # Rows without a backbone are from when it was an MM-DiT.
+            f"the demo's model, then a {demo.get('backbone', 'MM-DiT')}, overall "
+            f"({demo['scores']['per_task']} prompts a task)",
             f"{interval(demo['scores']['overall']['seen'])}; unseen combinations "
             f"{interval(demo['scores']['overall']['unseen'])}",
         ),

@@ -83,7 +83,7 @@ def run_demo(
         walk.encode()
     with walk.stage("Calibrate", f"how many steps are {minutes:g} minutes here?"):
         walk.calibrate()
-    with walk.stage("Train", "MM-DiT by flow matching"):
+    with walk.stage("Train", "a backbone by flow matching"):
         walk.train()
     with walk.stage("Sample and score", "the benchmark's prompts, read back from the pixels"):
         walk.evaluate(per_task)

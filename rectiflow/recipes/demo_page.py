@@ -45,8 +45,8 @@ def assemble_report(
         lede=(
             f"A Stable Diffusion 3 in miniature, trained from random weights on "
             f"{demo['num_pictures']:,} captioned pictures on {_cores(session)}: "
-            "three text encoders, an autoencoder, an MM-DiT and rectified flow. It drew every "
-            "picture on this page; a program that reads pixels judged them."
+            f"three text encoders, an autoencoder, a {recipe.backbone.title} and rectified flow. "
+            "It drew every picture on this page; a program that reads pixels judged them."
         ),
         evaluation=evaluation,
         pictures=_read_pictures(out / "evaluation", evaluation),
