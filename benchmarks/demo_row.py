@@ -3,7 +3,7 @@
     time make demo OUT=my-demo
     python benchmarks/demo_row.py my-demo --wall-s SECONDS
 
-`--wall-s` is what the whole command took, installation included.
+`--wall-s` is what the whole command took, installation included unless `--was-installed`.
 """
 
 import argparse
@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("demo", type=Path)
     parser.add_argument("--wall-s", type=float, required=True)
+    parser.add_argument("--was-installed", action="store_true")
     chosen = parser.parse_args()
     record = load_config(chosen.demo / "demo.json", DemoRecord)
     run = chosen.demo / "run"
@@ -34,6 +35,7 @@ def main() -> None:
         minutes=record.minutes,
         backbone=load_config(run / "recipe.json", TrainRecipe).backbone.title,
         wall_s=chosen.wall_s,
+        was_installed=chosen.was_installed,
         stages_s=record.stages,
         steps=provenance["step"],
         training_s=provenance["training_s"],

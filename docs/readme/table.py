@@ -80,15 +80,15 @@ def make_table() -> str:
 
     machine = demo["environment"]
     trained = tiny["data"]
+    installed = "installed before" if demo["was_installed"] else "installation included"
     rows = [
         (
-            "`make demo` from a clean clone, installation included",
+            f"`make demo`, {installed}",
             f"{seconds(demo['wall_s'])}, of which {seconds(demo['training_s'])} training "
             f"({demo['steps']:,} steps, {demo['images_per_s']:.0f} images/s)",
         ),
         (
-            # Rows without a backbone are from when it was an MM-DiT.
-            f"the demo's model, then a {demo.get('backbone', 'MM-DiT')}, overall "
+            f"the demo's model, a {demo['backbone']}, overall "
             f"({demo['scores']['per_task']} prompts a task)",
             f"{interval(demo['scores']['overall']['seen'])}; unseen combinations "
             f"{interval(demo['scores']['overall']['unseen'])}",
