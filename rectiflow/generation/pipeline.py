@@ -54,6 +54,7 @@ from rectiflow.generation.text_to_image import (
 )
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.layers.embeddings import TIME_SCALE
+from rectiflow.models.quantization import check_device
 from rectiflow.sampling import (
     Guidance,
     Solver,
@@ -152,8 +153,14 @@ class Pipeline:
         return Pipeline(load_model(path_or_id, settings))
 
     def to(self, device: torch.device | str) -> Pipeline:
-        """Itself, on another device; not while it draws, for the weights themselves move."""
+        """Itself, on another device; not while it draws, for the weights themselves move.
+
+        Raises:
+            ConfigError: it is quantized in a way that the device does not multiply in.
+        """
         with self._changing:
+            if self._quantization is not None:
+                check_device(self._quantization, torch.device(device))
             self._plain = self._plain.to(device)
             self._change(loras=self._loras, quantization=self._quantization)
         return self

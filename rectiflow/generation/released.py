@@ -61,7 +61,7 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     checkpoint = open_checkpoint(path)
     mmdit = checkpoint.part("mmdit")
     assert isinstance(mmdit.config, MMDiTConfig)
-    alone = load_released_backbone(path, settings)
+    alone = _backbone_of(mmdit, path, settings)
     decoding = _part_from(checkpoint, settings.autoencoder, "autoencoder", "--autoencoder")
     autoencoder = build_autoencoder(decoding, dtype=torch.float32)
     stored = _text_encoders(checkpoint, settings, mmdit.config.context_dim)
@@ -104,7 +104,10 @@ def load_released_backbone(path: Path | str, settings: LoadSettings) -> WeakerMo
     Raises:
         CheckpointError: as `load_released`, or there is no backbone in it.
     """
-    part = open_checkpoint(path).part("mmdit")
+    return _backbone_of(open_checkpoint(path).part("mmdit"), path, settings)
+
+
+def _backbone_of(part: Part, path: Path | str, settings: LoadSettings) -> WeakerModel:
     return WeakerModel(
         name=str(path),
         digest=part.sha256(),

@@ -59,7 +59,7 @@ def _matrices(module: nn.Module) -> Iterator[nn.Linear]:
             yield from _matrices(child)
 
 
-def check_device(kind: EightBits, device: torch.device) -> None:
+def check_device(kind: str, device: torch.device) -> None:
     """Pass if the device multiplies in these 8 bits.
 
     Raises:

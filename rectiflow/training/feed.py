@@ -57,6 +57,7 @@ class Feed(ABC):
     """Training data for one recipe."""
 
     facts: StoreFacts
+    batch_size: int
     # The held-out samples, with keys that stay the same each time.
     validation: Sequence[Batch]
 
@@ -64,13 +65,30 @@ class Feed(ABC):
     def batch_at(self, step: int) -> Batch:
         """The batch of one step, a pure function of the step."""
 
-    @abstractmethod
     def shard(self, rank: int, num_processes: int) -> BatchSource:
         """One process's part of every batch: joined by rank, the parts are the batch.
 
         Raises:
             ConfigError: the processes do not divide the batch.
         """
+        if self.batch_size % num_processes:
+            raise ConfigError(
+                f"batch_size {self.batch_size} does not divide among {num_processes} processes; "
+                "choose a multiple"
+            )
+        part = self.batch_size // num_processes
+        return _Rows(whole=self, rows=slice(rank * part, (rank + 1) * part))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """One process's rows of every batch, cut out of the whole one."""
+
+    whole: BatchSource
+    rows: slice
+
+    def batch_at(self, step: int) -> Batch:
+        return self.whole.batch_at(step)[self.rows]
 
 
 class StoreFeed(Feed):
@@ -87,7 +105,7 @@ class StoreFeed(Feed):
         *,
         validation_batch_size: int = VALIDATION_BATCH_SIZE,
     ) -> None:
-        self.facts = facts_of(store)
+        self.facts, self.batch_size = facts_of(store), recipe.batch_size
         refuse_unfit(self.facts, recipe)
         split = split_store(
             store.latent_rows, num_validation=recipe.num_validation, seed=HELD_OUT_SEED

@@ -17,7 +17,6 @@ from typing import Literal
 import torch
 
 from rectiflow.data.records import Batch
-from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.flops import InputSize, forward_flops
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.accelerators import peak_flops
@@ -25,8 +24,10 @@ from rectiflow.training.recipe import TrainRecipe
 
 Activity = Literal["data", "step", "validation", "sampling", "saving"]
 ACTIVITIES: tuple[Activity, ...] = ("data", "step", "validation", "sampling", "saving")
-#: The backward pass computes two products for each of the forward pass.
+#: The backward pass computes two products for each of the forward pass; one where the weights are
+#: frozen, for theirs is the other.
 FORWARD_PASSES_PER_STEP = 3
+FORWARD_PASSES_PER_FROZEN_STEP = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class Usage:
     batches, and what is missing to 1 is logging. `peak_memory_bytes` is the most that this process
     has held so far: memory allocated on a CUDA device, elsewhere its resident set.
     `flops_per_second` are the model's own operations in training steps, those that the loss needs
-    (three forward passes' worth; nothing computed twice counts twice), over the seconds of "data"
+    (three forward passes' worth, two where all but a LoRA is frozen; nothing computed twice counts
+    twice), over the seconds of "data"
     and "step". `mfu` is their share of the device's peak for the precision, None where that is
     not known.
     """
@@ -57,7 +59,7 @@ class Meter:
     """Adds up seconds by activity, images and operations, from one reading to the next."""
 
     def __init__(self, recipe: TrainRecipe, device: torch.device | str = "cpu") -> None:
-        self._backbone = recipe.backbone
+        self._recipe = recipe
         self._device = torch.device(device)
         self._peak = peak_flops(self._device, compute_dtype(recipe.precision, self._device))
         self._restart()
@@ -72,7 +74,7 @@ class Meter:
     def count(self, batch: Batch) -> None:
         """A training step on `batch` has been made."""
         self._num_images += len(batch.keys)
-        self._flops += len(batch.keys) * step_flops(self._backbone, input_size(batch))
+        self._flops += len(batch.keys) * step_flops(self._recipe, input_size(batch))
 
     @property
     def images_per_second(self) -> float:
@@ -110,14 +112,18 @@ def input_size(batch: Batch) -> InputSize:
     return InputSize(height=height, width=width, num_text=num_text)
 
 
-@lru_cache(maxsize=256)
-def step_flops(backbone: BackboneConfig, size: InputSize) -> int:
+def step_flops(recipe: TrainRecipe, size: InputSize) -> int:
     """The model's operations for one sample of a training step, forward and backward.
 
     Attention is counted over all pairs of tokens and every stream with its own weights, as in
-    `models.flops`; the optimizer is not counted, as usual for MFU (arXiv 2204.02311, appendix B).
+    `models.flops`; the optimizer is not counted, as usual for MFU (arXiv 2204.02311, appendix B),
+    nor are a LoRA's own products.
     """
-    return FORWARD_PASSES_PER_STEP * forward_flops(backbone, size)
+    passes = FORWARD_PASSES_PER_STEP if recipe.lora is None else FORWARD_PASSES_PER_FROZEN_STEP
+    return passes * _forward_flops(recipe.backbone, size)
+
+
+_forward_flops = lru_cache(maxsize=256)(forward_flops)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

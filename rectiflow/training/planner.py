@@ -26,7 +26,7 @@ from rectiflow.training.calibration import time_steps
 from rectiflow.training.feed import Feed
 from rectiflow.training.meter import input_size, step_flops
 from rectiflow.training.optimizers import Muon, hidden_matrices
-from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.state import TrainState
 from rectiflow.training.validation import LEVELS
 
@@ -135,7 +135,7 @@ def plan_for(
     dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
     peak = fleet.kind.peak_flops(dtype)
     assert peak is not None
-    flops = recipe.batch_size * step_flops(recipe.backbone, size)
+    flops = recipe.batch_size * step_flops(recipe, size)
     speed = fleet.number * peak * mfu
     return Plan(
         recipe=recipe,
@@ -158,7 +158,7 @@ def plan_here(recipe: TrainRecipe, size: InputSize, *, seconds: float = 10.0) ->
         ConfigError: the latents do not divide into patches, or do not fit the recipe.
     """
     dtype = compute_dtype(recipe.precision)
-    flops = recipe.batch_size * step_flops(recipe.backbone, size)
+    flops = recipe.batch_size * step_flops(recipe, size)
     batch = random_batch(recipe, size)
     step_s = time_steps(TrainState.start(recipe), lambda step: batch, recipe, seconds)
     return Plan(
@@ -186,12 +186,13 @@ def memory_of(
     """Memory on each of `num_devices`, with all state sharded evenly and nothing recomputed.
 
     Raises:
-        ConfigError: the batch does not divide among the devices, or the latents into patches.
+        ConfigError: the batch does not divide among the devices, or the latents into patches; or
+            a LoRA is trained.
     """
-    if recipe.batch_size % num_devices:
+    refuse_uneven(recipe, num_devices)
+    if recipe.lora is not None:
         raise ConfigError(
-            f"batch_size {recipe.batch_size} does not divide among {num_devices} devices; choose "
-            f"a multiple of {num_devices}"
+            "a LoRA's memory is not planned for; plan the training of all weights, which takes more"
         )
     num_at_once = recipe.micro_batch or recipe.batch_size // num_devices
     with torch.device("meta"):

@@ -17,7 +17,7 @@ from rectiflow.base.seeds import derive_seed
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.data.loader import Loader
 from rectiflow.data.records import Batch
-from rectiflow.training.feed import BatchSource, Feed, StoreFeed
+from rectiflow.training.feed import Feed, StoreFeed
 from rectiflow.training.recipe import TrainRecipe
 
 
@@ -68,7 +68,7 @@ class PriorFeed(Feed):
             empty_prompt=recipe.empty_prompt,
         )
         # (1/B) Σ w·loss = (1/n) Σ of the instance + weight·(1/m) Σ of the prior.
-        size = recipe.batch_size
+        size = self.batch_size = recipe.batch_size
         self.weights = torch.cat(
             [
                 torch.full((num_instance,), size / num_instance),
@@ -94,26 +94,6 @@ class PriorFeed(Feed):
             weights=self.weights,
         )
 
-    def shard(self, rank: int, num_processes: int) -> BatchSource:
-        return _Share(self, rank, num_processes)
-
 
 def _spell(shapes: Sequence[tuple[int, int, int]]) -> str:
     return ", ".join(str(list(shape)) for shape in shapes)
-
-
-class _Share:
-    """One process's rows of every batch; their weights are those of the whole one."""
-
-    def __init__(self, feed: PriorFeed, rank: int, num_processes: int) -> None:
-        size = len(feed.weights)
-        if size % num_processes:
-            raise ConfigError(
-                f"batch_size {size} does not divide among {num_processes} processes; choose a "
-                "multiple"
-            )
-        self._feed = feed
-        self._rows = slice(rank * size // num_processes, (rank + 1) * size // num_processes)
-
-    def batch_at(self, step: int) -> Batch:
-        return self._feed.batch_at(step)[self._rows]

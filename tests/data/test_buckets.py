@@ -116,7 +116,7 @@ def test_impossible_buckets(ratios: list[str], settings: dict[str, int], text: s
 def test_curation_crops_to_the_bucket_and_enlarges_only_on_request() -> None:
     def curate(**options: object) -> CuratedSample | Rejection:
         sample = RawSample(file="a", image_bytes=picture_bytes(pixels), captions={"a": "b"})
-        return Curation(resolution_px=32, buckets=BUCKETS, **options).apply(sample)  # type: ignore[arg-type]
+        return Curation(resolution_px=32, buckets=BUCKETS, **options).apply(sample)
 
     pixels = np.zeros((40, 90, 3), np.uint8)
     found = curate()

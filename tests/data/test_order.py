@@ -62,7 +62,7 @@ def test_batches_are_those_of_queues_at_any_step_in_any_order(
     expected = by_queues(bucket_of, batch_size, seed, 15)
     order = BatchOrder(torch.tensor(bucket_of), batch_size=batch_size, seed=seed)
     steps = list(range(15))
-    shuffle.shuffle(steps)  # type: ignore[attr-defined]
+    shuffle.shuffle(steps)
     for step in steps:
         assert visits(order, step) == expected[step]
 

@@ -122,7 +122,7 @@ def test_equals_torchmetrics_formula(embedded: EmbeddedClip) -> None:
         return {"pixel_values": rows, "input_ids": rows, "attention_mask": rows}
 
     pictures = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
-    scores, count = _clip_score_update(pictures, texts, Network(), process)  # type: ignore[arg-type]
+    scores, count = _clip_score_update(pictures, texts, Network(), process)
     ours = clip_score_of_features(image_features, text_features, texts)
     assert count == ours.num_pictures
     assert 100 * ours.cosine.mean == pytest.approx(float(scores.mean()), abs=1e-4)

@@ -212,7 +212,7 @@ def test_cut_prompts_are_told_with_their_line(model: Model, tmp_path: Path) -> N
 def test_what_cannot_be_drawn_is_told_with_its_line(
     model: Model, tmp_path: Path, bad: dict[str, object], kind: type[UserError], told: str
 ) -> None:
-    entry = PromptEntry(**{"prompt": "a", "line": 7, "source": "list.csv"} | bad)  # type: ignore[arg-type]
+    entry = PromptEntry(**{"prompt": "a", "line": 7, "source": "list.csv"} | bad)
     with pytest.raises(kind, match=f"list.csv:7: .*{told}"):
         draw_list(model, [entry], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -29,7 +29,7 @@ class Drawn:
     picture: Path
 
     def replay(self, **files: Path | tuple[Path, ...]) -> Replay:
-        return replay(self.picture, model=self.model, files=ReplayFiles(**files))  # type: ignore[arg-type]
+        return replay(self.picture, model=self.model, files=ReplayFiles(**files))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ def test_it_changes_what_the_paper_changes() -> None:
     assert (recipe.start_from, recipe.add_qk_norm) == ("tiny", True)
     assert recipe.resolution_px == 2 * card.resolution_px == 128
     assert recipe.formulation == card.formulation
-    assert recipe.optimizer.eps == 1e-15  # type: ignore[union-attr]
+    assert recipe.optimizer.eps == 1e-15
     # Four times the tokens: sqrt(m/n) = 2.
     assert recipe.shift.alpha == 2.0 * card.sampling.shift
 

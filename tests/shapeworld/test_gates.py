@@ -95,11 +95,11 @@ def one_edit(world: World, scene: Scene, rng: np.random.Generator) -> Iterator[M
     if scene.task == "color_attr":
         wrong = copy_of(right)
         first, second = wrong["include"]
-        first["color"], second["color"] = second["color"], first["color"]  # type: ignore[typeddict-item]
+        first["color"], second["color"] = second["color"], first["color"]
         yield wrong
     if scene.task == "position":
         wrong = copy_of(right)
-        relation = wrong["include"][1]["position"][0]  # type: ignore[typeddict-item]
+        relation = wrong["include"][1]["position"][0]
         wrong["include"][1]["position"] = [other(RELATIONS, relation), 0]
         yield wrong
     if scene.task == "counting":

@@ -29,7 +29,7 @@ KIND = {
 
 def draw(world: World, number: int, **options: object) -> list[Scene]:
     settings: dict[str, object] = {"split": "train", "seed": 3} | options
-    return [sample_scene(world, index=index, **settings) for index in range(number)]  # type: ignore[arg-type]
+    return [sample_scene(world, index=index, **settings) for index in range(number)]
 
 
 def kinds_of(scene: Scene) -> set[str]:

@@ -1,14 +1,12 @@
 """A few random latents and prompts in memory, with the interface of a store's feed."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from rectiflow.base import philox
 from rectiflow.data.records import Batch
 from rectiflow.models.mmdit import MMDiTConfig
-from rectiflow.training.feed import BatchSource, Feed, StoreFacts
+from rectiflow.training.feed import Feed, StoreFacts
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.schedule import Trapezoid
@@ -36,7 +34,7 @@ class FakeFeed(Feed):
             "clip_g.pooled": random(WIDTHS["clip_g"]),
             "t5.context": random(LENGTH, WIDTHS["t5"]),
         }
-        self._batch_size, self._poisoned_step = batch_size, poisoned_step
+        self.batch_size, self._poisoned_step = batch_size, poisoned_step
         self.num = num
         self.validation = [self.rows(torch.arange(4), epoch=-1)]
         self.facts = StoreFacts(
@@ -64,29 +62,12 @@ class FakeFeed(Feed):
             positions=positions,
         )
 
-    def shard(self, rank: int, num_processes: int) -> BatchSource:
-        return Share(self, rank, num_processes)
-
     def batch_at(self, step: int) -> Batch:
-        position = step * self._batch_size + torch.arange(self._batch_size)
+        position = step * self.batch_size + torch.arange(self.batch_size)
         batch = self._at(position % self.num, position, epoch=int(position[0]) // self.num)
         if step + 1 == self._poisoned_step:
             batch.x0_mean[0, 0, 0, 0] = float("nan")
         return batch
-
-
-@dataclass(frozen=True)
-class Share:
-    """One process's rows of a feed's batches."""
-
-    feed: FakeFeed
-    rank: int
-    num_processes: int
-
-    def batch_at(self, step: int) -> Batch:
-        batch = self.feed.batch_at(step)
-        size = len(batch) // self.num_processes
-        return batch[self.rank * size : (self.rank + 1) * size]
 
 
 def tiny_recipe(*, depth: int = 1, **changes: object) -> TrainRecipe:

@@ -12,6 +12,8 @@ from rectiflow.models.activations import Arithmetic, kept_bytes
 from rectiflow.models.flops import InputSize, forward_flops
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training import planner
+from rectiflow.training.fine_tuning import LoraTraining
+from rectiflow.training.meter import step_flops
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.plan_text import describe_plan
 from rectiflow.training.planner import (
@@ -118,12 +120,20 @@ def test_a_step_is_timed_on_a_batch_of_the_recipes_shapes() -> None:
     [
         ("8xV100", "unknown device 'V100'; known are H100,"),
         ("", "devices are ''; give a number and a kind, such as 8xH100"),
-        ("3xH100", "batch_size 512 does not divide among 3 devices; choose a multiple of 3"),
+        ("3xH100", "batch_size 512 does not divide among 3 processes; start a number"),
     ],
 )
 def test_devices_that_cannot_be_are_refused(devices: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         plan_for(SD3, SD3_SIZE, Fleet.parse(devices))
+
+
+def test_a_lora_is_not_planned_as_if_all_were_trained() -> None:
+    recipe = replace(SD3, start_from="sd3", lora=LoraTraining(rank=4))
+    with pytest.raises(ConfigError, match="a LoRA's memory is not planned for; plan the training"):
+        plan_for(recipe, SD3_SIZE, Fleet.parse("H100"))
+    # Frozen weights need no gradients: a third of the operations.
+    assert 3 * step_flops(recipe, SD3_SIZE) == 2 * step_flops(SD3, SD3_SIZE)
 
 
 def test_one_text_token_is_too_few() -> None:

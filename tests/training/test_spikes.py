@@ -118,7 +118,7 @@ def test_a_run_goes_back_and_ends_as_if_the_batch_had_never_been(
 ) -> None:
     events: list[Event] = []
     listener = Act(RolledBack, 13, lambda: None)
-    listener.handle = events.append  # type: ignore[method-assign]
+    listener.handle = events.append
     feed = SpikyFeed(12)
     result = train(recipe_with(), feed, tmp_path / "run", progress=False, hooks=[listener])
     assert result.step == 16
