@@ -105,12 +105,11 @@ def demo() -> TrainRecipe:
 
 
 def tiny() -> TrainRecipe:
-    """The model that ships with the package: wider than the demo's, trained for an hour."""
+    """The model that ships with the package: the demo's, deeper and wider, trained for two hours."""
     return replace(
-        mmdit(4),
-        name="tiny",
+        small("tiny", replace(BACKBONES["uvit"](4), width=192)),
         batch_size=16,
-        max_steps=20_000,
+        max_steps=30_000,
         schedule=Trapezoid(warmup_steps=200, decay_fraction=0.4),
         validate_every=1000,
         checkpoint_every=1000,
