@@ -6,6 +6,7 @@ last one that is complete: an interrupted demo is continued, a finished one only
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -24,7 +25,6 @@ from rectiflow.evaluation.results import format_table, read_evaluation, write_ev
 from rectiflow.evaluation.shapeworld import evaluate
 from rectiflow.generation.model import load_model
 from rectiflow.generation.pictures import encode_png
-from rectiflow.models.backbones import build_backbone
 from rectiflow.recipes.demo_page import assemble_report, moment_folder
 from rectiflow.recipes.encoding import encode_with_shipped_parts
 from rectiflow.recipes.previews import previews
@@ -33,9 +33,8 @@ from rectiflow.recipes.small import demo as demo_recipe
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import SMALL
 from rectiflow.training.calibration import calibrate
-from rectiflow.training.feed import open_feed
 from rectiflow.training.hooks import Event, Hook, Sampled
-from rectiflow.training.loop import train
+from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.recipe import TrainRecipe
 
 RECORD_FILE = "demo.json"
@@ -44,21 +43,25 @@ NUM_MOMENTS = 8
 PICTURES_PER_MINUTE = 2500
 NUM_PICTURES = (1024, 50_000)
 PER_TASK = 50
+#: Of the first plan's steps, made from a few seconds, the share after which its pace is known.
+PACED_AFTER = 0.3
 #: The share of the budget that is planned; the rest is for a processor that slows down.
-PLANNED_SHARE = 0.9
-#: Bytes a second that a checkpoint reaches the disk with, hashed and synced, taken low.
-CHECKPOINT_BYTES_PER_S = 2e8
-BYTES_PER_PARAMETER = 20
+PLANNED_SHARE = 0.95
+CALIBRATION_S = 10.0
 
 
 @dataclass(kw_only=True)
 class DemoRecord:
-    """`demo.json`: what was asked for, what was planned, how long each stage took so far."""
+    """`demo.json`: what was asked for, what was planned, how long each stage took so far.
+
+    With `is_paced` the number of steps follows from the training's own pace, no more from a guess.
+    """
 
     minutes: float
     seed: int
     num_pictures: int
     max_steps: int | None = None
+    is_paced: bool = False
     stages: dict[str, float] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
 
@@ -158,31 +161,18 @@ class _Walk:
         if self.record.max_steps is not None:
             return
         recipe = replace(demo_recipe(), seed=self.record.seed)
-        budget_s = 60.0 * self.record.minutes * PLANNED_SHARE
-        feed = open_feed(self.store, recipe)
-        unwatched = replace(recipe, validate_every=0)
-        rate = calibrate(unwatched, feed, seconds=min(20.0, 0.1 * budget_s))
-        watched = replace(recipe, validate_every=1)
-        costs = _Costs(
-            step_s=1.0 / rate,
-            validation_s=max(0.0, 1.0 / calibrate(watched, feed, seconds=0.0) - 1.0 / rate),
-            preview_s=self.time_preview(),
-        )
-        self.record.max_steps = costs.num_steps(budget_s, recipe)
+        rate = calibrate(recipe, self.store, seconds=min(CALIBRATION_S, 0.1 * self.budget_s))
+        self.record.max_steps = max(NUM_MOMENTS, int(rate * self.budget_s))
         print(
-            f"{rate:.2f} steps/s, {rate * recipe.batch_size:.0f} images/s: "
-            f"{self.record.max_steps:,} steps",
+            f"{rate:.2f} steps/s, {rate * recipe.batch_size:.0f} images/s: about "
+            f"{self.record.max_steps:,} steps; planned again when the pace is known",
             flush=True,
         )
 
-    def time_preview(self) -> float:
-        """Seconds that the sample pictures of one moment take."""
-        recipe = self.recipe()
-        draw = previews(recipe, self.store)
-        started = time.perf_counter()
-        if draw is not None:
-            draw(build_backbone(recipe.backbone), recipe.sample_prompts)
-        return time.perf_counter() - started
+    @property
+    def budget_s(self) -> float:
+        """Seconds of training that are planned."""
+        return 60.0 * self.record.minutes * PLANNED_SHARE
 
     def recipe(self) -> TrainRecipe:
         """The registered recipe with the planned number of steps and looks on the way."""
@@ -200,11 +190,19 @@ class _Walk:
     def train(self) -> None:
         if self.is_done("Train"):
             return
-        recipe = self.recipe()
+        if not self.record.is_paced:
+            recipe = self.recipe()
+            self.pace(self.go_on(recipe, until=math.ceil(PACED_AFTER * recipe.max_steps)), recipe)
+        self.go_on(self.recipe())
+
+    def go_on(self, recipe: TrainRecipe, *, until: int | None = None) -> TrainResult:
+        """Train from where the run is to its end, or `until` a step."""
         result = train(
             recipe,
             self.store,
             self.run,
+            max_steps=recipe.max_steps,
+            until=until,
             hooks=[_KeepMoments(self.out)],
             on_sample=previews(recipe, self.store),
         )
@@ -213,6 +211,21 @@ class _Walk:
             if result.interrupted == signal.SIGINT:
                 raise KeyboardInterrupt
             sys.exit(128 + result.interrupted)
+        return result
+
+    def pace(self, result: TrainResult, recipe: TrainRecipe) -> None:
+        """Plan the steps by what the first ones took, with all looks and checkpoints between."""
+        steps_per_s = result.step / result.elapsed_s
+        # The rate of learning has not begun to fall yet, in the new plan neither.
+        least = math.ceil(result.step / (1.0 - recipe.schedule.decay_fraction))
+        self.record.max_steps = max(least, int(steps_per_s * self.budget_s))
+        self.record.is_paced = True
+        self.save()
+        print(
+            f"{steps_per_s:.2f} steps/s with all that comes between: "
+            f"{self.record.max_steps:,} steps",
+            flush=True,
+        )
 
     def evaluate(self, per_task: int) -> None:
         if self.is_done("Sample and score"):
@@ -236,29 +249,6 @@ class _Walk:
             "Sample and score": f"{PER_TASK} prompts a task and split",
         }
         return lambda stage: notes.get(stage, "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Costs:
-    """What a training step and each look at the model take, in seconds."""
-
-    step_s: float
-    validation_s: float
-    preview_s: float
-
-    def num_steps(self, budget_s: float, recipe: TrainRecipe) -> int:
-        """How many steps fit into a budget, with all looks and checkpoints on the way."""
-        backbone = build_backbone(recipe.backbone)
-        num_bytes = BYTES_PER_PARAMETER * sum(p.numel() for p in backbone.parameters())
-        step_s = self.step_s
-        if recipe.checkpoint_every:
-            step_s += num_bytes / CHECKPOINT_BYTES_PER_S / recipe.checkpoint_every
-        # A short run is validated once a moment, a long one as often as its recipe says.
-        short = (budget_s - NUM_MOMENTS * (self.preview_s + self.validation_s)) / step_s
-        if recipe.validate_every:
-            step_s += self.validation_s / recipe.validate_every
-        long = (budget_s - NUM_MOMENTS * self.preview_s) / step_s
-        return max(NUM_MOMENTS, int(min(short, long)))
 
 
 class _KeepMoments(Hook):

@@ -105,7 +105,7 @@ def demo() -> TrainRecipe:
 
 
 def tiny() -> TrainRecipe:
-    """The model that ships with the package: the demo's, deeper and wider, trained for two hours."""
+    """The model that ships with the package: deeper and wider than the demo's, of two hours."""
     return replace(
         small("tiny", replace(BACKBONES["uvit"](4), width=192)),
         batch_size=16,

@@ -1,7 +1,7 @@
 """How fast a recipe trains here: a short timing run on throwaway copies.
 
-A minutes budget becomes a number of steps before training starts, so that the run itself is
-deterministic and its learning rate ends at zero on time.
+A minutes budget becomes a number of steps, so that the run itself is deterministic and its
+learning rate ends at zero on time.
 """
 
 from __future__ import annotations
@@ -16,29 +16,20 @@ from rectiflow.training.feed import Feed, open_feed
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import train_step
-from rectiflow.training.validation import validate
 
 _NUM_WARMUP_STEPS = 3
 
 
 def calibrate(recipe: TrainRecipe, store: Path | str | Feed, seconds: float) -> float:
-    """Steps per second of a run of `recipe`, validation included, timed for about `seconds`.
+    """Steps per second of a run of `recipe`, timed for about `seconds`.
 
-    Checkpoints and sample pictures are not timed.
+    Validation, checkpoints and sample pictures are not timed.
 
     Raises:
         UserError: as `train`, for a store that is damaged or does not fit.
     """
     feed = store if isinstance(store, Feed) else open_feed(store, recipe)
-    state = TrainState.start(recipe)
-    step_s = time_steps(state, feed.batch_at, recipe, seconds)
-    if recipe.validate_every and feed.validation:
-        started = time.perf_counter()
-        validate(state.ema.model, feed.validation[:1], recipe)
-        share = sum(map(len, feed.validation)) / len(feed.validation[0])
-        # twice: the raw and the averaged weights
-        step_s += 2 * share * (time.perf_counter() - started) / recipe.validate_every
-    return 1.0 / step_s
+    return 1.0 / time_steps(TrainState.start(recipe), feed.batch_at, recipe, seconds)
 
 
 def time_steps(

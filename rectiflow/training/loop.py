@@ -81,6 +81,7 @@ def train(
     out: Path | str,
     *,
     max_steps: int | None = None,
+    until: int | None = None,
     hooks: Sequence[Hook] = (),
     on_sample: DrawSamples | None = None,
     progress: bool = True,
@@ -88,10 +89,11 @@ def train(
 ) -> TrainResult:
     """Train `recipe` on a latent store until `max_steps`, continuing the run in `out` if any.
 
-    Without `max_steps` a new run takes the recipe's and a continued run its own. SIGTERM and
-    Ctrl-C finish the step, save a checkpoint and return. `on_sample` turns the EMA model and the
-    recipe's prompts into pictures; `progress` shows a progress line on stderr. Every process of
-    `world` calls it alike; hooks and pictures are the first one's alone.
+    Without `max_steps` a new run takes the recipe's and a continued run its own. With `until` this
+    call saves and returns at that step, on the way to `max_steps`. SIGTERM and Ctrl-C finish the
+    step, save a checkpoint and return. `on_sample` turns the EMA model and the recipe's prompts
+    into pictures; `progress` shows a progress line on stderr. Every process of `world` calls it
+    alike; hooks and pictures are the first one's alone.
 
     Raises:
         UserError: `out` is not a run or is in use; the disk is full; the model of `start_from`
@@ -154,6 +156,7 @@ def train(
             on_sample=on_sample,
             saver=saver,
             stop=stop,
+            last_step=recipe.max_steps if until is None else min(until, recipe.max_steps),
         ).run_to_end()
 
 
@@ -177,6 +180,7 @@ class _Loop:
     on_sample: DrawSamples | None
     saver: Saver
     stop: _StopRequest
+    last_step: int
     validation: Validated | None = None
     clock: float = field(default_factory=time.perf_counter)
 
@@ -191,7 +195,7 @@ class _Loop:
         self.tell(Started(step=state.step, max_steps=recipe.max_steps, emphasis=emphasis))
         first_step = state.step
         saved_step = state.step or None
-        while state.step < recipe.max_steps and not self.is_asked_to_stop():
+        while state.step < self.last_step and not self.is_asked_to_stop():
             if not self.advance():
                 continue
             self.tell_saved(wait=False)
@@ -209,7 +213,7 @@ class _Loop:
             step=state.step,
             max_steps=recipe.max_steps,
             elapsed_s=state.elapsed_s,
-            interrupted=None if state.step == recipe.max_steps else self.stop.signal,
+            interrupted=None if state.step >= self.last_step else self.stop.signal,
             validation=self.validation,
         )
 

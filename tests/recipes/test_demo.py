@@ -61,6 +61,7 @@ def test_walks_from_nothing_to_a_page(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "overall (unseen)" in told
     record = read_json(out / "demo.json")
     assert (record["done"], list(record["stages"])) == (STAGES, STAGES)
+    assert record["is_paced"]
     assert read_json(out / "run" / "recipe.json")["max_steps"] == record["max_steps"]
     page = report.read_text()
     for text in ("What it draws", "From noise to meaning", "Held-out loss", "seed 3", "MM-DiT"):
@@ -85,7 +86,7 @@ def test_an_interrupted_demo_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(recipe: TrainRecipe, *args: object, **kwargs: object) -> TrainResult:
-        result = train(replace(recipe, max_steps=2), *args, **kwargs)  # pyright: ignore
+        result = train(recipe, *args, **(kwargs | {"until": 2}))  # pyright: ignore
         return replace(result, interrupted=int(signal.SIGINT))
 
     monkeypatch.setattr(demo_module, "train", interrupted)
@@ -107,7 +108,7 @@ def test_an_interrupted_demo_goes_on_where_it_was(
     monkeypatch.setattr(demo_module, "train", train)
     assert run_demo(tmp_path, minutes=0.02, per_task=1).is_file()
     sessions = read_json(tmp_path / "run" / "environment.json")["sessions"]
-    assert [session["from_step"] for session in sessions] == [0, 2, 2]
+    assert [session["from_step"] for session in sessions] == [0, 2, 2, 2]
     assert read_json(tmp_path / "demo.json")["stages"]["Train"] > record["stages"]["Train"]
 
 
@@ -118,20 +119,3 @@ def test_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         run_demo(tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-@pytest.mark.parametrize(
-    ("budget_s", "num_steps"),
-    [
-        # 2 moments of 1 + 3 s, the rest in steps of 0.1 s
-        (28.0, 200),
-        # validation of 3 s every 250 steps: 0.112 s a step
-        (1122.0, 10_000),
-        # never less than a step a moment
-        (1.0, 2),
-    ],
-)
-def test_as_many_steps_as_the_budget_allows(budget_s: float, num_steps: int) -> None:
-    recipe = replace(_small_recipe(), checkpoint_every=0, validate_every=250)
-    costs = demo_module._Costs(step_s=0.1, validation_s=3.0, preview_s=1.0)
-    assert abs(costs.num_steps(budget_s, recipe) - num_steps) <= 1

@@ -141,8 +141,6 @@ def test_a_run_on_a_store_and_its_continuation(store: Path, tmp_path: Path) -> N
 def test_calibration_gives_a_plausible_rate_and_leaves_nothing() -> None:
     rate = calibrate(tiny_recipe(max_steps=2), FakeFeed(), 0.3)
     assert 1 < rate < 10_000
-    looking = calibrate(tiny_recipe(validate_every=1), FakeFeed(), 0.3)
-    assert looking < rate
 
 
 @pytest.fixture(scope="module")

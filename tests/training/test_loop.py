@@ -163,6 +163,16 @@ def test_a_run_may_be_made_longer(tmp_path: Path) -> None:
     assert json.loads((run / "recipe.json").read_text())["max_steps"] == 7
 
 
+def test_a_run_in_two_calls_is_the_run_in_one(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    first = run_quietly(recipe, tmp_path / "two", until=7)
+    assert (first.step, first.max_steps, first.interrupted) == (7, 12, None)
+    assert (first.model / "weights.safetensors").is_file()
+    run_quietly(recipe, tmp_path / "two")
+    run_quietly(recipe, tmp_path / "one")
+    assert_same(weights(tmp_path / "two", 12), weights(tmp_path / "one", 12))
+
+
 def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_quietly(tiny_recipe(max_steps=4), run)
