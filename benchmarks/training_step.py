@@ -1,11 +1,12 @@
 """One training step of an MM-DiT against diffusers' transformer of the same size; JSON rows.
 
 Both run in the same loop on the same batch: autocast to bfloat16 where the processor multiplies
-it (the row says which type), flow-matching loss, gradient clipping, torch's fused AdamW. The limit
-measured beside them is the time of the step's matrix products alone, at the rate that one large
-product of that type reaches.
+it (the row says which type), flow-matching loss, gradient clipping, torch's fused AdamW. With
+`--theirs bf16` diffusers' model runs in bfloat16 whatever the processor, as its scripts' mixed
+precision does. The limit measured beside them is the time of the step's matrix products alone, at
+the rate that one large product of our type reaches.
 
-    python benchmarks/training_step.py [--repeats 20]
+    python benchmarks/training_step.py [--repeats 20] [--theirs bf16]
 """
 
 import argparse
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rectiflow.flow import flow_matching_loss, rectified_flow
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
-from rectiflow.models.precision import autocast, compute_dtype
+from rectiflow.models.precision import compute_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,9 @@ def theirs(case: Case) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
 
 
 def training_step(
-    case: Case, model: nn.Module, forward: Callable[..., torch.Tensor]
+    case: Case, model: nn.Module, forward: Callable[..., torch.Tensor], dtype: torch.dtype
 ) -> Callable[[], None]:
-    """The loop's body, identical for both networks."""
+    """The loop's body, identical for both networks but for the type of the products."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> torch.Tensor:
@@ -122,7 +123,7 @@ def training_step(
     formulation = rectified_flow()
 
     def step() -> None:
-        with autocast("auto"):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss = flow_matching_loss(forward, formulation, x0, eps, t, conditioning).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -151,18 +152,22 @@ def main() -> None:
     """Measure every case and print a row for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--theirs", choices=("auto", "bf16"), default="auto")
+    chosen = parser.parse_args()
+    repeats, dtype = chosen.repeats, compute_dtype("auto")
+    their_dtype = torch.bfloat16 if chosen.theirs == "bf16" else dtype
     for case in CASES:
         steps = {
-            "rectiflow": training_step(case, *ours(case)),
-            "diffusers": training_step(case, *theirs(case)),
+            "rectiflow": training_step(case, *ours(case), dtype),
+            "diffusers": training_step(case, *theirs(case), their_dtype),
         }
         gflop, limit_ms = products_alone_ms(steps["rectiflow"])
         times = interleaved_ms(steps, warm_up=3, repeats=repeats)
         print_row(
             "training_step",
             case=case.name,
-            dtype=str(compute_dtype("auto")),
+            dtype=str(dtype),
+            their_dtype=str(their_dtype),
             batch_size=case.batch_size,
             tokens=[(case.latent_side // 2) ** 2, case.num_text],
             repeats=repeats,

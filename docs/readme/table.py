@@ -61,7 +61,10 @@ def make_table() -> str:
     demo, tiny = last_row("demo", minutes=10.0), card("tiny")
     small, full = (card("autoencoder")["scores"][world] for world in ("small", "full"))
     objects = [task for task in TASKS if task != "typography"]
-    steps = [last_row("training_step", case=c) for c in ("demo", "depth 8, 256+154 tokens")]
+    steps = [
+        last_row("training_step", case=case, their_dtype="torch.float32")
+        for case in ("demo", "depth 8, 256+154 tokens")
+    ]
     store, cold = last_row("store_to_batches"), last_row("cold_start")["ms"]
     abstraction = [
         last_row("formulation", what=what)["overhead"] for what in ("loss", "4 guided Euler steps")
