@@ -15,8 +15,10 @@ from models.published.small_checkpoints import (
 )
 from models.small_backbones import inputs
 from safetensors.torch import load_file, save_file
+from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.models.mmdit import MMDiT
 from rectiflow.models.model_folder import find_model_folder
 from rectiflow.models.published import (
     load_autoencoder,
@@ -26,6 +28,7 @@ from rectiflow.models.published import (
     save_diffusers_folder,
     save_single_file,
 )
+from rectiflow.training.loop import train
 
 KIND = "sd3.5-medium"
 
@@ -131,17 +134,17 @@ def test_split_files_are_one_checkpoint(tmp_path):
 
 
 def test_our_own_model_has_the_closed_forms_positions(tmp_path):
-    from rectiflow.generation.model import load_model
-
-    tiny = load_model("tiny").backbone
-    for path in ("tiny", find_model_folder("tiny")):
+    run = tmp_path / "run"
+    train(tiny_recipe(max_steps=1), FakeFeed(), run, progress=False)
+    own = MMDiT(tiny_recipe().backbone)
+    for path in (run, find_model_folder(run)):
         loaded = load_mmdit(path, dtype=torch.float32)
-        assert loaded.config == tiny.config
-        assert torch.equal(loaded.pos_embed, tiny.pos_embed)
-    save_single_file(tmp_path / "tiny.safetensors", open_checkpoint("tiny").parts)
-    again = load_mmdit(tmp_path / "tiny.safetensors", dtype=torch.float32)
-    assert again.config == tiny.config
-    for name, tensor in tiny.state_dict().items():
+        assert loaded.config == own.config
+        assert torch.equal(loaded.pos_embed, own.pos_embed)
+    save_single_file(tmp_path / "own.safetensors", open_checkpoint(run).parts)
+    again = load_mmdit(tmp_path / "own.safetensors", dtype=torch.float32)
+    assert again.config == own.config
+    for name, tensor in loaded.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
 
 
