@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,15 @@ from models.published.small_checkpoints import (
     write_single_file,
 )
 from safetensors.torch import load_file, save_file
+from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.cli.main import main
+from rectiflow.models.backbones import build_backbone
+from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.flops import num_parameters
 from rectiflow.models.published import RELEASED
 from rectiflow.models.published.configs import layout_shapes
+from rectiflow.training.loop import train
 
 
 def test_a_single_file_goes_into_a_folder_and_is_described(tmp_path, capsys):
@@ -67,6 +72,21 @@ def test_a_full_size_model_is_named_from_its_header(name, layout, tmp_path, caps
     assert f"{RELEASED[name].title}, as {name}" in out
     assert f"parameters           {num_parameters(RELEASED[name]):,}" in out
     assert f"size                 {end / 1e9:.3f} GB" in out
+
+
+def test_a_model_of_ours_is_described_whatever_its_backbone(tmp_path, capsys):
+    recipe = tiny_recipe(max_steps=1)
+    sizes = {"depth": 1, "context_dim": 32, "pooled_dim": 24, "position_side": 8, "base_side": 4}
+    backbone = UViTConfig(width=64, **sizes)
+    train(replace(recipe, backbone=backbone), FakeFeed(), tmp_path / "run", progress=False)
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "UViT, trained by rectiflow" in out
+    count = sum(p.numel() for p in build_backbone(backbone).parameters())
+    assert f"parameters           {count:,}" in out
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+    assert "is a UViT; only an MM-DiT has a released layout" in capsys.readouterr().err
 
 
 def test_what_is_no_model_is_one_line(tmp_path, capsys):

@@ -6,14 +6,16 @@ Each becomes a `Checkpoint` as a single file does; only headers and configs are 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.base.files import read_json
+from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.layers.embeddings import position_grid
-from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
+from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.models.model_folder import (
     CARD_FILE,
     check_model_weights,
@@ -54,7 +56,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = find_pipeline(path) or Path(path)
     if is_own_model(path):
-        return _open_own_model(path)
+        return _own_checkpoint(path)
     if not path.is_dir():
         return open_file(path)
     if (path / CONFIG_FILE).is_file():
@@ -146,20 +148,47 @@ def _open_split_files(folder: Path) -> Checkpoint:
     return Checkpoint(path=folder, parts=parts, unknown=tuple(unknown))
 
 
-def _open_own_model(path: Path) -> Checkpoint:
-    """A model that `rectiflow train` exported: the MM-DiT, its positions in closed form."""
-    folder = find_model_folder(path)
+@dataclass(frozen=True, kw_only=True)
+class OwnModel:
+    """A model that `rectiflow train` exported: its backbone's config and tensors, hash checked."""
+
+    folder: Path
+    backbone: BackboneConfig
+    tensors: dict[str, StoredTensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Card:
+    """What `model.json` says of the backbone."""
+
+    backbone: BackboneConfig
+
+
+def open_own_model(name_or_path: Path | str) -> OwnModel:
+    """Open a model of ours, whatever its backbone.
+
+    Raises:
+        UserError: there is none.
+        CheckpointError: its weights are cut or damaged.
+    """
+    folder = find_model_folder(name_or_path)
     card = read_json(folder / CARD_FILE)
-    backbone: dict[str, Any] = dict(card["backbone"])
-    classes = {cls.__name__: cls for cls in (MMDiTConfig, MMDiTXConfig)}
-    kind = backbone.pop("kind", None)
-    if kind not in classes:
+    return OwnModel(
+        folder=folder,
+        backbone=from_json(_Card, {"backbone": card["backbone"]}).backbone,
+        tensors=read_safetensors(check_model_weights(folder, card["sha256"])).tensors,
+    )
+
+
+def _own_checkpoint(path: Path) -> Checkpoint:
+    """An MM-DiT of ours, its positions in closed form, as a part in Stability's layout."""
+    own = open_own_model(path)
+    config = own.backbone
+    if not isinstance(config, MMDiTConfig):
         raise UserError(
-            f"the model in {folder} is of the kind {kind}; only an MM-DiT has a released layout"
+            f"the model in {own.folder} is a {config.title}; only an MM-DiT has a released layout"
         )
-    config = from_json(classes[kind], backbone)
-    tensors = read_safetensors(check_model_weights(folder, card["sha256"])).tensors
     grid = position_grid(config.position_side, config.hidden_dim, base_side=config.base_side)
-    tensors["pos_embed"] = StoredTensor.of(grid.flatten(0, 1)[None])
-    part = recognise_part("mmdit", "sai", folder, tensors, config=config)
-    return Checkpoint(path=folder, parts={"mmdit": part})
+    tensors = own.tensors | {"pos_embed": StoredTensor.of(grid.flatten(0, 1)[None])}
+    part = recognise_part("mmdit", "sai", own.folder, tensors, config=config)
+    return Checkpoint(path=own.folder, parts={"mmdit": part})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from pathlib import Path
 
 from rectiflow.models.autoencoder import AutoencoderConfig
+from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.mmdit import MMDiTConfig
-from rectiflow.models.published.checkpoint import PART_TITLES, Part
+from rectiflow.models.model_folder import is_own_model
+from rectiflow.models.published.checkpoint import PART_TITLES, Part, PartConfig
 from rectiflow.models.published.configs import RELEASED
-from rectiflow.models.published.folder import open_checkpoint
-from rectiflow.models.published.stored import HEADER_NAMES
+from rectiflow.models.published.folder import OwnModel, open_checkpoint, open_own_model
+from rectiflow.models.published.stored import HEADER_NAMES, StoredTensor
 from rectiflow.models.published.text_configs import RELEASED_TEXT
 
 _LAYOUTS = {"sai": "Stability AI's single-file names", "diffusers": "diffusers' names"}
@@ -25,6 +27,8 @@ def describe_checkpoint(path: Path | str) -> str:
     Raises:
         UserError: as `open_checkpoint`.
     """
+    if is_own_model(path):
+        return "\n".join([f"{path}", *_describe_own(open_own_model(path))])
     checkpoint = open_checkpoint(path)
     lines = [f"{path}"]
     for part in checkpoint.parts.values():
@@ -39,19 +43,46 @@ def describe_checkpoint(path: Path | str) -> str:
 
 
 def _describe_part(part: Part) -> list[str]:
-    tensors = part.tensors
-    num_bytes = sum(tensor.num_bytes for tensor in tensors.values())
+    # The position grid is no weight.
+    weights = [t for name, t in part.own_tensors().items() if name != "pos_embed"]
+    return _describe(
+        _title(part),
+        names=_LAYOUTS[part.layout],
+        num_parameters=sum(tensor.num_elements for tensor in weights),
+        tensors=part.tensors.values(),
+        config=part.config,
+    )
+
+
+def _describe_own(model: OwnModel) -> list[str]:
+    return _describe(
+        f"{model.backbone.title}, trained by rectiflow",
+        names="rectiflow's",
+        num_parameters=sum(tensor.num_elements for tensor in model.tensors.values()),
+        tensors=model.tensors.values(),
+        config=model.backbone,
+    )
+
+
+def _describe(
+    title: str,
+    *,
+    names: str,
+    num_parameters: int,
+    tensors: Collection[StoredTensor],
+    config: PartConfig | BackboneConfig,
+) -> list[str]:
     rows = {
-        "names": _LAYOUTS[part.layout],
+        "names": names,
         "tensors": f"{len(tensors):,}",
-        "parameters": f"{_num_parameters(part):,}",
-        "size": f"{num_bytes / 1e9:.3f} GB",
-        "types": _describe_types(HEADER_NAMES[tensor.dtype] for tensor in tensors.values()),
+        "parameters": f"{num_parameters:,}",
+        "size": f"{sum(tensor.num_bytes for tensor in tensors) / 1e9:.3f} GB",
+        "types": _describe_types(HEADER_NAMES[tensor.dtype] for tensor in tensors),
     }
-    for field in fields(part.config):
-        if (value := getattr(part.config, field.name)) is not None:
+    for field in fields(config):
+        if (value := getattr(config, field.name)) is not None:
             rows[field.name] = str(value)
-    return ["", _title(part), *(f"  {name:<20} {value}" for name, value in rows.items())]
+    return ["", title, *(f"  {name:<20} {value}" for name, value in rows.items())]
 
 
 def _title(part: Part) -> str:
@@ -62,13 +93,6 @@ def _title(part: Part) -> str:
         return f"{config.title}, as {same}" if same else f"{config.title}, of no released size"
     same = config == (RELEASED_TEXT | {"autoencoder": AutoencoderConfig()})[part.kind]
     return f"{title}, as released with SD3" if same else f"{title}, of no released size"
-
-
-def _num_parameters(part: Part) -> int:
-    """Without the position grid, which is no weight."""
-    return sum(
-        tensor.num_elements for name, tensor in part.own_tensors().items() if name != "pos_embed"
-    )
 
 
 def _describe_types(names: Iterable[str]) -> str:
