@@ -18,6 +18,7 @@ from rectiflow.generation.loras import hash_lora, read_loras, with_loras
 from rectiflow.generation.model import Model
 from rectiflow.models.lora import merge, read_lora, text_sizes
 from rectiflow.models.text.cache import CachedConditioner
+from rectiflow.models.text.conditioner import bare_tokenizers
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def cached(identity: str = "plain") -> CachedConditioner:
     plain = tiny_conditioner()
     return CachedConditioner(
         config=plain.config,
-        tokenizers=plain.tokenizers,
+        tokenizers=bare_tokenizers(plain.tokenizers),
         sizes=text_sizes(plain.encoders),
         identity=identity,
         load=tiny_conditioner,
