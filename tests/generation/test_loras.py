@@ -91,6 +91,18 @@ def test_what_is_not_changed_is_shared(model: Model, style: Path) -> None:
     assert with_loras(model, []) is model
 
 
+def test_sizes_that_nobody_knows_are_read_off_the_encoders(model: Model, wordy: Path) -> None:
+    unsized = cached()
+    unsized.sizes = None
+    files = [LoraFile(path=wordy)]
+    found, expected = (
+        with_loras(replace(model, conditioner=conditioner), files).conditioner.encode(["a ring"])
+        for conditioner in (unsized, tiny_conditioner())
+    )
+    assert torch.equal(found.clip_l.context, expected.clip_l.context)
+    assert unsized.is_loaded
+
+
 def test_prompts_states_are_kept_apart(
     model: Model, style: Path, wordy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
