@@ -1,15 +1,19 @@
-"""How long a command takes from cold, as whole processes; one JSON row for each command.
+"""How long a command takes from cold, as whole processes; one JSON row for all commands.
 
+`sample` draws for a prompt that was never encoded, `sample_known_prompt` for one that was.
 The limits measured in the same run are an interpreter that does nothing and one that imports torch.
 
     python benchmarks/cold_start.py [--repeats 5]
 """
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from measure import interleaved_ms, print_row
 
@@ -22,16 +26,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
 
-    def process(*arguments: str) -> Callable[[], None]:
+    def process(*arguments: str, cache: Path | None = None) -> Callable[[], None]:
         def call() -> None:
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+            env = os.environ | ({"RECTIFLOW_CACHE": str(cache)} if cache else {})
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=env)
 
         return call
 
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as folder:
+        sample = ("-m", "rectiflow", "sample", "tiny", PROMPT, "--out", folder)
+        fresh, kept = Path(folder) / "fresh", Path(folder) / "kept"
+        draw = process(*sample, cache=fresh)
+
+        def draw_for_new_prompt() -> None:
+            shutil.rmtree(fresh, ignore_errors=True)
+            draw()
+
         calls = {
             "help": process("-m", "rectiflow", "--help"),
-            "sample": process("-m", "rectiflow", "sample", "tiny", PROMPT, "--out", out),
+            "sample": draw_for_new_prompt,
+            "sample_known_prompt": process(*sample, cache=kept),
             "limit_python": process("-c", "pass"),
             "limit_import_torch": process("-c", "import torch"),
         }

@@ -26,15 +26,17 @@ _KIND = "kind"
 LATER = {"later": True}
 
 
-def to_json(obj: Any) -> Any:
+def to_json(obj: Any, *, whole: bool = False) -> Any:
     """The JSON value of a dataclass instance, by its fields' declared types.
+
+    `whole` keeps the `LATER` fields that are their defaults, to compare instances by.
 
     Raises:
         ConfigError: a value that its field's type does not allow, or that JSON cannot hold.
     """
     if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
         raise ConfigError(f"only dataclass instances become configs, got {_describe(obj)}")
-    return _encode(type(obj), obj, "")
+    return _encode(type(obj), obj, "", whole)
 
 
 def from_json(cls: type[T], data: Any) -> T:
@@ -74,32 +76,34 @@ def load_config(path: Path | str, cls: type[T]) -> T:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def _encode(hint: Any, value: Any, path: str) -> Any:
+def _encode(hint: Any, value: Any, path: str, whole: bool) -> Any:
     options = _dataclass_options(hint)
     if options and type(value) in options:
-        return {_KIND: type(value).__name__} | _encode_fields(value, path)
+        return {_KIND: type(value).__name__} | _encode_fields(value, path, whole)
     if _is_dataclass_type(hint) and type(value) is hint:
-        return _encode_fields(value, path)
+        return _encode_fields(value, path, whole)
     if hint is Any:
         return _encode_plain(value, path)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         for argument in arguments:
             if not _is_dataclass_type(argument) and _accepts(argument, value):
-                return _encode(argument, value, path)
+                return _encode(argument, value, path, whole)
     elif origin is tuple and isinstance(value, tuple):
         items = cast(tuple[Any, ...], value)
         hints = _item_hints(arguments, len(items), path)
-        return [_encode(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, items))]
+        return [_encode(h, v, f"{path}[{i}]", whole) for i, (h, v) in enumerate(zip(hints, items))]
     elif origin is list and isinstance(value, list):
         items = cast(list[Any], value)
-        return [_encode(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(items)]
+        return [_encode(arguments[0], item, f"{path}[{i}]", whole) for i, item in enumerate(items)]
     elif origin is dict and isinstance(value, dict):
         entries = cast(dict[Any, Any], value)
         for key in entries:
             if not isinstance(key, str):
                 raise _wrong(path, "a dict with string keys", key)
-        return {k: _encode(arguments[1], item, _join(path, k)) for k, item in entries.items()}
+        return {
+            k: _encode(arguments[1], item, _join(path, k), whole) for k, item in entries.items()
+        }
     elif _accepts(hint, value):
         if isinstance(value, enum.Enum):
             return value.name
@@ -109,13 +113,18 @@ def _encode(hint: Any, value: Any, path: str) -> Any:
     raise _wrong(path, _name(hint), value)
 
 
-def _encode_fields(value: Any, path: str) -> dict[str, Any]:
+def _encode_fields(value: Any, path: str, whole: bool) -> dict[str, Any]:
     hints = typing.get_type_hints(type(value))
     return {
-        field.name: _encode(hints[field.name], getattr(value, field.name), _join(path, field.name))
+        field.name: _encode(
+            hints[field.name], getattr(value, field.name), _join(path, field.name), whole
+        )
         for field in dataclasses.fields(value)
         if field.init
-        and not (field.metadata.get("later") and getattr(value, field.name) == field.default)
+        and (
+            whole
+            or not (field.metadata.get("later") and getattr(value, field.name) == field.default)
+        )
     }
 
 

@@ -10,13 +10,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from rectiflow.base.errors import UserError
-from rectiflow.data.records import CuratedSample, EncodedSample
+from rectiflow.data.records import CuratedSample, EncodedSample, images_from_pixels
 from rectiflow.data.store_format import LATENT_DTYPE, TEXT_DTYPES
 from rectiflow.models.autoencoder import Autoencoder, tiling
 from rectiflow.models.text.encoded import EncodedText
@@ -66,11 +64,6 @@ def encode_pictures(
         )
         for i, sample in enumerate(samples)
     ]
-
-
-def images_from_pixels(pixels: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "b 3 h w"]:
-    """Pixels [h w 3] in 0..255 to images in [−1, 1]: value / 127.5 − 1."""
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ Every record is a named, frozen value. `Rejection` is what a sample becomes that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +47,11 @@ class CuratedSample:
     origin: str | None = None
     license: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def images_from_pixels(pixels: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "b 3 h w"]:
+    """Pixels [h w 3] in 0..255 to images in [−1, 1]: value / 127.5 − 1."""
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from rectiflow.data.encoded_rows import images_from_pixels
+from rectiflow.data.records import images_from_pixels
 from rectiflow.evaluation.bootstrap import Interval, bootstrap_mean, bootstrap_mean_of_strata
 from rectiflow.evaluation.clip import EmbeddedClip
 from rectiflow.evaluation.features import Distance

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from rectiflow.data.encoded_rows import images_from_pixels
 from rectiflow.data.pixels import centered_square, crop_and_resize
+from rectiflow.data.records import images_from_pixels
 from rectiflow.evaluation.features import Features
 from rectiflow.models.fingerprint import update_with_weights
 from rectiflow.models.pretrained import load_pretrained, quiet_transformers, require_file

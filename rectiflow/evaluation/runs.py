@@ -147,7 +147,7 @@ def list_runs(folder: Path | str) -> str:
 
 def recipe_differences(runs: Sequence[RunRecord]) -> list[tuple[str, tuple[str, ...]]]:
     """The settings in which runs' recipes differ: dotted name and each run's value."""
-    recipes = [to_json(run.recipe) for run in runs]
+    recipes = [to_json(run.recipe, whole=True) for run in runs]
     found: dict[str, dict[int, Any]] = {}
     firsts: dict[str, Any] = {}
     for number, other in enumerate(recipes[1:], start=1):

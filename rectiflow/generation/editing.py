@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rectiflow.base.config import LATER
 from rectiflow.base.errors import ConfigError, UserError
-from rectiflow.data.encoded_rows import images_from_pixels
+from rectiflow.data.records import images_from_pixels
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.autoencoder import tiling

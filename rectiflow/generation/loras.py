@@ -124,7 +124,9 @@ def _only(loras: Sequence[WeightedLora], parts: tuple[str, ...]) -> list[tuple[L
 
 def _text_sizes(conditioner: PromptEncoder) -> Mapping[str, TextSize]:
     if isinstance(conditioner, CachedConditioner):
-        return RELEASED_TEXT | conditioner.sizes
+        if conditioner.sizes is not None:
+            return RELEASED_TEXT | conditioner.sizes
+        conditioner = conditioner.conditioner()
     assert isinstance(conditioner, TextConditioner)
     return text_sizes(conditioner.encoders)
 
@@ -138,7 +140,7 @@ def _with_text(conditioner: PromptEncoder, loras: Sequence[WeightedLora]) -> Pro
             name: sharing_copy(encoder) if name in parts else encoder
             for name, encoder in plain.encoders.items()
         }
-        changed = TextConditioner(plain.config, encoders, plain.tokenizers)  # pyright: ignore[reportArgumentType]
+        changed = TextConditioner(plain.config, encoders, plain.tokenizers)
         merge(nn.Module(), stack, encoders=changed.encoders)
         return changed
 

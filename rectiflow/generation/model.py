@@ -29,9 +29,8 @@ from rectiflow.models.model_folder import (
     is_own_model,
     read_model_weights,
 )
-from rectiflow.models.shipped import load_autoencoder, load_conditioner
+from rectiflow.models.shipped import load_autoencoder, load_prompt_encoder
 from rectiflow.models.text.cache import PromptEncoder
-from rectiflow.models.text.conditioner import TextConditioner
 from rectiflow.models.text.encoded import ENCODERS
 from rectiflow.sampling import (
     ClassifierFreeGuidance,
@@ -179,7 +178,7 @@ def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
     card = read_model_card(folder)
     backbone = _load_backbone(folder, card)
     encoders = ENCODERS if settings.encoders is None else settings.encoders
-    autoencoder, conditioner = load_autoencoder(), load_conditioner(encoders)
+    autoencoder, conditioner = load_autoencoder(), load_prompt_encoder(encoders)
     _refuse_other_parts(folder, card, autoencoder, conditioner)
     sampling = card.sampling
     return Model(
@@ -309,7 +308,7 @@ def _refuse_foreign_parts(name_or_path: str | Path, settings: LoadSettings) -> N
 
 
 def _refuse_other_parts(
-    folder: Path, card: ModelCard, autoencoder: Autoencoder, conditioner: TextConditioner
+    folder: Path, card: ModelCard, autoencoder: Autoencoder, conditioner: PromptEncoder
 ) -> None:
     """Latents and text states mean nothing to a backbone that was trained on others."""
     found = {"autoencoder": autoencoder.fingerprint()} | conditioner.fingerprints()

@@ -30,7 +30,7 @@ from rectiflow.models.published import (
 )
 from rectiflow.models.published.text_loading import StoredEncoders, find_text_encoders
 from rectiflow.models.text.cache import CachedConditioner
-from rectiflow.models.text.conditioner import FOLDERS
+from rectiflow.models.text.conditioner import FOLDERS, bare_tokenizers
 from rectiflow.models.text.encoded import ENCODERS
 from rectiflow.models.text.loading import SD3_LENGTHS
 from rectiflow.sampling import DPMSolverPP2M, Euler, ReleasedGrid
@@ -79,7 +79,7 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
         autoencoder=autoencoder,
         conditioner=CachedConditioner(
             config=stored.config,
-            tokenizers=stored.tokenizers,
+            tokenizers=bare_tokenizers(stored.tokenizers),
             sizes=stored.sizes,
             identity=identity,
             load=stored.load,

@@ -5,6 +5,7 @@ shifts. The oracle is lenient about blur, noise and tints, and strict about shap
 clearly one shape of the world is an unknown blob.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,17 +28,42 @@ _MIN_LEAD = 0.015
 #: Templates go this far below and above the world's radii.
 _RADIUS_SLACK_PX = 1.0
 _SHIFTS_PX = (-0.5, 0.0, 0.5)
+#: Templates whose correlation cannot reach this decide nothing about an object; less by what
+#: rounding may take.
+_MIN_DECIDING = _MIN_SCORE - _MIN_LEAD - 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Templates:
-    """Normalised coverage windows [n, size * size] with the centre of mass near the middle."""
+    """Coverage windows of edge `size_px` with the centre of mass near the middle."""
 
-    vectors: Floats
     size_px: int
-    #: Place in the list of shapes, and radius, of each template.
-    shape: NDArray[np.int64]
+    #: Normalised [n, size * size].
+    vectors: Floats
+    #: Before that: the sum of each row [size, n], the mean [n], and the length around it [n].
+    rows: Floats
+    mean: Floats
+    length: Floats
     radius_px: Floats
+
+    def scores(self, window: Floats) -> Floats:
+        """Correlation of a window [size, size] with each template."""
+        return self.vectors @ normalized(window.ravel())
+
+    def deciding_scores(self, window: Floats) -> Floats:
+        """As `scores`, but -1 for most of those that cannot reach `_MIN_DECIDING`.
+
+        Coverage is in [0, 1], so in no row do two windows share more than the emptier one has
+        there. That bounds their product, at a fraction of its cost.
+        """
+        rows = window.sum(axis=1)
+        total = float(rows.sum())
+        length = math.sqrt(max(float(np.vdot(window, window)) - total * total / window.size, 0.0))
+        shared = np.minimum(self.rows, rows[:, None]).sum(axis=0)
+        able = np.flatnonzero(shared - total * self.mean >= _MIN_DECIDING * length * self.length)
+        scores = np.full(len(self.vectors), -1.0, np.float32)
+        scores[able] = self.vectors[able] @ normalized(window.ravel())
+        return scores
 
 
 @cache
@@ -60,20 +86,25 @@ def _templates(radii_px: tuple[float, ...]) -> _Templates:
     steps = np.arange(min(radii_px) - _RADIUS_SLACK_PX, max(radii_px) + _RADIUS_SLACK_PX + 0.1, 0.5)
     size = 2 * int(np.ceil(steps[-1] * 1.3))
     windows: list[Floats] = []
-    labels: list[tuple[int, float]] = []
-    for place, shape in enumerate(OUTLINES):
+    radii: list[float] = []
+    for shape in OUTLINES:
         (mass_x, mass_y), _ = _unit_geometry(shape)
         for radius in steps:
             for dx in _SHIFTS_PX:
                 for dy in _SHIFTS_PX:
                     offset = (dx - mass_x * radius, dy - mass_y * radius)
-                    windows.append(ramp(coverage(shape, float(radius), offset, size)).ravel())
-                    labels.append((place, float(radius)))
+                    windows.append(ramp(coverage(shape, float(radius), offset, size)))
+                    radii.append(float(radius))
+    stacked = np.stack(windows)
+    flat = stacked.reshape(len(windows), -1)
+    mean = flat.mean(axis=1)
     return _Templates(
-        vectors=normalized(np.stack(windows)),
         size_px=size,
-        shape=np.array([place for place, _ in labels]),
-        radius_px=np.array([radius for _, radius in labels], np.float32),
+        vectors=normalized(flat),
+        rows=np.ascontiguousarray(stacked.sum(axis=2).T),
+        mean=mean,
+        length=np.linalg.norm(flat - mean[:, None], axis=1),
+        radius_px=np.array(radii, np.float32),
     )
 
 
@@ -99,7 +130,7 @@ class Oracle:
             UserError: for another size or type.
         """
         pieces = self._segmenter.pieces(self._at_scale_one(image))
-        found = self._match(pieces)
+        found = [self._name(piece) for piece in pieces]
         word, spelled = self._word(pieces, found)
         rest = [one for number, one in enumerate(found) if number not in spelled]
         objects = [one for one in rest if isinstance(one, Detection)]
@@ -126,39 +157,28 @@ class Oracle:
         blocks = image.reshape(height, scale, width, scale, 3).astype(np.float32)
         return blocks.mean(axis=(1, 3))
 
-    def _match(self, pieces: list[Piece]) -> list[Detection | Blob]:
-        """Compare all blobs with all templates at once."""
-        if not pieces:
-            return []
+    def _window(self, piece: Piece) -> Floats:
+        """A piece's coverage around its centre of mass, as large as a template."""
         size = self._templates.size_px
-        windows: list[Floats] = []
-        for piece in pieces:
-            left, top = (round(at) for at in piece.centroid_px)
-            padded = np.pad(piece.coverage, size // 2)
-            windows.append(padded[top : top + size, left : left + size].ravel())
-        scores = normalized(np.stack(windows)) @ self._templates.vectors.T
-        return [self._name(piece, row) for piece, row in zip(pieces, scores, strict=True)]
+        window = np.zeros((size, size), np.float32)
+        # Where the window's corner lies on the canvas, and the part of the canvas inside it.
+        left, top = (round(at) - size // 2 for at in piece.centroid_px)
+        inside = piece.coverage[max(top, 0) : top + size, max(left, 0) : left + size]
+        y, x = max(-top, 0), max(-left, 0)
+        window[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+        return window
 
-    def _name(self, piece: Piece, scores: Floats) -> Detection | Blob:
+    def _name(self, piece: Piece) -> Detection | Blob:
+        window = self._window(piece)
         # Templates of one shape are neighbours.
-        table = scores.reshape(len(self._shapes), -1)
+        table = self._templates.deciding_scores(window).reshape(len(self._shapes), -1)
         best = table.max(axis=1)
         known = np.where(self._is_known, best, -1.0)
         order = np.argsort(-known)
         top = int(order[0])
         lead = known[top] - known[order[1]] if len(order) > 1 else 1.0
         if known[top] < _MIN_SCORE or lead < _MIN_LEAD or best.argmax() != top:
-            x0, y0, x1, y1 = piece.box
-            return Blob(
-                color=piece.color,
-                box=piece.box,
-                center_px=(0.5 * (x0 + x1), 0.5 * (y0 + y1)),
-                similarity={
-                    shape: float(best[place])
-                    for place, shape in enumerate(self._shapes)
-                    if self._is_known[place]
-                },
-            )
+            return self._blob(piece, window)
         shape = self._shapes[top]
         radius = float(self._templates.radius_px.reshape(table.shape)[top, table[top].argmax()])
         mass, (x0, y0, x1, y1) = _unit_geometry(shape)
@@ -170,6 +190,20 @@ class Oracle:
             box=(x + x0 * radius, y + y0 * radius, x + x1 * radius, y + y1 * radius),
             center_px=(x, y),
             score=float(best[top]),
+        )
+
+    def _blob(self, piece: Piece, window: Floats) -> Blob:
+        best = self._templates.scores(window).reshape(len(self._shapes), -1).max(axis=1)
+        x0, y0, x1, y1 = piece.box
+        return Blob(
+            color=piece.color,
+            box=piece.box,
+            center_px=(0.5 * (x0 + x1), 0.5 * (y0 + y1)),
+            similarity={
+                shape: float(best[place])
+                for place, shape in enumerate(self._shapes)
+                if self._is_known[place]
+            },
         )
 
     def _word(

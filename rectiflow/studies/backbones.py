@@ -138,7 +138,7 @@ def backbones(scale: Scale) -> Backbones:
                 depth=2,
                 num_steps=2,
                 num_looks=1,
-                num_pictures=160,
+                num_pictures=48,
                 per_task=1,
                 reference_per_task=3,
             )

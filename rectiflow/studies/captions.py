@@ -91,7 +91,7 @@ def captions(scale: Scale) -> Captions:
                 setting=SamplerSetting(num_steps=2, guidance_scale=3.0),
                 depth=1,
                 num_steps=4,
-                num_pictures=160,
+                num_pictures=48,
                 per_task=1,
                 reference_per_task=2,
             )

@@ -126,7 +126,7 @@ def formulations(scale: Scale) -> Formulations:
                 depth=1,
                 num_steps=4,
                 num_looks=2,
-                num_pictures=160,
+                num_pictures=48,
                 per_task=1,
                 reference_per_task=5,
             )

@@ -168,7 +168,7 @@ def qk_norm(scale: Scale) -> QKNorm:
     """The study's sizes at a scale."""
     match scale:
         case "smoke":
-            return QKNorm(rates=(16.0,), depth=3, num_steps=2, num_looks=2, num_pictures=160)
+            return QKNorm(rates=(16.0,), depth=3, num_steps=2, num_looks=2, num_pictures=48)
         case "cpu":
             return QKNorm(depth=3, num_steps=400, num_pictures=12_000)
         case "gpu":

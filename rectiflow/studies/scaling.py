@@ -145,7 +145,7 @@ def scaling(scale: Scale) -> Scaling:
                 sweep_steps=(1, 2, 3),
                 num_steps=2,
                 num_looks=2,
-                num_pictures=160,
+                num_pictures=48,
                 per_task_of_looks=1,
                 per_task=1,
                 reference_per_task=3,

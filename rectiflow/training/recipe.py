@@ -179,11 +179,9 @@ def differences(saved: TrainRecipe, given: TrainRecipe) -> list[str]:
 
     The settings in `CHANGEABLE` are not compared.
     """
-    ours, theirs = to_json(saved), to_json(given)
+    ours, theirs = to_json(saved, whole=True), to_json(given, whole=True)
     for name in CHANGEABLE:
-        # One that is its default may not stand there (`base.config.LATER`).
-        ours.pop(name, None)
-        theirs.pop(name, None)
+        del ours[name], theirs[name]
     return [
         f"{path} is {before!r} in the run and {after!r} in the recipe"
         for path, before, after in differing_settings(ours, theirs)

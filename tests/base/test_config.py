@@ -217,5 +217,6 @@ def test_a_later_field_is_left_out_at_its_default_and_read_without() -> None:
     assert to_json(Grown(old=1, new=4)) == {"old": 1, "new": 4}
     for grown in (Grown(old=1), Grown(old=1, new=4)):
         assert from_json(Grown, to_json(grown)) == grown
+    assert to_json(Grown(old=1), whole=True) == {"old": 1, "new": 3}
     with pytest.raises(ConfigError, match='missing key "old"'):
         from_json(Grown, {"new": 4})

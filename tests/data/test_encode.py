@@ -24,9 +24,9 @@ from data.parts import (
 
 from rectiflow.base import files as files_module
 from rectiflow.base.errors import StoreError, UserError
-from rectiflow.data.encoded_rows import encode_pictures, images_from_pixels
+from rectiflow.data.encoded_rows import encode_pictures
 from rectiflow.data.latent_store import LatentStore
-from rectiflow.data.records import CuratedSample, EncodedBatch
+from rectiflow.data.records import CuratedSample, EncodedBatch, images_from_pixels
 from rectiflow.models.text.encoded import EncodedText
 
 

@@ -12,7 +12,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from rectiflow.base.errors import CheckpointError, UserError
-from rectiflow.data.encoded_rows import images_from_pixels
+from rectiflow.data.records import images_from_pixels
 from rectiflow.evaluation import clip
 from rectiflow.evaluation.clip import (
     ClipEmbedder,

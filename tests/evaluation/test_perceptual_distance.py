@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rectiflow.data.encoded_rows import images_from_pixels
+from rectiflow.data.records import images_from_pixels
 from rectiflow.evaluation import perceptual_distance as module
 from rectiflow.evaluation.perceptual_distance import perceptual_distance
 from rectiflow.models.shipped import load_image_tower

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rectiflow.data.encoded_rows import images_from_pixels
+from rectiflow.data.records import images_from_pixels
 from rectiflow.evaluation.pixel_fidelity import (
     MAX_PSNR_DB,
     psnr_db,

@@ -124,7 +124,7 @@ def test_a_comparison_says_what_differs_and_draws_the_curves(tmp_path: Path) -> 
     first = fake_run(tmp_path / "a" / "run", recipe)
     wider = replace(recipe, backbone=replace(recipe.backbone, width=128), seed=3)
     second = fake_run(tmp_path / "b" / "run", wider, steps=6)
-    third = fake_run(tmp_path / "c" / "run", replace(recipe, seed=4))
+    third = fake_run(tmp_path / "c" / "run", replace(recipe, seed=4, diagnose_every=5))
     page = tmp_path / "page.html"
     text = compare_runs([first, second, third], page)
     runs = [read_run(path) for path in (first, second, third)]
@@ -132,6 +132,8 @@ def test_a_comparison_says_what_differs_and_draws_the_curves(tmp_path: Path) -> 
     assert dict(recipe_differences(runs)) == {
         "seed": ("0", "3", "4"),
         "backbone.width": ("None", "128", "None"),
+        # recipe.json leaves it out where it is its default.
+        "diagnose_every": ("0", "0", "5"),
     }
     assert "backbone.width" in text
     (row,) = [line for line in text.splitlines() if line.startswith("b/run  ")]

@@ -74,7 +74,7 @@ def test_there_are_61_different_ones():
 
 @each_formulation
 def test_the_exact_network_samples_the_data(formulation: Formulation):
-    found = draw_samples(formulation, num=4000, num_steps=200)
+    found = draw_samples(formulation, num=4000, num_steps=100)
     assert torch.isfinite(found).all()
     assert ks_2samp(found[:, 0].numpy(), draw_data(4000, 6)[:, 0].numpy()).pvalue > 1e-3
 

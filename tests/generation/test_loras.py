@@ -18,6 +18,7 @@ from rectiflow.generation.loras import hash_lora, read_loras, with_loras
 from rectiflow.generation.model import Model
 from rectiflow.models.lora import merge, read_lora, text_sizes
 from rectiflow.models.text.cache import CachedConditioner
+from rectiflow.models.text.conditioner import bare_tokenizers
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def cached(identity: str = "plain") -> CachedConditioner:
     plain = tiny_conditioner()
     return CachedConditioner(
         config=plain.config,
-        tokenizers=plain.tokenizers,
+        tokenizers=bare_tokenizers(plain.tokenizers),
         sizes=text_sizes(plain.encoders),
         identity=identity,
         load=tiny_conditioner,
@@ -88,6 +89,18 @@ def test_what_is_not_changed_is_shared(model: Model, style: Path) -> None:
     bias = next(name for name in ours if name.endswith(".bias"))
     assert ours[bias].data_ptr() == theirs[bias].data_ptr()
     assert with_loras(model, []) is model
+
+
+def test_sizes_that_nobody_knows_are_read_off_the_encoders(model: Model, wordy: Path) -> None:
+    unsized = cached()
+    unsized.sizes = None
+    files = [LoraFile(path=wordy)]
+    found, expected = (
+        with_loras(replace(model, conditioner=conditioner), files).conditioner.encode(["a ring"])
+        for conditioner in (unsized, tiny_conditioner())
+    )
+    assert torch.equal(found.clip_l.context, expected.clip_l.context)
+    assert unsized.is_loaded
 
 
 def test_prompts_states_are_kept_apart(

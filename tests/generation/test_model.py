@@ -31,7 +31,7 @@ from rectiflow.models.model_folder import find_model_folder
 @pytest.fixture(autouse=True)
 def _parts_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_module, "load_autoencoder", tiny_autoencoder)
-    monkeypatch.setattr(model_module, "load_conditioner", tiny_conditioner)
+    monkeypatch.setattr(model_module, "load_prompt_encoder", tiny_conditioner)
 
 
 @pytest.fixture

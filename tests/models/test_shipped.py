@@ -8,6 +8,7 @@ from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.models.shipped import (
     load_conditioner,
     load_image_tower,
+    load_prompt_encoder,
     read_card,
     shipped_path,
     verify,
@@ -77,6 +78,35 @@ def test_the_embedded_encoders_are_small_and_float32():
     assert conditioning.context.shape == (1, 32, 192)
     assert conditioning.pooled.shape == (1, 160)
     assert tower.embed(torch.zeros(1, 3, 64, 64)).shape == (1, 96)
+
+
+def test_prompts_met_before_need_neither_encoders_nor_transformers(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECTIFLOW_CACHE", str(tmp_path))
+    plain, prompts = load_conditioner(), ["a red circle", ""]
+    first = load_prompt_encoder()
+    assert first.fingerprints() == plain.fingerprints()
+    long = "a red circle above " * 20
+    assert first.truncations(long) == plain.truncations(long)
+    assert not first.is_loaded
+    expected = plain.encode(prompts).columns()
+    again = load_prompt_encoder()
+    for encoder in (first, again):
+        found = encoder.encode(prompts).columns()
+        assert all(torch.equal(found[name], column) for name, column in expected.items())
+    assert first.is_loaded
+    assert not again.is_loaded
+    # A list of prompts is encoded faster than it is kept.
+    again.encode(["one", "two", "three", "four"])
+    assert len(list((tmp_path / "prompts").iterdir())) == len(prompts)
+
+
+def test_a_shipped_model_loads_without_transformers(run_python):
+    result = run_python(
+        "import sys; from rectiflow.generation.draw_list import load_model; load_model('tiny'); "
+        "print([name for name in ('transformers', 'torch._dynamo', 'scipy', 'pyarrow', "
+        "'matplotlib') if name in sys.modules])"
+    )
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
 def test_some_of_the_embedded_encoders():

@@ -39,7 +39,9 @@ def _small_recipe() -> TrainRecipe:
 def _tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (model_module, previews_module, encoding):
         monkeypatch.setattr(module, "load_autoencoder", tiny_autoencoder)
+    for module in (previews_module, encoding):
         monkeypatch.setattr(module, "load_conditioner", tiny_conditioner)
+    monkeypatch.setattr(model_module, "load_prompt_encoder", tiny_conditioner)
     monkeypatch.setattr(demo_module, "demo_recipe", _small_recipe)
     monkeypatch.setattr(demo_module, "NUM_PICTURES", (24, 24))
     monkeypatch.setattr(demo_module, "NUM_MOMENTS", 2)

@@ -23,15 +23,18 @@ class Gallery:
     world: World
     oracle: Oracle
     known: dict[tuple[tuple[Item, ...], Word | None], Reading] = field(default_factory=dict)
+    drawn: dict[str, list[Scene]] = field(default_factory=dict)
 
     def scenes(self, task: str, number: int) -> list[Scene]:
         """Every fourth scene is a held-out one."""
-        return [
+        scenes = self.drawn.setdefault(task, [])
+        scenes += [
             sample_scene(
                 self.world, split="val", seed=11, index=index, task=task, held_out=index % 4 == 3
             )
-            for index in range(number)
+            for index in range(len(scenes), number)
         ]
+        return scenes[:number]
 
     def read(self, scene: Scene) -> Reading:
         """Read a clean picture; the small world shows many scenes twice."""

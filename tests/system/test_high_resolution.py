@@ -28,7 +28,7 @@ def test_from_64_px_squares_to_three_shapes_at_128_px(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_module, "load_autoencoder", tiny_autoencoder)
-    monkeypatch.setattr(model_module, "load_conditioner", tiny_conditioner)
+    monkeypatch.setattr(model_module, "load_prompt_encoder", tiny_conditioner)
     parts = tiny_autoencoder(), tiny_conditioner()
     folder = tmp_path / "pictures"
     write_folder(SMALL, folder, count=9, scale=2, aspects=[(1, 1), (2, 1), (1, 2)])

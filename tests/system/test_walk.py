@@ -35,7 +35,7 @@ def test_what_was_learned_by_heart_is_drawn_when_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_module, "load_autoencoder", tiny_autoencoder)
-    monkeypatch.setattr(model_module, "load_conditioner", tiny_conditioner)
+    monkeypatch.setattr(model_module, "load_prompt_encoder", tiny_conditioner)
     write_folder(SMALL, tmp_path / "pictures", count=NUM_SAMPLES, seed=2)
     encode_folder(
         tmp_path / "pictures",

@@ -23,7 +23,6 @@ from transformers import (
 
 from rectiflow.base.cache import cached_sha256
 from rectiflow.base.config import to_json
-from rectiflow.base.errors import UserError
 from rectiflow.models.pretrained import quiet_transformers
 from rectiflow.models.published.checkpoint import Checkpoint, Part
 from rectiflow.models.published.folder import open_checkpoint
@@ -43,7 +42,7 @@ from rectiflow.models.text.conditioner import (
     TextConditionerConfig,
     describe_tokenizer,
 )
-from rectiflow.models.text.encoded import ENCODERS
+from rectiflow.models.text.encoded import ENCODERS, choose_encoders
 from rectiflow.models.text.loading import SD3_LENGTHS, load_tokenizer
 
 
@@ -96,10 +95,7 @@ def find_text_encoders(
 
     `context_dim` is the width that a T5 has which is not there; SD3's when None.
     """
-    for name in encoders:
-        if name not in ENCODERS:
-            raise UserError(f"unknown text encoder {name!r}; choose among {', '.join(ENCODERS)}")
-    parts = {name: checkpoint.part(name) for name in ENCODERS if name in encoders}
+    parts = {name: checkpoint.part(name) for name in choose_encoders(encoders)}
     # An encoder that is left out keeps its size: its own where the file has it, else SD3's.
     configs = RELEASED_TEXT | {
         name: part.config

@@ -6,16 +6,18 @@ the SHA-256 of every file. Parts: "text" (three encoders, image tower), "autoenc
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectiflow.base.errors import UserError
 from rectiflow.models.shipped.card import Card, read_card, verify, write_card
-from rectiflow.models.text.encoded import ENCODERS
+from rectiflow.models.text.encoded import ENCODERS, choose_encoders
 
 if TYPE_CHECKING:
     from rectiflow.models.autoencoder import Autoencoder
+    from rectiflow.models.text.cache import CachedConditioner
     from rectiflow.models.text.conditioner import TextConditioner
     from rectiflow.models.vision.image_tower import ImageTower
 
@@ -24,6 +26,7 @@ __all__ = [
     "load_autoencoder",
     "load_conditioner",
     "load_image_tower",
+    "load_prompt_encoder",
     "read_card",
     "shipped_path",
     "verify",
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 _ROOT = Path(__file__).parent
+#: A prompt, what to lead away from, and the empty one; a list is encoded faster than it is kept.
+_MAX_KEPT = 3
 
 
 def shipped_path(name: str) -> Path:
@@ -72,6 +77,34 @@ def load_conditioner(encoders: Sequence[str] = ENCODERS) -> TextConditioner:
     from rectiflow.models.text.loading import load_text_folder
 
     return load_text_folder(shipped_path("text"), encoders=encoders)
+
+
+def load_prompt_encoder(encoders: Sequence[str] = ENCODERS) -> CachedConditioner:
+    """The embedded text encoders, which load when a prompt comes that was never encoded here.
+
+    Raises:
+        UserError, CheckpointError: as `load_conditioner`.
+    """
+    from tokenizers import Tokenizer
+
+    from rectiflow.base.config import load_config
+    from rectiflow.models.text.cache import CachedConditioner
+    from rectiflow.models.text.conditioner import CONFIG_FILE, FOLDERS, TextConditionerConfig
+
+    chosen, folder = choose_encoders(encoders), shipped_path("text")
+    known = read_card(folder).fingerprints or {}
+    fingerprints = {name: known[name] for name in chosen}
+    return CachedConditioner(
+        config=load_config(folder / CONFIG_FILE, TextConditionerConfig),
+        tokenizers={
+            name: Tokenizer.from_file(str(folder / FOLDERS[name][1] / "tokenizer.json"))
+            for name in chosen
+        },
+        identity=json.dumps(fingerprints),
+        load=lambda: load_conditioner(chosen),
+        fingerprints=fingerprints,
+        max_kept=_MAX_KEPT,
+    )
 
 
 def load_image_tower() -> ImageTower:

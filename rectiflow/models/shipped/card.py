@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rectiflow.base.config import load_config, save_config
+from rectiflow.base.config import LATER, load_config, save_config
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.files import sha256_file
 
@@ -22,6 +22,8 @@ class Card:
     data: dict[str, Any]
     scores: dict[str, Any]
     hashes: dict[str, str]
+    fingerprints: dict[str, str] | None = field(default=None, metadata=LATER)
+    """Of the text encoders by name, as `TextConditioner.fingerprints` reads them off weights."""
 
 
 def write_card(
@@ -31,6 +33,7 @@ def write_card(
     commit: str,
     data: dict[str, Any],
     scores: dict[str, Any],
+    fingerprints: dict[str, str] | None = None,
 ) -> Card:
     """Hash every file of a finished part and write its card beside them.
 
@@ -40,7 +43,14 @@ def write_card(
     folder = Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD_FILE)
     hashes = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
-    card = Card(recipe=recipe, commit=commit, data=data, scores=scores, hashes=hashes)
+    card = Card(
+        recipe=recipe,
+        commit=commit,
+        data=data,
+        scores=scores,
+        hashes=hashes,
+        fingerprints=fingerprints,
+    )
     save_config(folder / CARD_FILE, card)
     return card
 

@@ -1,7 +1,7 @@
 """Prompts' states kept on the disk, so that a prompt met before needs no text encoder at all.
 
-On the walk of a prompt where the encoders are large: T5-XXL takes longer to load than many a
-picture to draw. The encoders are loaded when a prompt comes that is not there yet.
+On the walk of a prompt: T5-XXL takes longer to load than many a picture to draw, and so does
+transformers for the embedded encoders. They are loaded when a prompt comes that is not there yet.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
 from rectiflow.base.cache import cache_folder
 from rectiflow.base.errors import UserError
@@ -47,13 +47,15 @@ class PromptEncoder(Protocol):
     def config(self) -> TextConditionerConfig: ...
 
     @property
-    def tokenizers(self) -> Mapping[str, PreTrainedTokenizerBase]: ...
+    def tokenizers(self) -> Mapping[str, Any]: ...
 
     def encode(self, prompts: Sequence[str]) -> EncodedText: ...
 
     def null(self) -> EncodedText: ...
 
     def truncations(self, prompt: str) -> list[tuple[str, str]]: ...
+
+    def fingerprints(self) -> dict[str, str]: ...
 
     def to(self, device: torch.device | str) -> PromptEncoder: ...
 
@@ -62,21 +64,28 @@ class CachedConditioner:
     """A `TextConditioner` that is made by `load` when first needed, behind a cache on the disk.
 
     `identity` tells apart whatever gives other states: weights, tokenizers, lengths, number type.
-    `sizes` are those of the encoders in use.
+    `sizes` are those of the encoders in use, None where only the encoders themselves tell.
+    `fingerprints` are those of `TextConditioner`, where they are known without reading weights.
+    No states are kept of a call with more than `max_kept` new prompts, which small encoders have
+    encoded before a disk has written them.
     """
 
     def __init__(
         self,
         *,
         config: TextConditionerConfig,
-        tokenizers: Mapping[str, PreTrainedTokenizerBase],
-        sizes: Mapping[str, TextSize],
+        tokenizers: Mapping[str, Tokenizer],
         identity: str,
         load: Callable[[], TextConditioner],
+        sizes: Mapping[str, TextSize] | None = None,
+        fingerprints: Mapping[str, str] | None = None,
+        max_kept: int | None = None,
     ) -> None:
         self.config = config
         self.tokenizers = dict(tokenizers)
-        self.sizes = dict(sizes)
+        self.sizes = sizes
+        self._fingerprints = fingerprints
+        self._max_kept = max_kept
         self._identity = identity
         self._load = load
         self._conditioner: TextConditioner | None = None
@@ -95,9 +104,10 @@ class CachedConditioner:
         found = {prompt: self._read(prompt) for prompt in unique}
         if missing := [prompt for prompt in unique if found[prompt] is None]:
             encoded = self.conditioner().encode(missing).to(device="cpu")
-            for i, prompt in enumerate(missing):
-                found[prompt] = encoded[i : i + 1]
-                self._write(prompt, encoded[i : i + 1])
+            found |= {prompt: encoded[i : i + 1] for i, prompt in enumerate(missing)}
+            if self._max_kept is None or len(missing) <= self._max_kept:
+                for i, prompt in enumerate(missing):
+                    self._write(prompt, encoded[i : i + 1])
         rows = [row for prompt in prompts if (row := found[prompt]) is not None]
         return EncodedText.concat(rows).to(device=self._device)
 
@@ -108,8 +118,11 @@ class CachedConditioner:
     def fingerprints(self) -> dict[str, str]:
         """For each encoder in use, what tells its states apart; none is loaded.
 
-        Not those of `TextConditioner.fingerprints`, for which all weights must be read.
+        Those of `TextConditioner.fingerprints` only where they were given: all weights must be
+        read for them.
         """
+        if self._fingerprints is not None:
+            return dict(self._fingerprints)
         return {
             name: hashlib.sha256(f"{self._identity}\0{name}".encode()).hexdigest()
             for name in self.tokenizers
@@ -152,6 +165,7 @@ class CachedConditioner:
             sizes=self.sizes,
             identity=hashlib.sha256(f"{self._identity}\0{how}".encode()).hexdigest(),
             load=lambda: change(self.conditioner()),
+            max_kept=self._max_kept,
         )
         return changed.to(self._device)
 

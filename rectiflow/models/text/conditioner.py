@@ -2,6 +2,7 @@
 
 First stop on the walk of a prompt, and what `data.encode` runs over captions. Holds transformers'
 own CLIP and T5 classes at any size: the embedded ones and SD3's load from the same folder layout.
+Imports no transformers, which takes seconds: whoever makes the encoders does.
 Source: arXiv 2403.03206, section 4; CLIP 2103.00020, T5 1910.10683.
 """
 
@@ -16,13 +17,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, T5EncoderModel
 
 from rectiflow.base.config import save_config
 from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.models.fingerprint import update_with_weights
-from rectiflow.models.pretrained import quiet_transformers
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, check_widths
 
 CONFIG_FILE = "conditioner.json"
@@ -87,6 +87,9 @@ class TextConditionerConfig:
 class TextConditioner(nn.Module):
     """Frozen encoders by name ("clip_l", "clip_g", "t5"); any of them may be left out.
 
+    They are transformers' `CLIPTextModelWithProjection` and `T5EncoderModel`, the tokenizers its
+    fast ones.
+
     Raises:
         ConfigError: an encoder's width is not the one that `config` states.
         ValueError: an encoder without tokenizer, or the reverse, or an unknown name.
@@ -95,8 +98,8 @@ class TextConditioner(nn.Module):
     def __init__(
         self,
         config: TextConditionerConfig,
-        encoders: Mapping[str, CLIPTextModelWithProjection | T5EncoderModel],
-        tokenizers: Mapping[str, PreTrainedTokenizerBase],
+        encoders: Mapping[str, nn.Module],
+        tokenizers: Mapping[str, Any],
     ) -> None:
         super().__init__()
         if set(encoders) != set(tokenizers) or not set(encoders) <= set(ENCODERS):
@@ -144,7 +147,7 @@ class TextConditioner(nn.Module):
         Raises:
             TypeError, UserError: as `encode`.
         """
-        return find_truncations(prompt, self.tokenizers, self.config)
+        return find_truncations(prompt, bare_tokenizers(self.tokenizers), self.config)
 
     def fingerprints(self) -> dict[str, str]:
         """Per encoder a hash of its weights, tokenizer and length: equal hashes, equal states."""
@@ -157,10 +160,12 @@ class TextConditioner(nn.Module):
 
     def save(self, folder: Path | str) -> None:
         """Write encoders, tokenizers and config; `loading.load_text_folder` reads them back."""
+        from rectiflow.models.pretrained import quiet_transformers
+
         folder = Path(folder)
         for name, tokenizer in self.tokenizers.items():
             encoder_folder, tokenizer_folder = FOLDERS[name]
-            _forget_batch(tokenizer)
+            _forget_batch(tokenizer.backend_tokenizer)
             with quiet_transformers():
                 self._encoder(name).save_pretrained(folder / encoder_folder)
                 tokenizer.save_pretrained(folder / tokenizer_folder)
@@ -200,18 +205,22 @@ class TextConditioner(nn.Module):
         return torch.tensor([row + [padding] * (length - len(row)) for row in ids])
 
 
+def bare_tokenizers(tokenizers: Mapping[str, Any]) -> dict[str, Tokenizer]:
+    """What transformers' fast tokenizers are made around."""
+    return {name: tokenizer.backend_tokenizer for name, tokenizer in tokenizers.items()}
+
+
 def find_truncations(
-    prompt: str, tokenizers: Mapping[str, PreTrainedTokenizerBase], config: TextConditionerConfig
+    prompt: str, tokenizers: Mapping[str, Tokenizer], config: TextConditionerConfig
 ) -> list[tuple[str, str]]:
     """As `TextConditioner.truncations`, from tokenizers alone."""
     check_prompts([prompt])
     lost: list[tuple[str, str]] = []
     for name, tokenizer in tokenizers.items():
         with _tokenizing:
-            offsets = tokenizer(
-                prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )["offset_mapping"]
-        num_kept = config.size(name).length - tokenizer.num_special_tokens_to_add()
+            _forget_batch(tokenizer)
+            offsets = tokenizer.encode(prompt, add_special_tokens=False).offsets
+        num_kept = config.size(name).length - tokenizer.num_special_tokens_to_add(is_pair=False)
         if len(offsets) > num_kept:
             lost.append((name, prompt[offsets[num_kept][0] :].lstrip()))
     return lost
@@ -270,11 +279,11 @@ def _fingerprint(encoder: nn.Module, tokenizer: Any, length: int) -> str:
 
 def describe_tokenizer(tokenizer: Any) -> str:
     """JSON of all that decides a tokenizer's ids."""
-    _forget_batch(tokenizer)
+    _forget_batch(tokenizer.backend_tokenizer)
     return tokenizer.backend_tokenizer.to_str()
 
 
-def _forget_batch(tokenizer: Any) -> None:
+def _forget_batch(tokenizer: Tokenizer) -> None:
     """Tokenizers remember how the last batch was cut and padded; they are the same without."""
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()

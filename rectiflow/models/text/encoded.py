@@ -19,10 +19,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from rectiflow.base.errors import ConfigError
+from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.models.conditioning import Conditioning
 
 ENCODERS = ("clip_l", "clip_g", "t5")
+
+
+def choose_encoders(names: Sequence[str]) -> tuple[str, ...]:
+    """The named encoders in their usual order.
+
+    Raises:
+        UserError: a name is not an encoder's.
+    """
+    for name in names:
+        if name not in ENCODERS:
+            raise UserError(f"unknown text encoder {name!r}; choose among {', '.join(ENCODERS)}")
+    return tuple(name for name in ENCODERS if name in names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from rectiflow.base.config import load_config
-from rectiflow.base.errors import UserError
 from rectiflow.models.pretrained import load_pretrained, quiet_transformers, require_file
 from rectiflow.models.text.conditioner import (
     CONFIG_FILE,
@@ -31,7 +30,7 @@ from rectiflow.models.text.conditioner import (
     TextConditionerConfig,
     size_of,
 )
-from rectiflow.models.text.encoded import ENCODERS
+from rectiflow.models.text.encoded import ENCODERS, choose_encoders
 
 #: Tokens in the released SD3: CLIP was trained with 77, T5 is cut at 256.
 SD3_LENGTHS = {"clip_l": 77, "clip_g": 77, "t5": 256}
@@ -65,15 +64,11 @@ def load_text_folder(
         CheckpointError: weights are damaged, or lack tensors of the model.
         ConfigError: `conditioner.json` does not fit the encoders.
     """
-    folder = Path(folder)
-    for name in encoders:
-        if name not in ENCODERS:
-            raise UserError(f"unknown text encoder {name!r}; choose among {', '.join(ENCODERS)}")
+    folder, chosen = Path(folder), choose_encoders(encoders)
     if (folder / CONFIG_FILE).exists():
         config = load_config(folder / CONFIG_FILE, TextConditionerConfig)
     else:
         config = _config_from_encoders(folder, lengths or SD3_LENGTHS, block_size)
-    chosen = [name for name in ENCODERS if name in encoders]
     return TextConditioner(
         config,
         {

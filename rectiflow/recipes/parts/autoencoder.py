@@ -20,7 +20,7 @@ from torch import Tensor
 from rectiflow.base.config import to_json
 from rectiflow.base.files import atomic_directory
 from rectiflow.base.seeds import derive_seed
-from rectiflow.data.encoded_rows import images_from_pixels
+from rectiflow.data.records import images_from_pixels
 from rectiflow.evaluation.autoencoder import evaluate_autoencoder
 from rectiflow.evaluation.pixel_fidelity import psnr_db_of_error
 from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig

@@ -107,7 +107,7 @@ def make_text_part(recipe: TextPartRecipe, out: Path, on_log: Log) -> None:
         _train_towers(recipe, towers, tokenizers, scenes, log)
         t5, masked_accuracy = _train_t5(recipe, tokenizers["t5"], scenes, val, log)
         encoders = {**towers.text_towers, "t5": t5}
-        conditioner = TextConditioner(_config(recipe), encoders, tokenizers)  # pyright: ignore
+        conditioner = TextConditioner(_config(recipe), encoders, tokenizers)
         conditioner.to(torch.bfloat16).save(folder)
         ImageTower(towers.image_tower).to(torch.bfloat16).save(folder / "image_tower")  # pyright: ignore
         trained = {"last_losses": last, "t5_masked_token_accuracy": masked_accuracy}
@@ -140,6 +140,7 @@ def score_text_part(
             "held_out": False,
         },
         scores=trained | scores,
+        fingerprints=conditioner.fingerprints(),
     )
 
 
