@@ -36,8 +36,8 @@ def calibrate(recipe: TrainRecipe, store: Path | str | Feed, seconds: float) -> 
         started = time.perf_counter()
         validate(state.ema.model, feed.validation[:1], recipe)
         share = sum(map(len, feed.validation)) / len(feed.validation[0])
-        # twice: the raw and the averaged weights
-        step_s += 2 * share * (time.perf_counter() - started) / recipe.validate_every
+        num_networks = 1 + recipe.ema.num_averages
+        step_s += num_networks * share * (time.perf_counter() - started) / recipe.validate_every
     return 1.0 / step_s
 
 
