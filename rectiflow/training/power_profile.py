@@ -15,8 +15,8 @@ from jaxtyping import Float64
 
 from rectiflow.base.errors import ConfigError
 
-#: That of gamma = 0, where every step counts alike.
-LARGEST_SIGMA_REL = 12**-0.5
+#: Just below that of gamma = 0, where every step counts alike: 1/√12.
+LARGEST_SIGMA_REL = 0.288
 # Singular values below it, relative to the largest, are those of snapshots that say the same.
 _LEAST_SINGULAR_VALUE = 1e-12
 
@@ -25,8 +25,8 @@ _LEAST_SINGULAR_VALUE = 1e-12
 class PowerProfile:
     """The average whose weights over the steps tau in [0, t] are those of tau^gamma.
 
-    `sigma_rel`, above 0 and at most 0.288, is the weights' standard deviation relative to t: the
-    length of the average as a share of the run so far, about.
+    `sigma_rel`, above 0 and at most `LARGEST_SIGMA_REL`, is the weights' standard deviation
+    relative to t: the length of the average as a share of the run so far, about.
     """
 
     sigma_rel: float
@@ -35,12 +35,12 @@ class PowerProfile:
         if not 0.0 < self.sigma_rel <= LARGEST_SIGMA_REL:
             raise ConfigError(
                 f"sigma_rel is {self.sigma_rel}; it is the length of an average relative to the "
-                f"run's, so give a number above 0 and at most {LARGEST_SIGMA_REL:.3f}, such as 0.1"
+                f"run's, so give a number above 0 and at most {LARGEST_SIGMA_REL}, such as 0.1"
             )
 
     @cached_property
     def gamma(self) -> float:
-        """The exponent, >= 0.
+        """The exponent, above 0.
 
         sigma_rel² = (gamma + 1) / ((gamma + 2)² (gamma + 3)), a cubic equation.
         """
