@@ -68,12 +68,14 @@ class Activations:
 
     `blocks` are all that the blocks keep, `largest_block` the most of one. Of a block that is
     computed a second time, only its share of `inputs` is kept; or also that of `products`, the
-    results of its matrix products and attention. `around` is kept either way.
+    results of its matrix products and attention: `largest_rest` is the most that one block keeps
+    beside them. `around` is kept either way.
     """
 
     around: int
     blocks: int
     largest_block: int
+    largest_rest: int
     inputs: int
     products: int
 
@@ -84,14 +86,17 @@ def activations_of(config: BackboneConfig, size: InputSize, arithmetic: Arithmet
     Raises:
         ConfigError: the latents do not divide into patches.
     """
-    count, dtype = _Count(config, size, arithmetic), arithmetic.dtype
-    blocks = count.blocks()
+    count = _Count(config, size, arithmetic)
+    dtype, blocks = arithmetic.dtype, count.blocks()
+    kept = [block.kept.num_bytes(dtype) for block in blocks]
+    products = [block.products.num_bytes(dtype) for block in blocks]
     return Activations(
         around=count.around().num_bytes(dtype),
-        blocks=sum(block.kept.num_bytes(dtype) for block in blocks),
-        largest_block=max(block.kept.num_bytes(dtype) for block in blocks),
+        blocks=sum(kept),
+        largest_block=max(kept),
+        largest_rest=max(all_of_it - some for all_of_it, some in zip(kept, products, strict=True)),
         inputs=sum(block.inputs.num_bytes(dtype) for block in blocks),
-        products=sum(block.products.num_bytes(dtype) for block in blocks),
+        products=sum(products),
     )
 
 

@@ -207,15 +207,14 @@ def memory_of(
     if num_devices > 1:  # gathered for a block while the one before it is computed
         copies = 2 * _largest_block(backbone) * dtype.itemsize
     kept = activations_of(recipe.backbone, size, Arithmetic.of(dtype, device_type))
-    # A block that is computed again then keeps all that it would have kept.
-    again = 0 if recipe.recompute == "none" else kept.largest_block
+    activations, again = _kept_and_again(kept, recipe)
     return MemoryPlan(
         weights=_share(4 * count, num_devices),
         ema=_share(4 * count * recipe.ema.num_averages, num_devices),
         optimizer=_share(states + _muon_stacks(recipe, backbone, dtype), num_devices),
         gradients=_share(4 * count, num_devices),
         weight_copies=copies,
-        activations=num_at_once * _kept_bytes(kept, recipe),
+        activations=num_at_once * activations,
         working=num_at_once * (_working_bytes(recipe, size, dtype) + again),
     )
 
@@ -269,14 +268,15 @@ def _recomputed_flops(recipe: TrainRecipe, size: InputSize) -> int:
     return block_flops(recipe.backbone, size) if recipe.recompute == "blocks" else 0
 
 
-def _kept_bytes(kept: Activations, recipe: TrainRecipe) -> int:
+def _kept_and_again(kept: Activations, recipe: TrainRecipe) -> tuple[int, int]:
+    """Bytes kept for one sample, and those of a block that is computed again beside them."""
     match recipe.recompute:
         case "none":
-            return kept.around + kept.blocks
+            return kept.around + kept.blocks, 0
         case "products":
-            return kept.around + kept.inputs + kept.products
+            return kept.around + kept.inputs + kept.products, kept.largest_rest
         case "blocks":
-            return kept.around + kept.inputs
+            return kept.around + kept.inputs, kept.largest_block
 
 
 def _working_bytes(recipe: TrainRecipe, size: InputSize, dtype: torch.dtype) -> int:

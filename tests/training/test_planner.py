@@ -75,7 +75,7 @@ def test_recompute_takes_time_for_memory() -> None:
     whole, products, blocks = (plan.memory for plan in plans)
     assert whole.activations > 1.5 * products.activations > 6 * blocks.activations
     assert whole.peak > products.peak > blocks.peak
-    assert whole.working < products.working == blocks.working < whole.activations / 8
+    assert whole.working < products.working < blocks.working < whole.activations / 8
     # The model's own operations are the same; a block's forward pass is one of three.
     assert len({plan.flops_per_step for plan in plans}) == 1
     assert plans[0].step_s == plans[1].step_s
