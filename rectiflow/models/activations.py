@@ -2,8 +2,7 @@
 
 The counterpart of `models.flops`: a term for each thing that PyTorch's derivatives save. On a CPU
 the tests count what they do save; for CUDA the terms follow the documented lists of autocast.
-Nothing is recomputed. Weights are not counted, nor the copies that autocast makes of them
-(`weight_copies`).
+Weights are not counted, nor the copies that autocast makes of them (`weight_copies`).
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from rectiflow.base.errors import ConfigError
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.baselines.crossdit import CrossDiTConfig
 from rectiflow.models.baselines.dit import DiTConfig
 from rectiflow.models.baselines.uvit import CHANNELS_PER_GROUP, STRIDE, UViTConfig
-from rectiflow.models.flops import InputSize
+from rectiflow.models.flops import InputSize, num_image_tokens
 from rectiflow.models.layers.embeddings import TIME_EMBEDDING_DIM
 from rectiflow.models.layers.feed_forward import MLP_RATIO
 from rectiflow.models.mmdit import MMDiTConfig
@@ -64,18 +62,42 @@ class Arithmetic:
         )
 
 
-def kept_bytes(config: BackboneConfig, size: InputSize, arithmetic: Arithmetic) -> int:
-    """Bytes that the backbone keeps for one sample, of a batch of more than one.
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Bytes that a backbone keeps for one sample, of a batch of more than one.
+
+    `blocks` are all that the blocks keep, `largest_block` the most of one. Of a block that is
+    computed a second time, only its share of `inputs` is kept; or also that of `products`, the
+    results of its matrix products and attention: `largest_rest` is the most that one block keeps
+    beside them. `around` is kept either way.
+    """
+
+    around: int
+    blocks: int
+    largest_block: int
+    largest_rest: int
+    inputs: int
+    products: int
+
+
+def activations_of(config: BackboneConfig, size: InputSize, arithmetic: Arithmetic) -> Activations:
+    """What is kept for one sample.
 
     Raises:
         ConfigError: the latents do not divide into patches.
     """
-    p = config.patch_size
-    if size.height % p or size.width % p:
-        raise ConfigError(
-            f"latents of {size.height}×{size.width} do not divide into patches of {p}"
-        )
-    return _Count(config, size, arithmetic).total().num_bytes(arithmetic.dtype)
+    count = _Count(config, size, arithmetic)
+    dtype, blocks = arithmetic.dtype, count.blocks()
+    kept = [block.kept.num_bytes(dtype) for block in blocks]
+    products = [block.products.num_bytes(dtype) for block in blocks]
+    return Activations(
+        around=count.around().num_bytes(dtype),
+        blocks=sum(kept),
+        largest_block=max(kept),
+        largest_rest=max(all_of_it - some for all_of_it, some in zip(kept, products, strict=True)),
+        inputs=sum(block.inputs.num_bytes(dtype) for block in blocks),
+        products=sum(products),
+    )
 
 
 def weight_copies(config: BackboneConfig, dtype: torch.dtype) -> int:
@@ -88,40 +110,76 @@ def weight_copies(config: BackboneConfig, dtype: torch.dtype) -> int:
     return dtype.itemsize * sum(matrix.weight.numel() for matrix in matrices)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """All that one block keeps, and what enters it and its products give."""
+
+    kept: Kept
+    inputs: Kept
+    products: Kept
+
+
 class _Count:
     """The terms of one config and size: n image tokens, m text tokens, width d."""
 
     def __init__(self, config: BackboneConfig, size: InputSize, arithmetic: Arithmetic) -> None:
         self.config, self.size, self.at = config, size, arithmetic
-        self.n = (size.height // config.patch_size) * (size.width // config.patch_size)
+        self.n = num_image_tokens(config, size)
         self.m, self.d = size.num_text, config.hidden_dim
         self.num_heads = self.d // config.head_dim
 
-    def total(self) -> Kept:
-        config, n, m, d = self.config, self.n, self.m, self.d
+    def blocks(self) -> list[_Block]:
+        config = self.config
+        places = range(config.depth)
         match config:
             case MMDiTConfig():
-                num_text_sets = len(config.text_streams)
-                image = self.own_attention(n + m) + self.stream(n, is_wide=True)
-                text = self.stream(m, is_wide=False, num_sets=num_text_sets)
-                last_text = self.front(m, is_wide=False, num_sets=num_text_sets)
-                # The norm of the same tokens once more, and what the second attention gives.
-                second = self.own_attention(n) + self.gated(n, is_wide=True)
-                second += self.norm(n, is_wide=True, shares_input=True)
-                second += Kept(narrow=n * d + 3 * d)
-                blocks = config.depth * image + (config.depth - 1) * text + last_text
-                blocks += config.num_second_attentions * second
-                return self.embeddings() + blocks + self.ends()
+                return [self.joint_block(config, place) for place in places]
             case DiTConfig():
-                shared = self.own_attention(n + m) + self.front(n + m, is_wide=True)
-                front = (config.depth - 1) * self.behind(n + m, is_wide=True)
-                # The last block's text goes no further than its attention.
-                blocks = config.depth * shared + front + self.behind(n, is_wide=True)
-                return self.embeddings() + blocks + self.ends()
+                return [self.single_block(is_last=place == places[-1]) for place in places]
+            case CrossDiTConfig() | UViTConfig():
+                return [self.cross_block() for _ in places]
+
+    def around(self) -> Kept:
+        config = self.config
+        match config:
+            case MMDiTConfig() | DiTConfig():
+                return self.embeddings() + self.ends()
             case CrossDiTConfig():
-                return self.embeddings() + self.cross_blocks() + self.ends()
+                return self.embeddings() + self.shared_text() + self.ends()
             case UViTConfig():
-                return self.embeddings() + self.cross_blocks() + self.levels(config)
+                return self.embeddings() + self.shared_text() + self.levels(config)
+
+    def joint_block(self, config: MMDiTConfig, place: int) -> _Block:
+        """An MM-DiT's; the text of the last one ends in its attention."""
+        n, m, d, num_sets = self.n, self.m, self.d, len(config.text_streams)
+        is_last = place == config.depth - 1
+        kept = self.own_attention(n + m) + self.stream(n, is_wide=True)
+        kept += self.front(m, is_wide=False, num_sets=num_sets)
+        products = self.attended(n + m, n + m) + self.front_products(n) + self.behind_products(n)
+        products += self.front_products(m, num_sets=num_sets, num_chunks=2 if is_last else 6)
+        if not is_last:
+            kept += self.behind(m, is_wide=False, num_sets=num_sets)
+            products += self.behind_products(m)
+        if place < config.num_second_attentions:
+            # The norm of the same tokens once more, and what the second attention gives.
+            kept += self.own_attention(n) + self.gated(n, is_wide=True)
+            kept += self.norm(n, is_wide=True, shares_input=True)
+            kept += Kept(narrow=n * d + 3 * d)
+            products += self.attended(n, n) + self.front_products(n, num_chunks=3)
+            products += Kept(narrow=n * d)
+        return _Block(kept=kept, inputs=Kept(narrow=m * d, wide=n * d), products=products)
+
+    def single_block(self, *, is_last: bool) -> _Block:
+        """A DiT's; of the last one the text goes no further than its attention."""
+        num = self.n + self.m
+        num_out = self.n if is_last else num
+        kept = self.own_attention(num) + self.front(num, is_wide=True)
+        products = self.attended(num, num) + self.front_products(num)
+        return _Block(
+            kept=kept + self.behind(num_out, is_wide=True),
+            inputs=Kept(wide=num * self.d),
+            products=products + self.behind_products(num_out),
+        )
 
     def embeddings(self) -> Kept:
         """Time, pooled text and context; the sum of the first two is read by every modulation."""
@@ -171,6 +229,14 @@ class _Count:
             return Kept(wide=(num + num_sets) * self.d)
         return Kept(narrow=num * self.d)
 
+    def front_products(self, num: int, *, num_sets: int = 1, num_chunks: int = 6) -> Kept:
+        """Modulations, and queries, keys and values."""
+        return Kept(narrow=num_sets * num_chunks * self.d + 3 * num * self.d)
+
+    def behind_products(self, num: int) -> Kept:
+        """The attention's projection, and both of the feed-forward network."""
+        return Kept(narrow=(2 + MLP_RATIO) * num * self.d)
+
     def own_attention(self, num: int) -> Kept:
         """Tokens among themselves: queries and keys are views of one projection."""
         return self.attention(num, num) + self.qk_norm(2 * num, projected=3 * num)
@@ -179,9 +245,15 @@ class _Count:
         """Queries, keys, values, and either the output with a sum for each row, or all weights."""
         inputs = Kept(narrow=(num_queries + 2 * num_keys) * self.d)
         if self.at.has_fused_attention:
-            rows = Kept(wide=num_queries * self.num_heads)
-            return inputs + Kept(narrow=num_queries * self.d) + rows
+            return inputs + self.attended(num_queries, num_keys)
         return inputs + Kept(narrow=self.num_heads * num_queries * num_keys)
+
+    def attended(self, num_queries: int, num_keys: int) -> Kept:
+        """What an attention's kernels give: the output, and a sum for each row or all logits."""
+        output = Kept(narrow=num_queries * self.d)
+        if self.at.has_fused_attention:
+            return output + Kept(wide=num_queries * self.num_heads)
+        return output + Kept(narrow=self.num_heads * num_queries * num_keys)
 
     def qk_norm(self, num: int, *, projected: int) -> Kept:
         """The norms of `num` queries and keys, which are views of `projected` times d numbers."""
@@ -195,8 +267,8 @@ class _Count:
             return deviations + Kept(narrow=(projected + num) * d)
         return deviations + Kept(wide=2 * num * d)
 
-    def cross_blocks(self) -> Kept:
-        """A CrossDiT's blocks; all read the same embedded text."""
+    def cross_block(self) -> _Block:
+        """A CrossDiT's or a UViT's."""
         n, m, d = self.n, self.m, self.d
         own = self.own_attention(n) + self.stream(n, is_wide=True)
         # The tokens that queries are made of; with all weights, also the output as it is projected.
@@ -205,7 +277,14 @@ class _Count:
             cross += Kept(narrow=n * d)
         # Values are a view of the text's projection, which so is kept already.
         cross += self.qk_norm(n + m, projected=n + m)
-        return self.config.depth * (own + cross) + Kept(narrow=m * d)
+        products = self.attended(n, n) + self.front_products(n) + self.behind_products(n)
+        # Of the second attention: queries, keys, values and its own projection.
+        products += self.attended(n, m) + Kept(narrow=2 * n * d + 2 * m * d)
+        return _Block(kept=own + cross, inputs=Kept(wide=n * d), products=products)
+
+    def shared_text(self) -> Kept:
+        """The embedded text, which all blocks of a CrossDiT read."""
+        return Kept(narrow=self.m * self.d)
 
     def levels(self, config: UViTConfig) -> Kept:
         """A UViT's convolutions on the way down and up, and its final layer."""

@@ -35,41 +35,56 @@ def num_parameters(config: BackboneConfig) -> int:
         return sum(parameter.numel() for parameter in build_backbone(config).parameters())
 
 
-def forward_flops(config: BackboneConfig, size: InputSize) -> int:
-    """Floating-point operations of the forward pass for one sample.
+def num_image_tokens(config: BackboneConfig, size: InputSize) -> int:
+    """Patches of one sample's latents.
 
     Raises:
         ConfigError: the latents do not divide into patches.
     """
-    p, d, m = config.patch_size, config.hidden_dim, size.num_text
+    p = config.patch_size
     if size.height % p or size.width % p:
         raise ConfigError(
             f"latents of {size.height}×{size.width} do not divide into patches of {p}"
         )
-    # n image tokens, m text tokens, width d.
-    n = (size.height // p) * (size.width // p)
+    return (size.height // p) * (size.width // p)
+
+
+def forward_flops(config: BackboneConfig, size: InputSize) -> int:
+    """Floating-point operations of the forward pass for one sample; raises as `num_image_tokens`.
+
+    All in the blocks, and embedders and final layer around them.
+    """
+    n, m, d = num_image_tokens(config, size), size.num_text, config.hidden_dim
     vectors = linear(1, TIME_EMBEDDING_DIM + config.pooled_dim, d) + 2 * linear(1, d, d)
     around = vectors + linear(m, config.context_dim, d)
-    # Patches in, patches out, final modulation; a UViT has its levels instead.
-    patches = linear(n, config.in_channels * p**2 + config.patch_features, d) + linear(1, d, 2 * d)
+    if isinstance(config, UViTConfig):
+        around += levels(config, size)
+    else:  # patches in, patches out, final modulation
+        around += linear(n, config.in_channels * config.patch_size**2 + config.patch_features, d)
+        around += linear(1, d, 2 * d)
+    return around + block_flops(config, size)
+
+
+def block_flops(config: BackboneConfig, size: InputSize) -> int:
+    """Those of `forward_flops` that are in the blocks; raises as `num_image_tokens`."""
+    # n image tokens, m text tokens, width d.
+    n, m, d = num_image_tokens(config, size), size.num_text, config.hidden_dim
     match config:
         case MMDiTConfig():
             num_text_sets = len(config.text_streams)
             image = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n, d)
             text = num_text_sets * linear(1, d, 6 * d) + stream(m, d)
             last_text = num_text_sets * linear(1, d, 2 * d) + linear(m, d, 3 * d)
-            blocks = config.depth * image + (config.depth - 1) * text + last_text
             # The second attention: its modulation and its four projections.
             second = attention(n, n, d) + linear(1, d, 3 * d) + linear(n, d, 4 * d)
-            return around + patches + blocks + config.num_second_attentions * second
+            blocks = config.depth * image + (config.depth - 1) * text + last_text
+            return blocks + config.num_second_attentions * second
         case DiTConfig():
             block = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n + m, d)
             unread = stream(m, d) - linear(m, d, 3 * d)
-            return around + patches + config.depth * block - unread
-        case CrossDiTConfig():
-            return around + patches + config.depth * cross_block(n, m, d)
-        case UViTConfig():
-            return around + config.depth * cross_block(n, m, d) + levels(config, size)
+            return config.depth * block - unread
+        case CrossDiTConfig() | UViTConfig():
+            return config.depth * cross_block(n, m, d)
 
 
 def linear(num: int, in_dim: int, out_dim: int) -> int:

@@ -1,6 +1,6 @@
 """Checkpoints: one folder a step, whole or absent, checked by hash, never pickle.
 
-`checkpoints/step_00001234/` holds `weights`, `ema` and `optimizer` as safetensors, and
+`checkpoints/step_00001234/` holds `weights`, the averages and `optimizer` as safetensors, and
 `state.json` with the counters, the recipe, the model that the run started from, and the SHA-256 of
 each file.
 """
@@ -49,7 +49,7 @@ def save_checkpoint(run: Path, state: Snapshot, recipe: TrainRecipe, store: str)
     """
     path = checkpoint_of(run, state.step)
     if path.exists():  # a damaged one, which resuming has skipped
-        _remove(path)
+        remove_whole(path)
     with atomic_directory(path) as unfinished:
         write_state(unfinished, state, recipe, store)
     remove_old(run, state.step, recipe.keep_last)
@@ -58,9 +58,9 @@ def save_checkpoint(run: Path, state: Snapshot, recipe: TrainRecipe, store: str)
 
 def remove_old(run: Path, step: int, keep_last: int) -> None:
     """Keep only the last `keep_last` of the checkpoints up to `step`."""
-    known = [path for path in _steps(checkpoints_of(run)) if _step_of(path) <= step]
+    known = [path for path in step_folders(checkpoints_of(run)) if step_of(path) <= step]
     for path in known[keep_last:]:
-        _remove(path)
+        remove_whole(path)
 
 
 def write_state(folder: Path, state: Snapshot, recipe: TrainRecipe, store: str) -> None:
@@ -104,7 +104,7 @@ def _newest_complete(run: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose files are all whole, with its `state.json`."""
     folder = checkpoints_of(run)
     damages: list[str] = []
-    for path in _steps(folder):
+    for path in step_folders(folder):
         try:
             return path, read_header(path)
         except CheckpointError as error:
@@ -210,19 +210,48 @@ def checkpoints_of(run: Path) -> Path:
     return run / "checkpoints"
 
 
+def averages_of(run: Path) -> Path:
+    """The folder of the power-function averages that a run keeps (`post_hoc`)."""
+    return run / "averages"
+
+
 def checkpoint_of(run: Path, step: int) -> Path:
     """The folder of one step's checkpoint, kept or not."""
-    return checkpoints_of(run) / f"step_{step:08d}"
+    return checkpoints_of(run) / step_name(step)
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The folders named after steps in a folder, the newest first."""
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_name(step: int) -> str:
+    """The name of a step's folder."""
+    return f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a folder is named after."""
+    return int(path.name.removeprefix("step_"))
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a folder so that a half-removed one is never taken for a whole one."""
+    doomed = path.with_name(f".{path.name}.tmp-removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def newest_step(run: Path) -> int:
     """The step of the newest checkpoint, damaged or not; 0 where there is none."""
-    return max((_step_of(path) for path in _steps(checkpoints_of(run))), default=0)
+    return max((step_of(path) for path in step_folders(checkpoints_of(run))), default=0)
 
 
 def clear_unfinished(run: Path) -> None:
     """Remove what a killed process left half-written; only for the holder of the run's lock."""
-    for folder in (run, checkpoints_of(run)):
+    for folder in (run, checkpoints_of(run), averages_of(run)):
         for path in folder.glob(".*.tmp-*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -261,21 +290,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is cut or damaged ({error}); fetch or make it again"
         ) from error
-
-
-def _steps(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=_step_of, reverse=True)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder so that a half-removed one is never taken for a checkpoint."""
-    doomed = path.with_name(f".{path.name}.tmp-removed")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)

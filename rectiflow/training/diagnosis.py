@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rectiflow.distributed.sharding import whole
 from rectiflow.models.attention_probe import BlockSeen, observe_attention
 from rectiflow.models.frame import Backbone
+from rectiflow.models.substitution import is_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,8 @@ class Diagnose:
     """A context around one training step; `before_update` is to be called when gradients are there.
 
     Every process calls it; of the attention each sees its own rows of the batch.
-    It holds a copy of the weights while the step lasts. Compiled blocks do not show their
-    attention: they have no logits here.
+    It holds a copy of the weights while the step lasts. Compiled blocks are left alone: they have
+    no logits here.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -63,7 +64,11 @@ class Diagnose:
         self._stack = ExitStack()
 
     def __enter__(self) -> Diagnose:
-        self._seen = self._stack.enter_context(observe_attention(self._backbone))
+        # Watched, a compiled block would be compiled anew, into a graph that rounds otherwise.
+        if is_compiled(self._backbone):
+            self._seen = [BlockSeen() for _ in self._backbone.blocks]
+        else:
+            self._seen = self._stack.enter_context(observe_attention(self._backbone))
         return self
 
     def __exit__(

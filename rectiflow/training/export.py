@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from rectiflow.base.config import to_json
-from rectiflow.base.files import atomic_directory, sha256_file, write_json
+from rectiflow.base.errors import UserError
+from rectiflow.base.files import atomic_directory, read_json, sha256_file, write_json
+from rectiflow.models.model_folder import CARD_FILE, WEIGHTS_FILE
 from rectiflow.training.checkpoint import write_tensors
 from rectiflow.training.environment import source_commit
-from rectiflow.training.export_fine_tuned import export_lora, export_pipeline
+from rectiflow.training.export_fine_tuned import PROVENANCE_FILE, export_lora, export_pipeline
 from rectiflow.training.feed import StoreFacts
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import Snapshot
@@ -30,12 +35,7 @@ def export_model(run: Path, state: Snapshot, recipe: TrainRecipe, facts: StoreFa
     """
     path, fresh = run / "model", run / ".model.tmp-new"
     shutil.rmtree(fresh, ignore_errors=True)
-    if recipe.lora is not None:
-        export_lora(fresh, state, recipe, _provenance(state, recipe, facts))
-    elif recipe.export_layout == "diffusers":
-        export_pipeline(fresh, run, state, recipe, _provenance(state, recipe, facts))
-    else:
-        _export_own(fresh, state, recipe, facts)
+    write_model(fresh, run, state.tensors["ema"], recipe, _describe(state, recipe, facts))
     old = run / ".model.tmp-old"
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -45,19 +45,53 @@ def export_model(run: Path, state: Snapshot, recipe: TrainRecipe, facts: StoreFa
     return path
 
 
-def _export_own(path: Path, state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> None:
-    with atomic_directory(path) as folder:
-        write_tensors(folder / "weights.safetensors", state.tensors["ema"])
-        digest = sha256_file(folder / "weights.safetensors")
-        write_json(folder / "model.json", _describe(state, recipe, facts, digest))
+def write_model(
+    path: Path,
+    run: Path,
+    average: Mapping[str, Tensor],
+    recipe: TrainRecipe,
+    description: dict[str, Any],
+) -> None:
+    """Write averaged weights as the recipe lays its model out, into a new folder.
+
+    Of `description`, which is `model.json` without the hash of the weights, the other layouts take
+    the provenance.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if recipe.lora is not None:
+        export_lora(path, average, recipe, description["provenance"])
+    elif recipe.export_layout == "diffusers":
+        export_pipeline(path, run, average, recipe, description["provenance"])
+    else:
+        with atomic_directory(path) as folder:
+            weights = folder / WEIGHTS_FILE
+            write_tensors(weights, average)
+            hashes = {WEIGHTS_FILE: sha256_file(weights)}
+            write_json(folder / CARD_FILE, {"format": FORMAT, "sha256": hashes} | description)
 
 
-def _describe(
-    state: Snapshot, recipe: TrainRecipe, facts: StoreFacts, digest: str
-) -> dict[str, Any]:
+def read_description(run: Path) -> dict[str, Any]:
+    """What `write_model` was given for the model that a run has.
+
+    Raises:
+        UserError: it has none yet.
+    """
+    card, provenance = run / "model" / CARD_FILE, run / "model" / PROVENANCE_FILE
+    if provenance.exists():
+        return {"provenance": read_json(provenance)}
+    if not card.exists():
+        raise UserError(
+            f"{run} has no model yet: it has not reached its first checkpoint; continue it with "
+            "the command that began it"
+        )
+    description = read_json(card)
+    return {name: description[name] for name in description if name not in ("format", "sha256")}
+
+
+def _describe(state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> dict[str, Any]:
     return {
-        "format": FORMAT,
-        "sha256": {"weights.safetensors": digest},
         # Out of the recipe, whose field is a union: alone the config would not say its kind.
         "backbone": to_json(recipe)["backbone"],
         "formulation": to_json(recipe.formulation),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import (
@@ -27,7 +29,6 @@ from rectiflow.models.published import part_of, save_diffusers_folder
 from rectiflow.models.published.header import SUFFIX
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import PREPARED_FOLDER
-from rectiflow.training.state import Snapshot
 
 #: The pipeline that a run started from, without its MM-DiT.
 PARTS_FOLDER = f"{PREPARED_FOLDER}/parts"
@@ -36,7 +37,7 @@ PROVENANCE_FILE = "provenance.json"
 
 
 def export_lora(
-    path: Path, state: Snapshot, recipe: TrainRecipe, provenance: dict[str, Any]
+    path: Path, average: Mapping[str, Tensor], recipe: TrainRecipe, provenance: dict[str, Any]
 ) -> None:
     """Write the averaged LoRA as diffusers and PEFT name it, and as kohya's scripts do.
 
@@ -44,7 +45,7 @@ def export_lora(
         UserError: it cannot be written.
     """
     assert isinstance(recipe.backbone, MMDiTConfig)
-    lora = lora_of(recipe.backbone, state.tensors["ema"])
+    lora = lora_of(recipe.backbone, average)
     with atomic_directory(path) as folder:
         save_lora(folder / LORA_FILE, lora)
         save_lora(folder / KOHYA_FILE, lora, "kohya")
@@ -52,7 +53,11 @@ def export_lora(
 
 
 def export_pipeline(
-    path: Path, run: Path, state: Snapshot, recipe: TrainRecipe, provenance: dict[str, Any]
+    path: Path,
+    run: Path,
+    average: Mapping[str, Tensor],
+    recipe: TrainRecipe,
+    provenance: dict[str, Any],
 ) -> None:
     """Write the averaged model as the folder of a diffusers pipeline, with all its other parts.
 
@@ -65,19 +70,19 @@ def export_pipeline(
             f"{parts} is gone, which has the autoencoder and text encoders of the model; begin "
             "again in a new run folder"
         )
-    save_diffusers_folder(path, {"mmdit": part_of(_average(state, recipe))})
+    save_diffusers_folder(path, {"mmdit": part_of(_model_of(average, recipe))})
     index = read_json(parts / PIPELINE_FILE) | read_json(path / PIPELINE_FILE)
     write_json(path / PIPELINE_FILE, index)
     link_tree(parts, path)
     write_json(path / PROVENANCE_FILE, provenance)
 
 
-def _average(state: Snapshot, recipe: TrainRecipe) -> MMDiT:
-    """The averaged model around the snapshot's tensors; nothing is copied."""
+def _model_of(average: Mapping[str, Tensor], recipe: TrainRecipe) -> MMDiT:
+    """The model around averaged tensors; nothing is copied."""
     assert isinstance(recipe.backbone, MMDiTConfig)
     with torch.device("meta"):
         model = MMDiT(recipe.backbone)
-    tensors = dict(state.tensors["ema"])
+    tensors = dict(average)
     model.pos_embed = tensors.pop("pos_embed")
     model.load_state_dict(tensors, assign=True)
     return model

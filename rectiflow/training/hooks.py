@@ -9,8 +9,8 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -67,12 +67,19 @@ class TrainLogged:
 
 @dataclass(frozen=True, kw_only=True)
 class Validated:
-    """Held-out loss of the raw and of the averaged weights."""
+    """Held-out loss of the raw and of the averaged weights; of power averages by sigma_rel."""
 
     step: int
     raw: ValidationLoss
     ema: ValidationLoss
     elapsed_s: float
+    power_emas: Mapping[str, ValidationLoss] = field(default_factory=dict[str, ValidationLoss])
+
+    @property
+    def by_weights(self) -> dict[str, ValidationLoss]:
+        """All of them by name: raw, ema, ema_0.05, …"""
+        power = {f"ema_{sigma_rel}": loss for sigma_rel, loss in self.power_emas.items()}
+        return {"raw": self.raw, "ema": self.ema} | power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +194,7 @@ class TensorBoard(Hook):
                 for name, value in usage_figures(event.usage).items():
                     writer.add_scalar(f"usage/{name}", value, event.step)
             case Validated():
-                for weights, result in (("raw", event.raw), ("ema", event.ema)):
+                for weights, result in event.by_weights.items():
                     writer.add_scalar(f"validation/{weights}", result.loss, event.step)
                     writer.add_scalar(f"validation/{weights}_error", result.error, event.step)
                     for t, loss, error in zip(

@@ -49,6 +49,7 @@ from rectiflow.training.hooks import (
     Validated,
 )
 from rectiflow.training.meter import Meter
+from rectiflow.training.post_hoc import drop_averages, keep_averages
 from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
 from rectiflow.training.saver import Saver
@@ -134,6 +135,7 @@ def train(
             save_config(run / "recipe.json", recipe)
             # The last session may have been killed before it could do so.
             remove_old(run, state.step, recipe.keep_last)
+            drop_averages(run, after_step=state.step)
             _append_session(run, state.step, world.num_processes)
             watchers = [
                 MetricsFile(run / "metrics.jsonl", after_step=state.step),
@@ -249,6 +251,8 @@ class _Loop:
             StepDone(step=self.state.step, loss=result.loss, num_images=self.recipe.batch_size)
         )
         self.count_time()
+        if self.is_due(self.recipe.ema.snapshot_every):
+            self.keep_averages()
         if self.is_due(self.recipe.log_every):
             self.log(result)
         if self.is_due(self.recipe.validate_every) and self.feed.validation:
@@ -306,9 +310,17 @@ class _Loop:
         with self.meter.spending("validation"):
             raw = validate(self.state.backbone, batches, self.recipe)
             ema = validate(self.state.ema.model, batches, self.recipe)
+            power_emas = {
+                str(sigma_rel): validate(average.model, batches, self.recipe)
+                for sigma_rel, average in self.state.power_emas.items()
+            }
         self.count_time()
         self.validation = Validated(
-            step=self.state.step, raw=raw, ema=ema, elapsed_s=round(self.state.elapsed_s, 2)
+            step=self.state.step,
+            raw=raw,
+            ema=ema,
+            power_emas=power_emas,
+            elapsed_s=round(self.state.elapsed_s, 2),
         )
         self.tell(self.validation)
 
@@ -322,6 +334,14 @@ class _Loop:
                 return
             images = self.on_sample(model, prompts)
         self.tell(Sampled(step=self.state.step, prompts=prompts, images=images))
+
+    def keep_averages(self) -> None:
+        """At once, so that a checkpoint is never without those of the steps before it."""
+        with self.meter.spending("saving"):
+            averages = self.state.power_averages()
+            if averages is not None:
+                keep_averages(self.run, self.state.step, self.state.elapsed_s, averages)
+        self.count_time()
 
     def save(self) -> None:
         self.count_time()
@@ -359,6 +379,7 @@ class _Loop:
         )
         if world.is_first:
             record_spike(self.run, spike, step=step, back_to=earlier.step, skipped=skipped)
+            drop_averages(self.run, after_step=earlier.step)
         earlier.spikes.skip(skipped)
         self.state.become(earlier)
         self.tell(RolledBack(step=step, back_to=earlier.step, spike=spike, skipped=tuple(skipped)))

@@ -7,6 +7,12 @@ import torch
 from rectiflow.training.meter import scaled
 from rectiflow.training.planner import Plan
 
+_RECOMPUTED = {
+    "none": "nothing recomputed",
+    "products": "all but products recomputed",
+    "blocks": "blocks recomputed",
+}
+
 
 def describe_plan(plan: Plan, *, price_per_hour: float | None = None) -> str:
     """Lines for a terminal; `price_per_hour` is that of one device (or of this machine)."""
@@ -42,7 +48,8 @@ def describe_plan(plan: Plan, *, price_per_hour: float | None = None) -> str:
 def _memory(plan: Plan, number: int) -> list[str]:
     memory = plan.memory
     each = " on each device, all state sharded" if number > 1 else ""
-    lines = [f"memory       {_gb(memory.peak)} at most{each}, nothing recomputed"]
+    recomputed = _RECOMPUTED[plan.recipe.recompute]
+    lines = [f"memory       {_gb(memory.peak)} at most{each}, {recomputed}"]
     lines += [
         f"  {name:<26}{_gb(value):>11}"
         for name, value in (
@@ -62,7 +69,7 @@ def _memory(plan: Plan, number: int) -> list[str]:
         else:
             lines.append(
                 f"  does not fit into {_gb(limit)}: take more devices, a smaller micro_batch or "
-                "batch, or a smaller backbone"
+                "batch, recompute, or a smaller backbone"
             )
     return lines
 

@@ -15,9 +15,9 @@ import torch
 from rectiflow.base import philox
 from rectiflow.base.errors import ConfigError
 from rectiflow.data.records import Batch
-from rectiflow.models.activations import Arithmetic, kept_bytes, weight_copies
+from rectiflow.models.activations import Activations, Arithmetic, activations_of, weight_copies
 from rectiflow.models.backbones import build_backbone
-from rectiflow.models.flops import InputSize, forward_flops, num_parameters
+from rectiflow.models.flops import InputSize, block_flops, forward_flops, num_parameters
 from rectiflow.models.frame import Backbone
 from rectiflow.models.layers.feed_forward import MLP_RATIO
 from rectiflow.models.precision import compute_dtype
@@ -60,7 +60,8 @@ class MemoryPlan:
     """Bytes on each device. Weights are the float32 master weights; `weight_copies` those that
     matrix products in 16 bits read, on several devices of two blocks at a time.
 
-    `activations` are kept for the backward pass, `working` is what it needs for itself in a block.
+    `activations` are kept for the backward pass, `working` is what it needs for itself in a block,
+    which includes what it computes again.
     """
 
     weights: int
@@ -92,7 +93,8 @@ class Plan:
     """A run of `recipe` on samples of `size`.
 
     `step_s` and `validation_s` are seconds of one step and of one validation; `basis` says where
-    they come from. `flops_per_step` are the model's own, over all devices.
+    they come from. `flops_per_step` are the model's own, over all devices; what is computed again
+    is not among them, but takes its time.
     """
 
     recipe: TrainRecipe
@@ -136,6 +138,7 @@ def plan_for(
     peak = fleet.kind.peak_flops(dtype)
     assert peak is not None
     flops = recipe.batch_size * step_flops(recipe, size)
+    again = recipe.batch_size * _recomputed_flops(recipe, size)
     speed = fleet.number * peak * mfu
     return Plan(
         recipe=recipe,
@@ -145,7 +148,7 @@ def plan_for(
         num_parameters=num_parameters(recipe.backbone),
         memory=memory_of(recipe, size, dtype, device_type="cuda", num_devices=fleet.number),
         flops_per_step=flops,
-        step_s=flops / speed,
+        step_s=(flops + again) / speed,
         validation_s=_validation_flops(recipe, size) / speed,
         basis=f"an assumed {mfu:.0%} of {peak / 1e12:,.0f} dense TFLOP/s a device",
     )
@@ -183,7 +186,7 @@ def memory_of(
     device_type: str,
     num_devices: int = 1,
 ) -> MemoryPlan:
-    """Memory on each of `num_devices`, with all state sharded evenly and nothing recomputed.
+    """Memory on each of `num_devices`, with all state sharded evenly.
 
     Raises:
         ConfigError: the batch does not divide among the devices, or the latents into patches; or
@@ -203,15 +206,16 @@ def memory_of(
     copies = weight_copies(recipe.backbone, dtype)
     if num_devices > 1:  # gathered for a block while the one before it is computed
         copies = 2 * _largest_block(backbone) * dtype.itemsize
-    arithmetic = Arithmetic.of(dtype, device_type)
+    kept = activations_of(recipe.backbone, size, Arithmetic.of(dtype, device_type))
+    activations, again = _kept_and_again(kept, recipe)
     return MemoryPlan(
         weights=_share(4 * count, num_devices),
-        ema=_share(4 * count, num_devices),
+        ema=_share(4 * count * recipe.ema.num_averages, num_devices),
         optimizer=_share(states + _muon_stacks(recipe, backbone, dtype), num_devices),
         gradients=_share(4 * count, num_devices),
         weight_copies=copies,
-        activations=num_at_once * kept_bytes(recipe.backbone, size, arithmetic),
-        working=num_at_once * _working_bytes(recipe, size, dtype),
+        activations=num_at_once * activations,
+        working=num_at_once * (_working_bytes(recipe, size, dtype) + again),
     )
 
 
@@ -254,9 +258,25 @@ def random_batch(recipe: TrainRecipe, size: InputSize) -> Batch:
 
 
 def _validation_flops(recipe: TrainRecipe, size: InputSize) -> int:
-    """The raw and the averaged weights, at every level."""
-    num_passes = 2 * len(LEVELS) * recipe.num_validation
+    """The raw weights and every average, at every level."""
+    num_passes = (1 + recipe.ema.num_averages) * len(LEVELS) * recipe.num_validation
     return num_passes * forward_flops(recipe.backbone, size)
+
+
+def _recomputed_flops(recipe: TrainRecipe, size: InputSize) -> int:
+    """Of one sample; where products are kept, what is left to compute again counts as nothing."""
+    return block_flops(recipe.backbone, size) if recipe.recompute == "blocks" else 0
+
+
+def _kept_and_again(kept: Activations, recipe: TrainRecipe) -> tuple[int, int]:
+    """Bytes kept for one sample, and those of a block that is computed again beside them."""
+    match recipe.recompute:
+        case "none":
+            return kept.around + kept.blocks, 0
+        case "products":
+            return kept.around + kept.inputs + kept.products, kept.largest_rest
+        case "blocks":
+            return kept.around + kept.inputs, kept.largest_block
 
 
 def _working_bytes(recipe: TrainRecipe, size: InputSize, dtype: torch.dtype) -> int:

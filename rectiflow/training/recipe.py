@@ -12,6 +12,7 @@ from typing import Any
 
 from rectiflow.base.config import LATER, to_json
 from rectiflow.base.errors import ConfigError
+from rectiflow.distributed.blocks import Recompute
 from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.precision import Precision
@@ -21,12 +22,14 @@ from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.schedule import Trapezoid
 from rectiflow.training.spikes import SpikeGuard
 
-# What a continued run may change: when to look at it and when to stop, and in which portions a
-# batch is computed; never what is computed.
+# What a continued run may change: when to look at it and when to stop, and how, in which portions,
+# a batch is computed; never what is computed.
 CHANGEABLE = (
     "name",
     "max_steps",
     "micro_batch",
+    "recompute",
+    "compile_blocks",
     "log_every",
     "validate_every",
     "diagnose_every",
@@ -52,7 +55,9 @@ class TrainRecipe:
 
     `batch_size` samples make an optimizer step, whatever the number of processes, among which they
     divide evenly. With `micro_batch` each process takes its share through the network so many
-    at a time, which costs less memory and gives the same mean.
+    at a time, which costs less memory and gives the same mean. `recompute` says what the blocks do
+    again in the backward pass instead of keeping it, `compile_blocks` that they run as compiled
+    graphs (`distributed.blocks`).
 
     `shift` moves the formulation's times in training, validation and sampling alike. With
     `stratified_times` the times of any neighbouring samples are spread evenly over the sampler's
@@ -88,6 +93,8 @@ class TrainRecipe:
     stratified_times: bool = False
     batch_size: int = 64
     micro_batch: int | None = field(default=None, metadata=LATER)
+    recompute: Recompute = field(default="none", metadata=LATER)
+    compile_blocks: bool = field(default=False, metadata=LATER)
     max_steps: int
     optimizer: AdamW | Muon = field(default_factory=AdamW)
     schedule: Trapezoid = field(default_factory=Trapezoid)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError, ConfigError
 from rectiflow.base.seeds import derive_seed
+from rectiflow.distributed.blocks import compile_blocks, recompute_blocks
 from rectiflow.distributed.sharding import own_part, part_for, shard, whole
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.models.backbones import BackboneConfig, build_backbone
@@ -24,6 +25,7 @@ from rectiflow.models.lora import add_lora, lora_tensors
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.ema import Ema
 from rectiflow.training.optimizers import Optimizer
+from rectiflow.training.power_profile import PowerProfile
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.spikes import SpikeMemory
 from rectiflow.training.start_from import FirstWeights
@@ -47,8 +49,9 @@ class Snapshot:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Weights, their average, the optimizer and the counters; changed in place by each step.
+    """Weights, their averages, the optimizer and the counters; changed in place by each step.
 
+    `ema` is the average that is used, `power_emas` are those of the recipe's `ema.sigma_rels`.
     `step` counts finished optimizer steps; `loss_window` holds the losses since the last log
     line; `elapsed_s` is the training time of all sessions so far; `origin` says which model the
     first weights came from, None where they were random. `spikes` is what the recipe's guard
@@ -59,6 +62,7 @@ class TrainState:
 
     backbone: Backbone
     ema: Ema
+    power_emas: Mapping[float, Ema]
     optimizer: Optimizer
     step: int = 0
     elapsed_s: float = 0.0
@@ -78,7 +82,8 @@ class TrainState:
 
         Raises:
             CheckpointError: `first` does not fit the recipe's backbone.
-            ConfigError: the recipe's LoRA does not, or several processes were to train it.
+            ConfigError: the recipe's LoRA does not, or several processes were to train it; or this
+                machine cannot compile blocks.
         """
         if recipe.lora is not None and world.num_processes > 1:
             raise ConfigError(
@@ -101,9 +106,16 @@ class TrainState:
         if recipe.lora is not None:
             assert first is not None
             add_lora(backbone, recipe.lora.rank, generator)
-        ema = Ema(recipe.ema, backbone)
+        config = recipe.ema
+        ema = Ema(config.decay_at, backbone, every=config.every)
+        power_emas = {s: Ema(PowerProfile(s).decay_at, backbone) for s in config.sigma_rels}
+        averages = [average.model for average in (ema, *power_emas.values())]
+        # Only of the network that learns, and before it is cut: its parts meet outside of graphs.
+        recompute_blocks(backbone.blocks, recipe.recompute)
+        if recipe.compile_blocks:
+            compile_blocks(backbone.blocks, world.device)
         dtype = compute_dtype(recipe.precision, world.device)
-        for model in (backbone, ema.model):
+        for model in (backbone, *averages):
             if world.mesh is None:
                 model.to(world.device)
             else:  # block by block, so that no device ever holds a whole model
@@ -111,6 +123,7 @@ class TrainState:
         return cls(
             backbone=backbone,
             ema=ema,
+            power_emas=power_emas,
             optimizer=recipe.optimizer.build(backbone, dtype),
             origin=first.origin_of(recipe) if first is not None else None,
             world=world,
@@ -118,12 +131,21 @@ class TrainState:
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The live tensors by file stem, this process's parts of them: weights, ema, optimizer."""
+        """The live tensors by file stem, this process's parts of them: weights, ema, optimizer.
+
+        With power-function averages also `ema_SIGMA` for each.
+        """
+        averages = {f"ema_{s}": self._tensors_of(ema.model) for s, ema in self.power_emas.items()}
         return {
             "weights": self._tensors_of(self.backbone),
             "ema": self._tensors_of(self.ema.model),
             "optimizer": self.optimizer.state(),
-        }
+        } | averages
+
+    def update_averages(self) -> None:
+        """Take in the weights of the step that has been counted."""
+        for ema in (self.ema, *self.power_emas.values()):
+            ema.update(self.step)
 
     def _tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
         """What of a model training changes, and what a run could not find again."""
@@ -160,6 +182,16 @@ class TrainState:
             spikes=replace(self.spikes),
             is_copy=self.world.mesh is not None or self.world.device.type != "cpu",
         )
+
+    def power_averages(self) -> dict[float, dict[str, Tensor]] | None:
+        """The power-function averages in one piece by sigma_rel, for the first process.
+
+        None for the others; every process must call it.
+        """
+        gathered = {
+            s: self._gather(self._tensors_of(ema.model)) for s, ema in self.power_emas.items()
+        }
+        return gathered if self.world.is_first else None
 
     def averaged_backbone(self) -> nn.Module | None:
         """The averaged model in one piece, for the first process; None for the others.

@@ -139,6 +139,6 @@ def train_step(
         )
     state.optimizer.step(recipe.schedule.factor(state.step, recipe.max_steps))
     state.step += 1
-    state.ema.update(state.step)
+    state.update_averages()
     state.loss_window.append(result.loss)
     return result

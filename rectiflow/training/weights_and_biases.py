@@ -67,7 +67,7 @@ class WeightsAndBiases(Hook):
                 usage = usage_figures(event.usage)
                 self._send(event.step, figures | {f"usage/{k}": v for k, v in usage.items()})
             case Validated():
-                figures = {"validation/raw": event.raw.loss, "validation/ema": event.ema.loss}
+                figures = {f"validation/{w}": found.loss for w, found in event.by_weights.items()}
                 for t, loss in zip(event.ema.levels, event.ema.per_level, strict=True):
                     figures[f"validation_ema/t={t:.3f}"] = loss
                 self._send(event.step, figures)

@@ -124,7 +124,8 @@ def test_usages_are_the_promised_spellings(capsys: pytest.CaptureFixture[str]) -
         "[--out FILE.json]",
         "info": "rectiflow info PICTURE",
         "plan": "rectiflow plan RECIPE [--devices 8xH100] [--price-per-hour X]",
-        "runs": "rectiflow runs [FOLDER] | rectiflow runs compare RUN RUN ... [--out FILE.html]",
+        "runs": "rectiflow runs [FOLDER] | rectiflow runs compare RUN RUN ... [--out FILE.html] | "
+        "rectiflow runs average RUN --sigma-rel X --out MODEL",
         "inspect": "rectiflow inspect PATH",
         "convert": "rectiflow convert SOURCE TARGET",
     }

@@ -13,6 +13,7 @@ from rectiflow.distributed.world import ALONE
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.recipes import previews as previews_module
 from rectiflow.training import loop
+from rectiflow.training.ema import EmaConfig
 from rectiflow.training.loop import TrainResult
 from rectiflow.training.recipe import TrainRecipe
 
@@ -74,11 +75,14 @@ def test_weights_and_biases_only_when_asked_for(
 
 def test_fields_and_steps_are_options(calls: list[dict[str, Any]]) -> None:
     fields = ["--batch-size", "8", "--ema.decay", "0.5", "--spikes.threshold", "20"]
+    fields += ["--ema.sigma-rels", "0.05", "0.1", "--ema.snapshot-every", "50"]
+    fields += ["--recompute", "products", "--compile-blocks"]
     assert main([*CALL, "--max-steps", "7", *fields, "--diagnose-every", "5"]) == 0
     (call,) = calls
     assert call["max_steps"] == 7
     assert call["recipe"].batch_size == 8
-    assert call["recipe"].ema.decay == 0.5
+    assert call["recipe"].ema == EmaConfig(decay=0.5, sigma_rels=(0.05, 0.1), snapshot_every=50)
+    assert (call["recipe"].recompute, call["recipe"].compile_blocks) == ("products", True)
     assert call["recipe"].spikes.is_on
     assert call["recipe"].diagnose_every == 5
 

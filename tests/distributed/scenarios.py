@@ -33,6 +33,7 @@ from rectiflow.models import precision
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training import checkpoint, export
 from rectiflow.training.checkpoint import read_header, read_tensors, write_tensors
+from rectiflow.training.ema import EmaConfig
 from rectiflow.training.failure import replay
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
@@ -57,7 +58,10 @@ def small_recipe(**changes: Any) -> TrainRecipe:
 
 
 MUON = small_recipe(max_steps=9, validate_every=9)
-ADAMW = small_recipe(optimizer=AdamW(), max_steps=4, checkpoint_every=0, validate_every=0)
+POWER_EMA = EmaConfig(sigma_rels=(0.1,), snapshot_every=50)
+ADAMW = small_recipe(
+    optimizer=AdamW(), max_steps=4, checkpoint_every=0, validate_every=0, ema=POWER_EMA
+)
 BF16 = dataclasses.replace(MUON, max_steps=3, validate_every=0, precision="bf16")
 LONG = dataclasses.replace(ADAMW, max_steps=50, sample_every=50, sample_prompts=("a", "b"))
 
@@ -130,6 +134,13 @@ def distance(run: Path, other: Path, stem: str = "weights") -> float:
     return float(difference / torch.stack([mine[k].norm() for k in mine]).norm())
 
 
+def is_kept_as_saved(run: Path) -> bool:
+    """Whether the power average that was kept after the last step is that of the checkpoint."""
+    (kept,) = (run / "averages").glob("step_*")
+    average, saved = read_tensors(kept / "sigma_rel_0.1.safetensors"), weights(run, "ema_0.1")
+    return average.keys() == saved.keys() and all(torch.equal(average[k], saved[k]) for k in saved)
+
+
 def differing(run: Path, other: Path) -> list[str]:
     mine, theirs = contents(run), contents(other)
     return [k for k in mine | theirs if mine.get(k) != theirs.get(k)]
@@ -154,9 +165,14 @@ def two_processes(folder: Path) -> Callable[[], Any]:
             drawn.append(sum(float(p.double().sum()) for p in model.parameters()))
             return np.zeros((len(prompts), 4, 4, 3), dtype=np.uint8)
 
-        go(LONG, folder / "long 2", world, on_sample=draw)
+        go(
+            dataclasses.replace(LONG, recompute="products"),
+            folder / "long 2",
+            world,
+            on_sample=draw,
+        )
         go(MUON, folder / "muon 2", world)
-        go(BF16, folder / "bf16 2", world)
+        go(dataclasses.replace(BF16, recompute="blocks"), folder / "bf16 2", world)
         stopped = until(3, MUON, folder / "elastic", world)
         uneven = [dataclasses.replace(MUON, **c) for c in ({"batch_size": 3}, {"micro_batch": 3})]
         poisoned = FakeFeed(poisoned_step=2)
@@ -264,6 +280,7 @@ def main(folder: Path) -> None:
         "distances": {
             "AdamW": distance(folder / "long 1", folder / "long 2"),
             "its average": distance(folder / "long 1", folder / "long 2", "ema"),
+            "its power average": distance(folder / "long 1", folder / "long 2", "ema_0.1"),
             "its state": distance(folder / "long 1", folder / "long 2", "optimizer"),
             "Muon": distance(folder / "muon 1", folder / "muon 2"),
             "two copies": distance(folder / "adamw 1", folder / "adamw 2x2"),
@@ -283,6 +300,7 @@ def main(folder: Path) -> None:
             )
         },
         "killed": differing(folder / "muon 2", folder / "muon 2 killed"),
+        "kept averages": is_kept_as_saved(folder / "long 2"),
         "average": sum(float(tensor.double().sum()) for tensor in average),
         "kept": {
             path.name: read_header(path)["step"]

@@ -8,10 +8,14 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.mark.parametrize(
-    "name", ["AdamW", "its average", "its state", "Muon", "two copies", "micro-batches"]
+    "name",
+    [
+        *("AdamW", "its average", "its power average", "its state"),
+        *("Muon", "two copies", "micro-batches"),
+    ],
 )
 def test_weights_are_those_of_one_process(outcome: dict[str, Any], name: str) -> None:
-    """50 steps of AdamW, 9 of Muon; 4 on a mesh of two copies in two parts."""
+    """50 steps of AdamW, recomputed, 9 of Muon; 4 on a mesh of two copies in two parts."""
     assert outcome["distances"][name] < 1e-6
 
 
@@ -40,6 +44,10 @@ def test_losses_and_gradients_are_those_of_one_process(
             for weights in ("raw", "ema"):
                 found = event[weights]["per_level"]
                 assert found == pytest.approx(expected[weights]["per_level"], rel=1e-6)
+
+
+def test_averages_are_kept_in_one_piece(outcome: dict[str, Any]) -> None:
+    assert outcome["kept averages"]
 
 
 def test_killed_and_continued_by_as_many_processes_is_never_killed(outcome: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def contents(run: Path) -> dict[str, Any]:
             continue
         if path.name == "metrics.jsonl":
             found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
-        elif path.name in ("state.json", "model.json"):
+        elif path.name in ("state.json", "model.json", "step.json"):
             found[name] = timeless(json.loads(path.read_text()))
         elif path.name not in ("environment.json", ".lock"):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,7 +9,7 @@ from rectiflow.training.ema import Ema, EmaConfig
 def moving_average(config: EmaConfig, values: list[float]) -> float:
     model = nn.Linear(1, 1, bias=False)
     model.register_buffer("constant", torch.ones(1))
-    ema = Ema(config, model)
+    ema = Ema(config.decay_at, model, every=config.every)
     for step, value in enumerate(values, start=1):
         nn.init.constant_(model.weight, value)
         ema.update(step)

@@ -8,8 +8,8 @@ from training.fake_feed import tiny_recipe
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.cli.main import main
-from rectiflow.models.activations import Arithmetic, kept_bytes
-from rectiflow.models.flops import InputSize, forward_flops
+from rectiflow.models.activations import Arithmetic, activations_of
+from rectiflow.models.flops import InputSize, block_flops, forward_flops
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training import planner
 from rectiflow.training.fine_tuning import LoraTraining
@@ -41,8 +41,8 @@ def test_standing_memory_is_that_of_the_state(optimizer: AdamW | Muon) -> None:
     stacks = found.optimizer - held["optimizer"]
     # Muon's hidden matrices, gathered; half of what AdamW would keep for them.
     assert stacks == (0 if isinstance(optimizer, AdamW) else _hidden_bytes(recipe))
-    arithmetic = Arithmetic.of(torch.float32, "cpu")
-    assert found.activations == 4 * kept_bytes(recipe.backbone, SIZE, arithmetic)
+    kept = activations_of(recipe.backbone, SIZE, Arithmetic.of(torch.float32, "cpu"))
+    assert found.activations == 4 * (kept.around + kept.blocks)
     assert found.peak == found.standing + max(
         found.weight_copies + found.activations + found.working, found.gradients
     )
@@ -65,6 +65,25 @@ def test_state_is_sharded_and_the_batch_is_shared_out() -> None:
     assert eight.weight_copies == pytest.approx(one.weight_copies / 12, rel=0.1)
     # 2.03 billion parameters of four bytes, and twice that for AdamW.
     assert one.weights == 4 * 2_028_328_000
+
+
+def test_recompute_takes_time_for_memory() -> None:
+    plans = [
+        plan_for(replace(SD3, recompute=what), SD3_SIZE, Fleet.parse("8xH100"))
+        for what in ("none", "products", "blocks")
+    ]
+    whole, products, blocks = (plan.memory for plan in plans)
+    assert whole.activations > 1.5 * products.activations > 6 * blocks.activations
+    assert whole.peak > products.peak > blocks.peak
+    assert whole.working < products.working < blocks.working < whole.activations / 8
+    # The model's own operations are the same; a block's forward pass is one of three.
+    assert len({plan.flops_per_step for plan in plans}) == 1
+    assert plans[0].step_s == plans[1].step_s
+    share = block_flops(SD3.backbone, SD3_SIZE) / forward_flops(SD3.backbone, SD3_SIZE)
+    assert plans[2].step_s == pytest.approx(plans[0].step_s * (1 + share / 3))
+    shown = [describe_plan(plan).partition(" at most ")[2] for plan in plans]
+    for text, what in zip(shown, ("nothing", "all but products", "blocks"), strict=True):
+        assert text.startswith(f"on each device, all state sharded, {what} recomputed")
 
 
 def test_time_and_cost_follow_from_operations() -> None:
