@@ -117,7 +117,7 @@ def step_flops(recipe: TrainRecipe, size: InputSize) -> int:
 
     Attention is counted over all pairs of tokens and every stream with its own weights, as in
     `models.flops`; the optimizer is not counted, as usual for MFU (arXiv 2204.02311, appendix B),
-    nor are a LoRA's own products.
+    nor are a LoRA's own products or an alignment's projector.
     """
     passes = FORWARD_PASSES_PER_STEP if recipe.lora is None else FORWARD_PASSES_PER_FROZEN_STEP
     return passes * _forward_flops(recipe.backbone, size)

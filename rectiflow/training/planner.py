@@ -158,6 +158,7 @@ def plan_here(recipe: TrainRecipe, size: InputSize, *, seconds: float = 10.0) ->
         ConfigError: the latents do not divide into patches, or do not fit the recipe.
     """
     dtype = compute_dtype(recipe.precision)
+    memory = memory_of(recipe, size, dtype, device_type="cpu")
     flops = recipe.batch_size * step_flops(recipe, size)
     batch = random_batch(recipe, size)
     step_s = time_steps(TrainState.start(recipe), lambda step: batch, recipe, seconds)
@@ -167,7 +168,7 @@ def plan_here(recipe: TrainRecipe, size: InputSize, *, seconds: float = 10.0) ->
         fleet=None,
         dtype=dtype,
         num_parameters=num_parameters(recipe.backbone),
-        memory=memory_of(recipe, size, dtype, device_type="cpu"),
+        memory=memory,
         flops_per_step=flops,
         step_s=step_s,
         validation_s=_validation_flops(recipe, size) * step_s / flops,
@@ -187,9 +188,14 @@ def memory_of(
 
     Raises:
         ConfigError: the batch does not divide among the devices, or the latents into patches; or
-            a LoRA is trained.
+            a LoRA is trained, or hidden tokens are aligned.
     """
     refuse_uneven(recipe, num_devices)
+    if recipe.alignment.is_on:
+        raise ConfigError(
+            "an alignment's projector is not planned for; plan without it (alignment.weight 0), "
+            "which takes a little less"
+        )
     if recipe.lora is not None:
         raise ConfigError(
             "a LoRA's memory is not planned for; plan the training of all weights, which takes more"

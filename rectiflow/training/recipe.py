@@ -15,6 +15,7 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.precision import Precision
+from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.fine_tuning import ExportLayout, LoraTraining, PriorPreservation
 from rectiflow.training.optimizers import AdamW, Muon
@@ -63,6 +64,8 @@ class TrainRecipe:
     probability that a sample shows the empty prompt instead, so that guidance, which contrasts
     with it, meets something the model has learned. `num_validation` samples are held out.
     `spikes` says when a run goes back and leaves batches out; by default never.
+    With a weight, `alignment` teaches the backbone's hidden tokens what an image encoder says of the
+    picture; the store needs features for it (`rectiflow encode --features`).
     A step of `diagnose_every` also tells what goes on inside the blocks (`training.diagnosis`).
     `start_from` names the model whose averaged weights are the first ones, instead of random ones:
     a shipped model, the folder of a run or model, or released weights; its shapes are `backbone`'s,
@@ -93,6 +96,7 @@ class TrainRecipe:
     schedule: Trapezoid = field(default_factory=Trapezoid)
     gradient_clip: float = 1.0
     spikes: SpikeGuard = field(default=SpikeGuard(), metadata=LATER)
+    alignment: RepresentationAlignment = field(default=RepresentationAlignment(), metadata=LATER)
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: Precision = "auto"
     encoder_dropout: float = 0.464
@@ -133,10 +137,24 @@ class TrainRecipe:
                 "add_qk_norm adds the norms of backbone.use_qk_norm to the model of start_from; "
                 "set both, or leave it out"
             )
+        if self.alignment.is_on:
+            self._refuse_unfit_alignment()
         if self.gradient_clip <= 0.0:
             raise ConfigError(
                 f"gradient_clip is {self.gradient_clip}; give a norm above 0 "
                 "(a large one, such as 1e9, clips nothing)"
+            )
+
+    def _refuse_unfit_alignment(self) -> None:
+        block, depth = self.alignment.block, self.backbone.depth
+        if block >= depth:
+            raise ConfigError(
+                f"alignment.block is {block}, but the backbone's blocks count from 0 to {depth - 1}"
+            )
+        if self.lora is not None or self.prior is not None:
+            raise ConfigError(
+                "alignment.weight is set together with lora or prior; alignment is for training a "
+                "model, not for teaching a finished one a subject: leave it out"
             )
 
 

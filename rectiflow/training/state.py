@@ -22,6 +22,7 @@ from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.frame import Backbone
 from rectiflow.models.lora import add_lora, lora_tensors
 from rectiflow.models.precision import compute_dtype
+from rectiflow.training.alignment import Aligner, Projector
 from rectiflow.training.ema import Ema
 from rectiflow.training.optimizers import Optimizer
 from rectiflow.training.recipe import TrainRecipe
@@ -54,6 +55,7 @@ class TrainState:
     first weights came from, None where they were random. `spikes` is what the recipe's guard
     against loss spikes remembers. `world` are the processes among which weights, average and
     optimizer are cut: each holds its parts, and all the same counters.
+    `aligner` is the projector of a recipe's alignment.
     `keeps_positions` says that the position grid is the model's own and belongs to its tensors.
     """
 
@@ -66,6 +68,7 @@ class TrainState:
     origin: dict[str, str] | None = None
     spikes: SpikeMemory = field(default_factory=SpikeMemory)
     world: World = ALONE
+    aligner: Aligner | None = None
     keeps_positions: bool = False
 
     @classmethod
@@ -104,26 +107,36 @@ class TrainState:
         ema = Ema(recipe.ema, backbone)
         dtype = compute_dtype(recipe.precision, world.device)
         for model in (backbone, ema.model):
-            if world.mesh is None:
-                model.to(world.device)
-            else:  # block by block, so that no device ever holds a whole model
-                shard(model, world.mesh, dtype)
+            _place(model, world, dtype)
         return cls(
             backbone=backbone,
             ema=ema,
             optimizer=recipe.optimizer.build(backbone, dtype),
             origin=first.origin_of(recipe) if first is not None else None,
             world=world,
+            aligner=_first_aligner(recipe, world, dtype) if recipe.alignment.is_on else None,
             keeps_positions=recipe.export_layout != "own",
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The live tensors by file stem, this process's parts of them: weights, ema, optimizer."""
-        return {
+        """The live tensors by file stem, this process's parts of them: weights, ema, optimizer.
+
+        With an aligner its own two besides.
+        """
+        tensors = {
             "weights": self._tensors_of(self.backbone),
             "ema": self._tensors_of(self.ema.model),
             "optimizer": self.optimizer.state(),
         }
+        if self.aligner is not None:
+            tensors["projector"] = self.aligner.projector.state_dict()
+            tensors["projector_optimizer"] = self.aligner.optimizer.state()
+        return tensors
+
+    def aligner_at(self, recipe: TrainRecipe) -> Aligner | None:
+        """The aligner, if the next step is to be aligned."""
+        is_on = recipe.alignment.is_on_at(self.step, recipe.max_steps)
+        return self.aligner if is_on else None
 
     def _tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
         """What of a model training changes, and what a run could not find again."""
@@ -192,6 +205,22 @@ class TrainState:
         """
         for stem, own in self.tensors().items():
             copy_exactly(saved[stem], own, what=f"{stem}.safetensors")
+
+
+def _place(model: nn.Module, world: World, dtype: torch.dtype) -> None:
+    """Bring a model to the process's device, cut among the processes where there are several."""
+    if world.mesh is None:
+        model.to(world.device)
+    else:  # block by block, so that no device ever holds a whole model
+        shard(model, world.mesh, dtype)
+
+
+def _first_aligner(recipe: TrainRecipe, world: World, dtype: torch.dtype) -> Aligner:
+    projector = Projector(recipe.alignment, recipe.backbone.hidden_dim)
+    seed = derive_seed(recipe.seed, "projector")
+    projector.initialize(torch.Generator().manual_seed(seed))
+    _place(projector, world, dtype)
+    return Aligner(projector=projector, optimizer=recipe.optimizer.build(projector, dtype))
 
 
 @torch.no_grad()

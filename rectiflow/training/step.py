@@ -21,8 +21,11 @@ from rectiflow.data.records import Batch
 from rectiflow.distributed.sharding import own_parts, whole
 from rectiflow.flow import FlowLoss, flow_matching_loss
 from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.frame import Backbone
+from rectiflow.models.image_tokens import watch_image_tokens
 from rectiflow.models.precision import autocast
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, assemble
+from rectiflow.training.alignment import Projector, similarity
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
 
@@ -40,14 +43,20 @@ class Draw:
     t: Float[Tensor, " b"]
     conditioning: Conditioning
     weights: Float[Tensor, " b"] | None = None
+    features: Float[Tensor, "b f p p"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """The loss before the update and the gradient's norm before clipping."""
+    """The flow's loss before the update and the gradient's norm before clipping.
+
+    `similarity` is the mean cosine of a step that is aligned; its part of what is minimised is not
+    in `loss`.
+    """
 
     loss: float
     gradient_norm: float
+    similarity: float | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -68,6 +77,7 @@ def draw(batch: Batch, recipe: TrainRecipe) -> Draw:
         t=recipe.shift.along(recipe.formulation.path, t),
         conditioning=condition(batch, uniforms[:, 1:] >= recipe.encoder_dropout),
         weights=batch.weights,
+        features=batch.features,
     )
 
 
@@ -97,16 +107,41 @@ def forward(backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe) -> Fl
     return loss if example.weights is None else loss.weighted(example.weights)
 
 
-def accumulate_gradient(backbone: torch.nn.Module, batch: Batch, recipe: TrainRecipe) -> float:
-    """Add the gradient of a batch's mean loss, `micro_batch` rows at a time; return that loss."""
+def forward_aligned(
+    backbone: Backbone, projector: Projector, example: Draw, recipe: TrainRecipe
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The loss of one drawn batch, and how alike its hidden tokens and its features are."""
+    assert example.features is not None  # the feed has refused a store without
+    rows, columns = backbone.token_grid(example.x0)
+    block = recipe.alignment.block
+    with watch_image_tokens(backbone, block, rows * columns) as seen:
+        loss = forward(backbone, example, recipe).loss
+    with autocast(recipe.precision, example.x0.device):
+        return loss, similarity(projector, seen[0], example.features, (rows, columns))
+
+
+def accumulate_gradient(
+    backbone: Backbone, projector: Projector | None, batch: Batch, recipe: TrainRecipe
+) -> tuple[float, float]:
+    """Add the gradient of a batch's mean loss, `micro_batch` rows at a time.
+
+    With a projector hidden tokens are aligned too. Returns the flow's mean loss, and the mean
+    similarity (0 where nothing is aligned).
+    """
     size = recipe.micro_batch or len(batch)
-    loss = 0.0
+    loss, mean_cosine = 0.0, 0.0
     for first in range(0, len(batch), size):
         rows = batch[first : first + size]
-        share = forward(backbone, draw(rows, recipe), recipe).loss * (len(rows) / len(batch))
-        share.backward()
-        loss += share.item()
-    return loss
+        share, example = len(rows) / len(batch), draw(rows, recipe)
+        if projector is None:
+            objective = flow = forward(backbone, example, recipe).loss
+        else:
+            flow, cosine = forward_aligned(backbone, projector, example, recipe)
+            objective = flow - recipe.alignment.weight * cosine
+            mean_cosine += (share * cosine).item()
+        (share * objective).backward()
+        loss += (share * flow).item()
+    return loss, mean_cosine
 
 
 def train_step(
@@ -122,13 +157,23 @@ def train_step(
     and gradient are those of all rows. `before_update` is called when all gradients are there and
     nothing has changed yet; it looks.
     """
-    state.backbone.zero_grad(set_to_none=True)
-    loss = accumulate_gradient(state.backbone, batch.to(state.world.device), recipe)
-    gradients = [p.grad for p in state.backbone.parameters() if p.grad is not None]
+    aligner = state.aligner_at(recipe)
+    projector = None if aligner is None else aligner.projector
+    parameters = [*state.backbone.parameters(), *(projector.parameters() if projector else ())]
+    for parameter in parameters:
+        parameter.grad = None
+    loss, cosine = accumulate_gradient(
+        state.backbone, projector, batch.to(state.world.device), recipe
+    )
+    gradients = [p.grad for p in parameters if p.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
     # All go by the same numbers, so that all clip, or stop, alike.
-    seen = state.world.gather(loss, norm.item())
-    result = StepResult(loss=seen[:, 0].mean().item(), gradient_norm=seen[0, 1].item())
+    seen = state.world.gather(loss, norm.item(), cosine)
+    result = StepResult(
+        loss=seen[:, 0].mean().item(),
+        gradient_norm=seen[0, 1].item(),
+        similarity=None if aligner is None else seen[:, 2].mean().item(),
+    )
     if not result.is_finite:
         return result
     if before_update is not None:
@@ -137,7 +182,10 @@ def train_step(
         torch._foreach_mul_(  # pyright: ignore[reportPrivateUsage]
             own_parts(gradients), recipe.gradient_clip / result.gradient_norm
         )
-    state.optimizer.step(recipe.schedule.factor(state.step, recipe.max_steps))
+    factor = recipe.schedule.factor(state.step, recipe.max_steps)
+    state.optimizer.step(factor)
+    if aligner is not None:
+        aligner.optimizer.step(factor)
     state.step += 1
     state.ema.update(state.step)
     state.loss_window.append(result.loss)

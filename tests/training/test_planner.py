@@ -12,6 +12,7 @@ from rectiflow.models.activations import Arithmetic, kept_bytes
 from rectiflow.models.flops import InputSize, forward_flops
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training import planner
+from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.fine_tuning import LoraTraining
 from rectiflow.training.meter import step_flops
 from rectiflow.training.optimizers import AdamW, Muon
@@ -134,6 +135,12 @@ def test_a_lora_is_not_planned_as_if_all_were_trained() -> None:
         plan_for(recipe, SD3_SIZE, Fleet.parse("H100"))
     # Frozen weights need no gradients: a third of the operations.
     assert 3 * step_flops(recipe, SD3_SIZE) == 2 * step_flops(SD3, SD3_SIZE)
+
+
+def test_an_alignment_is_not_planned_as_if_there_were_none() -> None:
+    recipe = tiny_recipe(alignment=RepresentationAlignment(weight=0.5))
+    with pytest.raises(ConfigError, match="an alignment's projector is not planned for"):
+        plan_here(recipe, SIZE)
 
 
 def test_one_text_token_is_too_few() -> None:
