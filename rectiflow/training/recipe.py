@@ -12,7 +12,7 @@ from typing import Any
 
 from rectiflow.base.config import LATER, to_json
 from rectiflow.base.errors import ConfigError
-from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
+from rectiflow.flow import EpsPrediction, Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.precision import Precision
 from rectiflow.training.alignment import RepresentationAlignment
@@ -64,6 +64,9 @@ class TrainRecipe:
     probability that a sample shows the empty prompt instead, so that guidance, which contrasts
     with it, meets something the model has learned. `num_validation` samples are held out.
     `spikes` says when a run goes back and leaves batches out; by default never.
+    `contrast` in [0, 1) is the weight with which the backbone is driven from what it should put out
+    for another sample, its neighbour in the batch (arXiv 2506.05350; the paper takes 0.05). Held-out
+    losses are without it.
     With a weight, `alignment` teaches the backbone's hidden tokens what an image encoder says of the
     picture; the store needs features for it (`rectiflow encode --features`).
     A step of `diagnose_every` also tells what goes on inside the blocks (`training.diagnosis`).
@@ -96,6 +99,7 @@ class TrainRecipe:
     schedule: Trapezoid = field(default_factory=Trapezoid)
     gradient_clip: float = 1.0
     spikes: SpikeGuard = field(default=SpikeGuard(), metadata=LATER)
+    contrast: float = field(default=0.0, metadata=LATER)
     alignment: RepresentationAlignment = field(default=RepresentationAlignment(), metadata=LATER)
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: Precision = "auto"
@@ -137,6 +141,15 @@ class TrainRecipe:
                 "add_qk_norm adds the norms of backbone.use_qk_norm to the model of start_from; "
                 "set both, or leave it out"
             )
+        if not 0.0 <= self.contrast < 1.0:
+            raise ConfigError(
+                f"contrast is {self.contrast}; give a weight from 0 to below 1, such as 0.05"
+            )
+        if self.contrast and isinstance(self.formulation.prediction, EpsPrediction):
+            raise ConfigError(
+                f"contrast is {self.contrast}, but the formulation {self.formulation} asks for the "
+                "noise, and another sample's noise says nothing of its picture; leave it out"
+            )
         if self.alignment.is_on:
             self._refuse_unfit_alignment()
         if self.gradient_clip <= 0.0:
@@ -175,6 +188,8 @@ _LEAST = {
 def refuse_uneven(recipe: TrainRecipe, num_processes: int) -> None:
     """Pass if the batch divides among the processes, and each share into micro-batches.
 
+    With `contrast`, also if samples that go through the network together make pairs.
+
     Raises:
         ConfigError: it does not.
     """
@@ -189,6 +204,13 @@ def refuse_uneven(recipe: TrainRecipe, num_processes: int) -> None:
             f"micro_batch {micro_batch} does not divide the {share} samples that each of "
             f"{num_processes} processes takes of batch_size {recipe.batch_size}; choose a divisor "
             f"of {share}"
+        )
+    at_once, name = micro_batch or share, "micro_batch" if micro_batch else "batch_size"
+    if recipe.contrast and at_once % 2:
+        raise ConfigError(
+            f"with contrast samples go through the network in pairs, and {name} leaves "
+            f"{at_once} at once for each of {num_processes} processes; choose it so that they are "
+            "even in number"
         )
 
 

@@ -98,11 +98,19 @@ def condition(batch: Batch, keep: Bool[Tensor, "b 3"] | None) -> Conditioning:
     return assemble(EncodedText.from_columns(batch.encoded_text).to(dtype=torch.float32), chosen)
 
 
-def forward(backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe) -> FlowLoss:
+def forward(
+    backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe, *, contrast: float = 0.0
+) -> FlowLoss:
     """The loss of one drawn batch; matrix products in the recipe's precision."""
     with autocast(recipe.precision, example.x0.device):
         loss = flow_matching_loss(
-            backbone, recipe.formulation, example.x0, example.eps, example.t, example.conditioning
+            backbone,
+            recipe.formulation,
+            example.x0,
+            example.eps,
+            example.t,
+            example.conditioning,
+            contrast=contrast,
         )
     return loss if example.weights is None else loss.weighted(example.weights)
 
@@ -115,7 +123,7 @@ def forward_aligned(
     rows, columns = backbone.token_grid(example.x0)
     block = recipe.alignment.block
     with watch_image_tokens(backbone, block, rows * columns) as seen:
-        loss = forward(backbone, example, recipe).loss
+        loss = forward(backbone, example, recipe, contrast=recipe.contrast).loss
     with autocast(recipe.precision, example.x0.device):
         return loss, similarity(projector, seen[0], example.features, (rows, columns))
 
@@ -134,7 +142,7 @@ def accumulate_gradient(
         rows = batch[first : first + size]
         share, example = len(rows) / len(batch), draw(rows, recipe)
         if projector is None:
-            objective = flow = forward(backbone, example, recipe).loss
+            objective = flow = forward(backbone, example, recipe, contrast=recipe.contrast).loss
         else:
             flow, cosine = forward_aligned(backbone, projector, example, recipe)
             objective = flow - recipe.alignment.weight * cosine
