@@ -2,7 +2,7 @@
 
 On the walk of a sample, between `training.step` and the backbone. Notation: `docs/notation.md`.
 Source: arXiv 2403.03206, equations 9–11 (conditional flow matching and its reweighting);
-arXiv 2506.05350, equation 6 (contrastive flow matching).
+arXiv 2506.05350 (contrastive flow matching, its ΔFM).
 """
 
 from __future__ import annotations

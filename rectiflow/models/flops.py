@@ -35,41 +35,59 @@ def num_parameters(config: BackboneConfig) -> int:
         return sum(parameter.numel() for parameter in build_backbone(config).parameters())
 
 
+def num_image_tokens(config: BackboneConfig, size: InputSize) -> int:
+    """How many image tokens the latents become.
+
+    Raises:
+        ConfigError: they do not divide into patches.
+    """
+    p = config.patch_size
+    if size.height % p or size.width % p:
+        raise ConfigError(
+            f"latents of {size.height}×{size.width} do not divide into patches of {p}"
+        )
+    return (size.height // p) * (size.width // p)
+
+
 def forward_flops(config: BackboneConfig, size: InputSize) -> int:
     """Floating-point operations of the forward pass for one sample.
 
     Raises:
         ConfigError: the latents do not divide into patches.
     """
-    p, d, m = config.patch_size, config.hidden_dim, size.num_text
-    if size.height % p or size.width % p:
-        raise ConfigError(
-            f"latents of {size.height}×{size.width} do not divide into patches of {p}"
-        )
     # n image tokens, m text tokens, width d.
-    n = (size.height // p) * (size.width // p)
+    n, m, d, p = num_image_tokens(config, size), size.num_text, config.hidden_dim, config.patch_size
     vectors = linear(1, TIME_EMBEDDING_DIM + config.pooled_dim, d) + 2 * linear(1, d, d)
     around = vectors + linear(m, config.context_dim, d)
     # Patches in, patches out, final modulation; a UViT has its levels instead.
     patches = linear(n, config.in_channels * p**2 + config.patch_features, d) + linear(1, d, 2 * d)
+    if isinstance(config, UViTConfig):
+        patches = levels(config, size)
+    return around + patches + sum(block_flops(config, i, n, m) for i in range(config.depth))
+
+
+def block_flops(config: BackboneConfig, number: int, num_image: int, num_text: int) -> int:
+    """Floating-point operations of one block, by its number from 0, on so many tokens."""
+    n, m, d = num_image, num_text, config.hidden_dim
+    is_last = number == config.depth - 1
     match config:
         case MMDiTConfig():
             num_text_sets = len(config.text_streams)
-            image = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n, d)
-            text = num_text_sets * linear(1, d, 6 * d) + stream(m, d)
-            last_text = num_text_sets * linear(1, d, 2 * d) + linear(m, d, 3 * d)
-            blocks = config.depth * image + (config.depth - 1) * text + last_text
-            # The second attention: its modulation and its four projections.
-            second = attention(n, n, d) + linear(1, d, 3 * d) + linear(n, d, 4 * d)
-            return around + patches + blocks + config.num_second_attentions * second
+            block = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n, d)
+            if is_last:
+                block += num_text_sets * linear(1, d, 2 * d) + linear(m, d, 3 * d)
+            else:
+                block += num_text_sets * linear(1, d, 6 * d) + stream(m, d)
+            if number < config.num_second_attentions:
+                # Its modulation and its four projections.
+                block += attention(n, n, d) + linear(1, d, 3 * d) + linear(n, d, 4 * d)
+            return block
         case DiTConfig():
             block = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n + m, d)
             unread = stream(m, d) - linear(m, d, 3 * d)
-            return around + patches + config.depth * block - unread
-        case CrossDiTConfig():
-            return around + patches + config.depth * cross_block(n, m, d)
-        case UViTConfig():
-            return around + config.depth * cross_block(n, m, d) + levels(config, size)
+            return block - unread if is_last else block
+        case CrossDiTConfig() | UViTConfig():
+            return cross_block(n, m, d)
 
 
 def linear(num: int, in_dim: int, out_dim: int) -> int:

@@ -3,7 +3,7 @@
 On the walk of a sample inside `step`: features of the clean picture come with the batch, from the
 store's column; what a block makes of the noisy one goes through a small projector, which is trained
 beside the backbone and left behind when the model is exported.
-Source: arXiv 2410.06940 (REPA), section 3; its early end: arXiv 2505.16792 (HASTE), section 3.
+Source: arXiv 2410.06940 (REPA), section 3; its early end: arXiv 2505.16792 (HASTE).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -74,7 +75,7 @@ class Projector(nn.Module):
         super().__init__()
         dims = [hidden_dim, *[config.projector_dim] * (NUM_LAYERS - 1), config.feature_dim]
         # By this name sharding and optimizers know a model's repeated part.
-        self.blocks = nn.ModuleList(Linear(*pair) for pair in zip(dims, dims[1:]))
+        self.blocks = nn.ModuleList(Linear(*pair) for pair in pairwise(dims))
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw all weights anew: matrices Xavier-uniform, biases zero."""

@@ -204,8 +204,8 @@ def refuse_unfit(facts: StoreFacts, recipe: TrainRecipe) -> None:
     if recipe.alignment.is_on and facts.feature_dim != recipe.alignment.feature_dim:
         have = "has no features" if facts.feature_dim is None else f"has {facts.feature_dim}"
         raise ConfigError(
-            f"alignment.feature_dim is {recipe.alignment.feature_dim}, the store {have}; encode the "
-            "pictures with --features into a new folder, or set the width that is there"
+            f"alignment.feature_dim is {recipe.alignment.feature_dim}, the store {have}; encode "
+            "the pictures with --features into a new folder, or set the width that is there"
         )
     p, side = backbone.patch_size, backbone.position_side
     for _, height, width in facts.latent_shapes:

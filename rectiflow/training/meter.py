@@ -17,10 +17,12 @@ from typing import Literal
 import torch
 
 from rectiflow.data.records import Batch
-from rectiflow.models.flops import InputSize, forward_flops
+from rectiflow.models.backbones import BackboneConfig
+from rectiflow.models.flops import InputSize, block_flops, forward_flops, num_image_tokens
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.accelerators import peak_flops
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.routing import TokenRouting
 
 Activity = Literal["data", "step", "validation", "sampling", "saving"]
 ACTIVITIES: tuple[Activity, ...] = ("data", "step", "validation", "sampling", "saving")
@@ -120,10 +122,19 @@ def step_flops(recipe: TrainRecipe, size: InputSize) -> int:
     nor are a LoRA's own products or an alignment's projector.
     """
     passes = FORWARD_PASSES_PER_STEP if recipe.lora is None else FORWARD_PASSES_PER_FROZEN_STEP
-    return passes * _forward_flops(recipe.backbone, size)
+    return passes * _routed_flops(recipe.backbone, recipe.routing, size)
 
 
-_forward_flops = lru_cache(maxsize=256)(forward_flops)
+@lru_cache(maxsize=256)
+def _routed_flops(config: BackboneConfig, routing: TokenRouting, size: InputSize) -> int:
+    """A forward pass where some image tokens pass by some blocks."""
+    flops = forward_flops(config, size)
+    if routing.is_on:
+        num_image = num_image_tokens(config, size)
+        for block in range(routing.first, routing.last + 1):
+            flops -= block_flops(config, block, num_image, size.num_text)
+            flops += block_flops(config, block, routing.num_kept(num_image), size.num_text)
+    return flops
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -188,13 +188,18 @@ def memory_of(
 
     Raises:
         ConfigError: the batch does not divide among the devices, or the latents into patches; or
-            a LoRA is trained, or hidden tokens are aligned.
+            a LoRA is trained, hidden tokens are aligned, or some pass by blocks.
     """
     refuse_uneven(recipe, num_devices)
     if recipe.alignment.is_on:
         raise ConfigError(
             "an alignment's projector is not planned for; plan without it (alignment.weight 0), "
             "which takes a little less"
+        )
+    if recipe.routing.is_on:
+        raise ConfigError(
+            "memory is not planned where tokens pass by blocks; plan without that (routing.share "
+            "0), which takes more"
         )
     if recipe.lora is not None:
         raise ConfigError(

@@ -19,6 +19,7 @@ from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.fine_tuning import ExportLayout, LoraTraining, PriorPreservation
 from rectiflow.training.optimizers import AdamW, Muon
+from rectiflow.training.routing import TokenRouting
 from rectiflow.training.schedule import Trapezoid
 from rectiflow.training.spikes import SpikeGuard
 
@@ -64,11 +65,11 @@ class TrainRecipe:
     probability that a sample shows the empty prompt instead, so that guidance, which contrasts
     with it, meets something the model has learned. `num_validation` samples are held out.
     `spikes` says when a run goes back and leaves batches out; by default never.
-    `contrast` in [0, 1) is the weight with which the backbone is driven from what it should put out
-    for another sample, its neighbour in the batch (arXiv 2506.05350; the paper takes 0.05). Held-out
-    losses are without it.
-    With a weight, `alignment` teaches the backbone's hidden tokens what an image encoder says of the
-    picture; the store needs features for it (`rectiflow encode --features`).
+    Three ways to learn faster are off by default: `contrast` in [0, 1) is the weight with which an
+    output is driven from what another sample asks for, its neighbour in the batch (arXiv
+    2506.05350; the paper takes 0.05). `routing` sends some of the image tokens past some of the
+    blocks. `alignment` teaches hidden tokens what an image encoder says of the picture; the store
+    needs features for it (`rectiflow encode --features`). Held-out losses are without all three.
     A step of `diagnose_every` also tells what goes on inside the blocks (`training.diagnosis`).
     `start_from` names the model whose averaged weights are the first ones, instead of random ones:
     a shipped model, the folder of a run or model, or released weights; its shapes are `backbone`'s,
@@ -101,6 +102,7 @@ class TrainRecipe:
     spikes: SpikeGuard = field(default=SpikeGuard(), metadata=LATER)
     contrast: float = field(default=0.0, metadata=LATER)
     alignment: RepresentationAlignment = field(default=RepresentationAlignment(), metadata=LATER)
+    routing: TokenRouting = field(default=TokenRouting(), metadata=LATER)
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: Precision = "auto"
     encoder_dropout: float = 0.464
@@ -150,6 +152,11 @@ class TrainRecipe:
                 f"contrast is {self.contrast}, but the formulation {self.formulation} asks for the "
                 "noise, and another sample's noise says nothing of its picture; leave it out"
             )
+        if self.routing.is_on and self.routing.last >= self.backbone.depth - 1:
+            raise ConfigError(
+                f"routing.last is {self.routing.last}, but of {self.backbone.depth} blocks the "
+                f"last ({self.backbone.depth - 1}) needs all tokens; end the route before it"
+            )
         if self.alignment.is_on:
             self._refuse_unfit_alignment()
         if self.gradient_clip <= 0.0:
@@ -163,6 +170,12 @@ class TrainRecipe:
         if block >= depth:
             raise ConfigError(
                 f"alignment.block is {block}, but the backbone's blocks count from 0 to {depth - 1}"
+            )
+        if self.routing.is_on and self.routing.first <= block < self.routing.last:
+            raise ConfigError(
+                f"alignment.block is {block}, where tokens are missing that pass by the blocks "
+                f"{self.routing.first} to {self.routing.last} (routing); choose a block outside, "
+                "or the last of them"
             )
         if self.lora is not None or self.prior is not None:
             raise ConfigError(

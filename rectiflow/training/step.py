@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from rectiflow.distributed.sharding import own_parts, whole
 from rectiflow.flow import FlowLoss, flow_matching_loss
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone
-from rectiflow.models.image_tokens import watch_image_tokens
+from rectiflow.models.image_tokens import route_image_tokens, watch_image_tokens
 from rectiflow.models.precision import autocast
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, assemble
 from rectiflow.training.alignment import Projector, similarity
@@ -32,6 +33,7 @@ from rectiflow.training.state import TrainState
 # Philox streams of a sample's key. The loader draws its own (captions) from streams below 16.
 NOISE_STREAM = 16
 CHOICE_STREAM = 17
+ROUTE_STREAM = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,6 @@ class Draw:
     t: Float[Tensor, " b"]
     conditioning: Conditioning
     weights: Float[Tensor, " b"] | None = None
-    features: Float[Tensor, "b f p p"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,6 @@ def draw(batch: Batch, recipe: TrainRecipe) -> Draw:
         t=recipe.shift.along(recipe.formulation.path, t),
         conditioning=condition(batch, uniforms[:, 1:] >= recipe.encoder_dropout),
         weights=batch.weights,
-        features=batch.features,
     )
 
 
@@ -115,17 +115,29 @@ def forward(
     return loss if example.weights is None else loss.weighted(example.weights)
 
 
-def forward_aligned(
-    backbone: Backbone, projector: Projector, example: Draw, recipe: TrainRecipe
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The loss of one drawn batch, and how alike its hidden tokens and its features are."""
-    assert example.features is not None  # the feed has refused a store without
+def training_loss(
+    backbone: Backbone, projector: Projector | None, batch: Batch, recipe: TrainRecipe
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
+    """The flow's loss of a batch as training sees it: with contrast, and tokens that are routed.
+
+    With a projector also how alike its hidden tokens and the batch's features are.
+    """
+    example = draw(batch, recipe)
     rows, columns = backbone.token_grid(example.x0)
-    block = recipe.alignment.block
-    with watch_image_tokens(backbone, block, rows * columns) as seen:
+    num_image, routing = rows * columns, recipe.routing
+    with ExitStack() as stack:
+        if routing.is_on:
+            kept = routing.choose(batch.keys, num_image, stream=ROUTE_STREAM)
+            stack.enter_context(
+                route_image_tokens(backbone, routing.first, routing.last, kept, num_image)
+            )
+        if projector is None:
+            return forward(backbone, example, recipe, contrast=recipe.contrast).loss, None
+        seen = stack.enter_context(watch_image_tokens(backbone, recipe.alignment.block, num_image))
         loss = forward(backbone, example, recipe, contrast=recipe.contrast).loss
+    assert batch.features is not None  # the feed has refused a store without
     with autocast(recipe.precision, example.x0.device):
-        return loss, similarity(projector, seen[0], example.features, (rows, columns))
+        return loss, similarity(projector, seen[0], batch.features, (rows, columns))
 
 
 def accumulate_gradient(
@@ -140,15 +152,13 @@ def accumulate_gradient(
     loss, mean_cosine = 0.0, 0.0
     for first in range(0, len(batch), size):
         rows = batch[first : first + size]
-        share, example = len(rows) / len(batch), draw(rows, recipe)
-        if projector is None:
-            objective = flow = forward(backbone, example, recipe, contrast=recipe.contrast).loss
-        else:
-            flow, cosine = forward_aligned(backbone, projector, example, recipe)
-            objective = flow - recipe.alignment.weight * cosine
+        share = len(rows) / len(batch)
+        objective, cosine = training_loss(backbone, projector, rows, recipe)
+        loss += (share * objective).item()
+        if cosine is not None:
             mean_cosine += (share * cosine).item()
+            objective = objective - recipe.alignment.weight * cosine
         (share * objective).backward()
-        loss += (share * flow).item()
     return loss, mean_cosine
 
 

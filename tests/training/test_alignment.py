@@ -1,4 +1,4 @@
-"""Alignment teaches the blocks up to its own, ends when it should, and leaves no trace in a model."""
+"""Alignment teaches the blocks up to its own, ends on time, and leaves no trace in a model."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from rectiflow.training.loop import train
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
-from rectiflow.training.step import accumulate_gradient, draw, forward, forward_aligned, train_step
+from rectiflow.training.step import accumulate_gradient, draw, forward, train_step, training_loss
 
 ALIGNMENT = RepresentationAlignment(weight=0.5, feature_dim=FEATURE_DIM, projector_dim=16)
 
@@ -68,9 +68,10 @@ def test_it_teaches_every_kind_up_to_its_block_and_no_further(kind: str) -> None
     recipe = aligned_recipe(backbone=config_for_fake_feed(kind))
     state = TrainState.start(recipe)
     assert state.aligner is not None
-    example = draw(FakeFeed().batch_at(0), recipe)
-    loss, cosine = forward_aligned(state.backbone, state.aligner.projector, example, recipe)
-    assert loss.item() == forward(state.backbone, example, recipe).loss.item()
+    batch = FakeFeed().batch_at(0)
+    loss, cosine = training_loss(state.backbone, state.aligner.projector, batch, recipe)
+    assert loss.item() == forward(state.backbone, draw(batch, recipe), recipe).loss.item()
+    assert cosine is not None
     cosine.backward()
     first, second = (any(g.any() for g in gradients(b)) for b in state.backbone.blocks)
     assert (first, second) == (True, False)

@@ -28,7 +28,9 @@ def test_micro_batches_have_the_same_pairs() -> None:
         state.backbone.zero_grad()
         cut = replace(recipe, micro_batch=micro_batch)
         loss, _ = accumulate_gradient(state.backbone, None, batch, cut)
-        found.append((loss, [p.grad.clone() for p in state.backbone.parameters() if p.grad is not None]))
+        found.append(
+            (loss, [p.grad.clone() for p in state.backbone.parameters() if p.grad is not None])
+        )
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         torch.testing.assert_close(gradients, found[0][1], rtol=1e-4, atol=1e-6)
