@@ -21,7 +21,8 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "encode",
         run,
-        usage="rectiflow encode FOLDER --out STORE [--resolution PX] [--buckets W:H,...]",
+        usage="rectiflow encode FOLDER --out STORE [--resolution PX] [--buckets W:H,...] "
+        "[--features]",
         summary="encode captioned images into a latent store, once for all epochs",
         details=_DETAILS,
     )
@@ -41,6 +42,11 @@ def add_parser(verbs: Verbs) -> None:
         metavar="W:H,...",
         help="aspect ratios instead of the square, each with about as many pixels",
     )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="also keep the image tower's features, for training with --alignment.weight",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -54,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
             options.out,
             resolution_px=options.resolution,
             ratios=options.buckets.split(",") if options.buckets is not None else (),
+            with_features=options.features,
             progress=progress,
         )
     print(report)

@@ -18,6 +18,7 @@ from rectiflow.data.buckets import Bucket, nearest_bucket
 from rectiflow.data.caption_files import CaptionEntry
 from rectiflow.data.curation import Curation, content_hash
 from rectiflow.data.encoded_rows import (
+    PictureEncoder,
     PromptEncoder,
     caption_hash,
     encode_captions,
@@ -83,6 +84,7 @@ def encode_folder(
     *,
     resolution_px: int,
     buckets: Sequence[Bucket] = (),
+    image_encoder: PictureEncoder | None = None,
     caption: str | None = None,
     min_side_px: int | None = None,
     max_rejected: int | None = None,
@@ -103,6 +105,8 @@ def encode_folder(
         resolution_px: side of the square that a picture is cropped and scaled to.
         buckets: the sizes that pictures are cropped and scaled to instead, each to the one nearest
             to its shape (`data.buckets.buckets_for`).
+        image_encoder: makes features of each picture's patches, for training that aligns with
+            them; by default the store has none.
         caption: of every picture which has none in the folder.
         min_side_px: the least side of a usable picture; by default a picture must be as large as
             what it is scaled to.
@@ -115,12 +119,17 @@ def encode_folder(
     Raises:
         UserError: the folder cannot be used, or holds no usable picture, or too many others; the
             store cannot be written; a setting is out of range; an encoder gives NaN or infinity.
-        StoreError: the store was made by other encoders, at another resolution or with other
-            buckets, or is damaged.
+        StoreError: the store was made by other encoders, at another resolution, with other
+            buckets, or with or without features unlike this run, or is damaged.
     """
     buckets = tuple(buckets)
     curation = Curation(resolution_px=resolution_px, min_side_px=min_side_px, buckets=buckets)
     _check_settings(autoencoder, curation, batch_size, max_shard_bytes)
+    if buckets and image_encoder is not None:
+        raise UserError(
+            f"features are made of squares, and {len(buckets)} buckets were asked for; leave out "
+            "either the features or the buckets"
+        )
     factor = autoencoder.config.downsample_factor
     listing = list_folder(folder, caption=caption)
     with open_store_writer(
@@ -130,11 +139,14 @@ def encode_folder(
         text=conditioner.fingerprints(),
         max_shard_bytes=max_shard_bytes,
         buckets={(size.height_px // factor, size.width_px // factor): size for size in buckets},
+        features=None if image_encoder is None else image_encoder.fingerprint(),
     ) as writer:
         num_before = len(writer.latents.rows), len(writer.text.rows)
         run = _Encoding(listing, curation, writer, max_rejected=max_rejected, progress=progress)
         for batch in _batched_alike(run.new_pictures(), batch_size, lambda each: each.pixels.shape):
-            for sample in encode_pictures(autoencoder, batch, batch_size=batch_size):
+            for sample in encode_pictures(
+                autoencoder, batch, batch_size=batch_size, image_encoder=image_encoder
+            ):
                 writer.latents.append(sample.content_hash, latent_row(sample))
         writer.latents.flush()
         for texts in _batched(run.new_captions(), _TEXT_CHUNK):

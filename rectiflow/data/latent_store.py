@@ -24,7 +24,8 @@ from rectiflow.data.shards import ShardRecord, check_shard_size, open_shard
 from rectiflow.data.store_format import INDEX_FILE, ColumnFormat, index_schema, read_header
 
 MAX_BYTES_IN_MEMORY = 4 * 2**30
-
+#: What training reads of a row of latents; the last of them only some stores have.
+LATENT_COLUMNS = ("mean", "logvar", "features")
 
 #: Stands for the empty prompt among the positions of caption variants.
 EMPTY_PROMPT = -1
@@ -62,7 +63,7 @@ class LatentStore:
             bucket: ShardTable(
                 self.path,
                 [shard for shard in header.latent_shards if shard.bucket == bucket],
-                {name: columns[name] for name in ("mean", "logvar")},
+                {name: columns[name] for name in LATENT_COLUMNS if name in columns},
                 in_memory=in_memory,
             )
             for bucket, columns in enumerate(header.columns_by_bucket)
@@ -134,6 +135,7 @@ class LatentStore:
             x0_logvar=latents["logvar"],
             encoded_text=self._text.gather(text_rows),
             indices=indices,
+            features=latents.get("features"),
         )
 
     def _row_buckets(self) -> Int[Tensor, " m"]:

@@ -139,6 +139,7 @@ class Loader:
             x0_mean=rows.x0_mean,
             x0_logvar=rows.x0_logvar,
             encoded_text=rows.encoded_text,
+            features=rows.features,
             indices=indices,
             keys=keys,
             positions=positions,

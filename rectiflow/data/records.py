@@ -68,7 +68,8 @@ class Rejection:
 class EncodedSample:
     """A picture's latent distribution and where it came from; its captions are stored apart.
 
-    `mean` and `logvar` are normalised latents, float16.
+    `mean` and `logvar` are normalised latents, float16; `features` what an image encoder says of
+    p×p patches, float16, None where none was asked.
     """
 
     content_hash: str
@@ -76,19 +77,22 @@ class EncodedSample:
     logvar: Float[Tensor, "z h w"]
     size_px: tuple[int, int]
     crop_px: tuple[int, int, int, int]
+    features: Float[Tensor, "f p p"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedBatch:
     """Rows of a latent store: latents as a distribution, and one caption's states each.
 
-    `encoded_text` has the columns of `models.text.encoded.COLUMNS`, each [b, ...].
+    `encoded_text` has the columns of `models.text.encoded.COLUMNS`, each [b, ...]; `features` are
+    those of `EncodedSample`, None where the store has none.
     """
 
     x0_mean: Float[Tensor, "b z h w"]
     x0_logvar: Float[Tensor, "b z h w"]
     encoded_text: dict[str, Tensor]
     indices: Int[Tensor, " b"]
+    features: Float[Tensor, "b f p p"] | None = None
 
     def __len__(self) -> int:
         return self.indices.shape[0]
@@ -119,6 +123,7 @@ class Batch(EncodedBatch):
             x0_logvar=change(self.x0_logvar),
             encoded_text={name: change(column) for name, column in self.encoded_text.items()},
             indices=change(self.indices),
+            features=None if self.features is None else change(self.features),
             keys=change(self.keys),
             positions=change(self.positions),
             weights=None if self.weights is None else change(self.weights),

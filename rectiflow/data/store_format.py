@@ -2,8 +2,8 @@
 
 STORE/store.json                  `StoreHeader`, written last
 STORE/index.parquet               one row a picture, by file name (`INDEX_FIELDS`)
-STORE/latents-00000.safetensors   mean, logvar, size_px, crop_px: one row a distinct picture,
-                                  the rows of one shard all of one bucket
+STORE/latents-00000.safetensors   mean, logvar, size_px, crop_px, and features if asked for: one
+                                  row a distinct picture, those of one shard all of one bucket
 STORE/text-00000.safetensors      the text encoders' states: one row a distinct caption
 STORE/quarantine.jsonl            what was rejected, and why
 """
@@ -40,7 +40,7 @@ TEXT_DTYPES = {
     "clip_g.pooled": torch.float16,
     "t5.context": torch.bfloat16,
 }
-LATENT_DTYPE = torch.float16
+LATENT_DTYPE = FEATURE_DTYPE = torch.float16
 
 #: The index's columns; each caption variant V adds caption.V (text) and text_row.V (or null).
 INDEX_FIELDS = [
@@ -78,6 +78,8 @@ class StoredBucket:
 class StoreHeader:
     """store.json. `autoencoder` and `text` are the fingerprints of what made the rows.
 
+    `features` is that of the image encoder whose features of patches the rows have, if they have.
+
     Latents of one shape, squares of `resolution_px`, have `latent_columns`; where there are
     `buckets`, each has its own, and `latent_columns` is empty.
 
@@ -99,6 +101,7 @@ class StoreHeader:
     latent_shards: tuple[ShardRecord, ...]
     text_shards: tuple[ShardRecord, ...]
     buckets: tuple[StoredBucket, ...] = field(default=(), metadata=LATER)
+    features: str | None = field(default=None, metadata=LATER)
 
     @property
     def fingerprint(self) -> str:

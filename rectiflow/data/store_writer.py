@@ -133,13 +133,17 @@ class StoreWriter:
         text: Mapping[str, str],
         max_shard_bytes: int,
         buckets: Mapping[tuple[int, ...], Bucket] | None = None,
+        features: str | None = None,
     ) -> None:
         self.path = path
         self._resolution_px, self._autoencoder, self._text = resolution_px, autoencoder, dict(text)
+        self._features = features
         self._buckets = dict(buckets or {})
         made_by: dict[str, Any] = {"autoencoder": autoencoder, "resolution_px": resolution_px}
         if self._buckets:
             made_by["buckets"] = [str(bucket) for bucket in self._buckets.values()]
+        if features is not None:
+            made_by["features"] = features
         self.latents = ShardSeries(path, LATENTS, made_by, max_shard_bytes=max_shard_bytes)
         self.text = ShardSeries(path, TEXT, self._text, max_shard_bytes=max_shard_bytes)
 
@@ -182,6 +186,7 @@ class StoreWriter:
             latent_shards=self._latent_shards(),
             text_shards=tuple(self.text.records),
             buckets=self._stored_buckets(),
+            features=self._features,
         )
         save_config(self.path / HEADER_FILE, header)
         return header
@@ -214,11 +219,13 @@ def open_store_writer(
     text: Mapping[str, str],
     max_shard_bytes: int,
     buckets: Mapping[tuple[int, ...], Bucket] | None = None,
+    features: str | None = None,
 ) -> Generator[StoreWriter, None, None]:
     """Make a store folder, or open one to continue it, for one writer at a time.
 
     A folder that was made here and stayed empty is removed again. Where latents have several
-    shapes, `buckets` maps their (height, width) to what was encoded.
+    shapes, `buckets` maps their (height, width) to what was encoded. `features` is the fingerprint
+    of an image encoder whose features the rows have.
 
     Raises:
         StoreError: the store was made by other encoders or at another resolution, is damaged, or
@@ -242,6 +249,7 @@ def open_store_writer(
                 text=text,
                 max_shard_bytes=max_shard_bytes,
                 buckets=buckets,
+                features=features,
             )
     finally:
         if is_new and not any(path.iterdir()):

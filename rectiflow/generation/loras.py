@@ -125,7 +125,7 @@ def _only(loras: Sequence[WeightedLora], parts: tuple[str, ...]) -> list[tuple[L
 def _text_sizes(conditioner: PromptEncoder) -> Mapping[str, TextSize]:
     if isinstance(conditioner, CachedConditioner):
         if conditioner.sizes is not None:
-            return RELEASED_TEXT | conditioner.sizes
+            return {**RELEASED_TEXT, **conditioner.sizes}
         conditioner = conditioner.conditioner()
     assert isinstance(conditioner, TextConditioner)
     return text_sizes(conditioner.encoders)

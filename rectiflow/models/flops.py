@@ -39,7 +39,7 @@ def num_image_tokens(config: BackboneConfig, size: InputSize) -> int:
     """Patches of one sample's latents.
 
     Raises:
-        ConfigError: the latents do not divide into patches.
+        ConfigError: they do not divide into patches.
     """
     p = config.patch_size
     if size.height % p or size.width % p:
@@ -50,41 +50,46 @@ def num_image_tokens(config: BackboneConfig, size: InputSize) -> int:
 
 
 def forward_flops(config: BackboneConfig, size: InputSize) -> int:
-    """Floating-point operations of the forward pass for one sample; raises as `num_image_tokens`.
+    """Operations of the forward pass for one sample; raises as `num_image_tokens`."""
+    n, m = num_image_tokens(config, size), size.num_text
+    blocks = sum(block_flops(config, i, n, m) for i in range(config.depth))
+    return around_flops(config, size) + blocks
 
-    All in the blocks, and embedders and final layer around them.
-    """
+
+def around_flops(config: BackboneConfig, size: InputSize) -> int:
+    """Those of the forward pass around the blocks: embedders, a UViT's levels, final layer."""
     n, m, d = num_image_tokens(config, size), size.num_text, config.hidden_dim
     vectors = linear(1, TIME_EMBEDDING_DIM + config.pooled_dim, d) + 2 * linear(1, d, d)
     around = vectors + linear(m, config.context_dim, d)
     if isinstance(config, UViTConfig):
-        around += levels(config, size)
-    else:  # patches in, patches out, final modulation
-        around += linear(n, config.in_channels * config.patch_size**2 + config.patch_features, d)
-        around += linear(1, d, 2 * d)
-    return around + block_flops(config, size)
+        return around + levels(config, size)
+    # Patches in, patches out, final modulation.
+    around += linear(n, config.in_channels * config.patch_size**2 + config.patch_features, d)
+    return around + linear(1, d, 2 * d)
 
 
-def block_flops(config: BackboneConfig, size: InputSize) -> int:
-    """Those of `forward_flops` that are in the blocks; raises as `num_image_tokens`."""
-    # n image tokens, m text tokens, width d.
-    n, m, d = num_image_tokens(config, size), size.num_text, config.hidden_dim
+def block_flops(config: BackboneConfig, number: int, num_image: int, num_text: int) -> int:
+    """Floating-point operations of one block, by its number from 0, on so many tokens."""
+    n, m, d = num_image, num_text, config.hidden_dim
+    is_last = number == config.depth - 1
     match config:
         case MMDiTConfig():
             num_text_sets = len(config.text_streams)
-            image = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n, d)
-            text = num_text_sets * linear(1, d, 6 * d) + stream(m, d)
-            last_text = num_text_sets * linear(1, d, 2 * d) + linear(m, d, 3 * d)
-            # The second attention: its modulation and its four projections.
-            second = attention(n, n, d) + linear(1, d, 3 * d) + linear(n, d, 4 * d)
-            blocks = config.depth * image + (config.depth - 1) * text + last_text
-            return blocks + config.num_second_attentions * second
+            block = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n, d)
+            if is_last:
+                block += num_text_sets * linear(1, d, 2 * d) + linear(m, d, 3 * d)
+            else:
+                block += num_text_sets * linear(1, d, 6 * d) + stream(m, d)
+            if number < config.num_second_attentions:
+                # Its modulation and its four projections.
+                block += attention(n, n, d) + linear(1, d, 3 * d) + linear(n, d, 4 * d)
+            return block
         case DiTConfig():
             block = attention(n + m, n + m, d) + linear(1, d, 6 * d) + stream(n + m, d)
             unread = stream(m, d) - linear(m, d, 3 * d)
-            return config.depth * block - unread
+            return block - unread if is_last else block
         case CrossDiTConfig() | UViTConfig():
-            return config.depth * cross_block(n, m, d)
+            return cross_block(n, m, d)
 
 
 def linear(num: int, in_dim: int, out_dim: int) -> int:

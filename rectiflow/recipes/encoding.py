@@ -8,7 +8,7 @@ from pathlib import Path
 from rectiflow.data.buckets import buckets_for
 from rectiflow.data.encode import EncodeReport, encode_folder
 from rectiflow.data.folder import list_folder
-from rectiflow.models.shipped import load_autoencoder, load_conditioner
+from rectiflow.models.shipped import load_autoencoder, load_conditioner, load_image_tower
 
 #: The side of the pictures that the shipped autoencoder and models were trained on.
 RESOLUTION_PX = 64
@@ -22,16 +22,18 @@ def encode_with_shipped_parts(
     *,
     resolution_px: int = RESOLUTION_PX,
     ratios: Sequence[str] = (),
+    with_features: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodeReport:
     """Encode a folder into a latent store, or complete the store; `progress(done, total)`.
 
     Pictures become squares of `resolution_px`, or, with aspect `ratios` such as "2:1", the nearest
-    of their sizes of about the same area (`data.buckets`).
+    of their sizes of about the same area (`data.buckets`). `with_features` adds what the shipped
+    image tower says of each picture's patches (`TrainRecipe.alignment`).
 
     Raises:
         UserError: the folder cannot be used or the store not be written; a resolution or ratio
-            that makes no whole tokens.
+            that makes no whole tokens; features of sizes that are no squares.
         StoreError: the store was made by other encoders, or is damaged.
     """
     buckets = (
@@ -45,5 +47,6 @@ def encode_with_shipped_parts(
         load_conditioner(),
         resolution_px=resolution_px,
         buckets=buckets,
+        image_encoder=load_image_tower() if with_features else None,
         progress=progress,
     )

@@ -49,8 +49,11 @@ def save_failure(
         "indices": batch.indices,
         "positions": batch.positions,
     }
-    if batch.weights is not None:
-        plain["weights"] = batch.weights
+    plain |= {
+        name: column
+        for name, column in (("weights", batch.weights), ("features", batch.features))
+        if column is not None
+    }
     with atomic_directory(path) as folder:
         write_state(folder, state, recipe, store)
         write_tensors(folder / "batch.safetensors", plain | columns)

@@ -30,7 +30,7 @@ class StoreFacts:
     `fingerprint` identifies the store's whole content; `autoencoder` and `text` are the parts'
     fingerprints as the model's `model.json` carries them. `num_clip_tokens` is the length
     of the context's first part; `latent_shapes` are (channels, height, width), one for each
-    bucket.
+    bucket; `feature_dim` is the width of the features of patches, None where there are none.
     """
 
     fingerprint: str
@@ -42,6 +42,7 @@ class StoreFacts:
     pooled_dim: int
     num_clip_tokens: int
     latent_shapes: tuple[tuple[int, int, int], ...]
+    feature_dim: int | None = None
 
 
 @runtime_checkable
@@ -149,6 +150,7 @@ def open_feed(store: Path | str, recipe: TrainRecipe) -> StoreFeed:
 def facts_of(store: LatentStore) -> StoreFacts:
     """A store's facts, from its header alone."""
     header = store.header
+    features = header.latent_columns.get("features")
     widths = {name: column.shape[-1] for name, column in header.text_columns.items()}
     return StoreFacts(
         fingerprint=store.fingerprint,
@@ -160,6 +162,7 @@ def facts_of(store: LatentStore) -> StoreFacts:
         pooled_dim=widths["clip_l.pooled"] + widths["clip_g.pooled"],
         num_clip_tokens=header.text_columns["clip_l.context"].shape[-2],
         latent_shapes=tuple(store.latent_shapes.values()),
+        feature_dim=features.shape[0] if features is not None else None,
     )
 
 
@@ -198,6 +201,12 @@ def refuse_unfit(facts: StoreFacts, recipe: TrainRecipe) -> None:
                 f"backbone.num_clip_tokens is {own}, the store's rows have {facts.num_clip_tokens} "
                 f"tokens of CLIP; set it to {facts.num_clip_tokens}"
             )
+    if recipe.alignment.is_on and facts.feature_dim != recipe.alignment.feature_dim:
+        have = "has no features" if facts.feature_dim is None else f"has {facts.feature_dim}"
+        raise ConfigError(
+            f"alignment.feature_dim is {recipe.alignment.feature_dim}, the store {have}; encode "
+            "the pictures with --features into a new folder, or set the width that is there"
+        )
     p, side = backbone.patch_size, backbone.position_side
     for _, height, width in facts.latent_shapes:
         if height % p or width % p:

@@ -54,7 +54,10 @@ class StepDone:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainLogged:
-    """The mean loss since the last log line; gradient norm and rate are those of this step."""
+    """The mean loss since the last log line; gradient norm and rate are those of this step.
+
+    So is `similarity`, that of an aligned step (`training.alignment`).
+    """
 
     step: int
     loss: float
@@ -63,6 +66,18 @@ class TrainLogged:
     images_per_second: float
     elapsed_s: float
     usage: Usage
+    similarity: float | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What curves are drawn of."""
+        figures = {
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "learning_rate": self.learning_rate,
+            "images_per_second": self.images_per_second,
+        }
+        return figures if self.similarity is None else figures | {"similarity": self.similarity}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +204,8 @@ class TensorBoard(Hook):
         writer = self._writer
         match event:
             case TrainLogged():
-                for name in ("loss", "gradient_norm", "learning_rate", "images_per_second"):
-                    writer.add_scalar(f"train/{name}", getattr(event, name), event.step)
+                for name, value in event.figures.items():
+                    writer.add_scalar(f"train/{name}", value, event.step)
                 for name, value in usage_figures(event.usage).items():
                     writer.add_scalar(f"usage/{name}", value, event.step)
             case Validated():

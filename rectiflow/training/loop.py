@@ -301,6 +301,7 @@ class _Loop:
                 images_per_second=self.state.world.num_processes * self.meter.images_per_second,
                 elapsed_s=round(state.elapsed_s, 2),
                 usage=self.meter.read(),
+                similarity=result.similarity,
             )
         )
         state.loss_window = []

@@ -17,10 +17,12 @@ from typing import Literal
 import torch
 
 from rectiflow.data.records import Batch
-from rectiflow.models.flops import InputSize, forward_flops
+from rectiflow.models.backbones import BackboneConfig
+from rectiflow.models.flops import InputSize, around_flops, block_flops, num_image_tokens
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.accelerators import peak_flops
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.routing import TokenRouting
 
 Activity = Literal["data", "step", "validation", "sampling", "saving"]
 ACTIVITIES: tuple[Activity, ...] = ("data", "step", "validation", "sampling", "saving")
@@ -117,13 +119,25 @@ def step_flops(recipe: TrainRecipe, size: InputSize) -> int:
 
     Attention is counted over all pairs of tokens and every stream with its own weights, as in
     `models.flops`; the optimizer is not counted, as usual for MFU (arXiv 2204.02311, appendix B),
-    nor are a LoRA's own products.
+    nor are a LoRA's own products or an alignment's projector.
     """
     passes = FORWARD_PASSES_PER_STEP if recipe.lora is None else FORWARD_PASSES_PER_FROZEN_STEP
-    return passes * _forward_flops(recipe.backbone, size)
+    around = around_flops(recipe.backbone, size)
+    return passes * (around + routed_flops(recipe.backbone, recipe.routing, size))
 
 
-_forward_flops = lru_cache(maxsize=256)(forward_flops)
+@lru_cache(maxsize=256)
+def routed_flops(config: BackboneConfig, routing: TokenRouting, size: InputSize) -> int:
+    """A forward pass of all blocks for one sample, where some image tokens pass by some blocks."""
+    num_image = num_image_tokens(config, size)
+    routed = range(routing.first, routing.last + 1) if routing.is_on else range(0)
+    counts = (
+        routing.num_kept(num_image) if block in routed else num_image
+        for block in range(config.depth)
+    )
+    return sum(
+        block_flops(config, block, count, size.num_text) for block, count in enumerate(counts)
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -17,14 +17,14 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.data.records import Batch
 from rectiflow.models.activations import Activations, Arithmetic, activations_of, weight_copies
 from rectiflow.models.backbones import build_backbone
-from rectiflow.models.flops import InputSize, block_flops, forward_flops, num_parameters
+from rectiflow.models.flops import InputSize, forward_flops, num_parameters
 from rectiflow.models.frame import Backbone
 from rectiflow.models.layers.feed_forward import MLP_RATIO
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.accelerators import Accelerator, accelerator
 from rectiflow.training.calibration import time_steps
 from rectiflow.training.feed import Feed
-from rectiflow.training.meter import input_size, step_flops
+from rectiflow.training.meter import input_size, routed_flops, step_flops
 from rectiflow.training.optimizers import Muon, hidden_matrices
 from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.state import TrainState
@@ -161,6 +161,7 @@ def plan_here(recipe: TrainRecipe, size: InputSize, *, seconds: float = 10.0) ->
         ConfigError: the latents do not divide into patches, or do not fit the recipe.
     """
     dtype = compute_dtype(recipe.precision)
+    memory = memory_of(recipe, size, dtype, device_type="cpu")
     flops = recipe.batch_size * step_flops(recipe, size)
     batch = random_batch(recipe, size)
     step_s = time_steps(TrainState.start(recipe), lambda step: batch, recipe, seconds)
@@ -170,7 +171,7 @@ def plan_here(recipe: TrainRecipe, size: InputSize, *, seconds: float = 10.0) ->
         fleet=None,
         dtype=dtype,
         num_parameters=num_parameters(recipe.backbone),
-        memory=memory_of(recipe, size, dtype, device_type="cpu"),
+        memory=memory,
         flops_per_step=flops,
         step_s=step_s,
         validation_s=_validation_flops(recipe, size) * step_s / flops,
@@ -190,9 +191,19 @@ def memory_of(
 
     Raises:
         ConfigError: the batch does not divide among the devices, or the latents into patches; or
-            a LoRA is trained.
+            a LoRA is trained, hidden tokens are aligned, or some pass by blocks.
     """
     refuse_uneven(recipe, num_devices)
+    if recipe.alignment.is_on:
+        raise ConfigError(
+            "an alignment's projector is not planned for; plan without it (alignment.weight 0), "
+            "which takes a little less"
+        )
+    if recipe.routing.is_on:
+        raise ConfigError(
+            "memory is not planned where tokens pass by blocks; plan without that (routing.share "
+            "0), which takes more"
+        )
     if recipe.lora is not None:
         raise ConfigError(
             "a LoRA's memory is not planned for; plan the training of all weights, which takes more"
@@ -265,7 +276,9 @@ def _validation_flops(recipe: TrainRecipe, size: InputSize) -> int:
 
 def _recomputed_flops(recipe: TrainRecipe, size: InputSize) -> int:
     """Of one sample; where products are kept, what is left to compute again counts as nothing."""
-    return block_flops(recipe.backbone, size) if recipe.recompute == "blocks" else 0
+    if recipe.recompute != "blocks":
+        return 0
+    return routed_flops(recipe.backbone, recipe.routing, size)
 
 
 def _kept_and_again(kept: Activations, recipe: TrainRecipe) -> tuple[int, int]:

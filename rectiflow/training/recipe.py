@@ -13,12 +13,14 @@ from typing import Any
 from rectiflow.base.config import LATER, to_json
 from rectiflow.base.errors import ConfigError
 from rectiflow.distributed.blocks import Recompute
-from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
+from rectiflow.flow import EpsPrediction, Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.precision import Precision
+from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.fine_tuning import ExportLayout, LoraTraining, PriorPreservation
 from rectiflow.training.optimizers import AdamW, Muon
+from rectiflow.training.routing import TokenRouting
 from rectiflow.training.schedule import Trapezoid
 from rectiflow.training.spikes import SpikeGuard
 
@@ -68,6 +70,11 @@ class TrainRecipe:
     probability that a sample shows the empty prompt instead, so that guidance, which contrasts
     with it, meets something the model has learned. `num_validation` samples are held out.
     `spikes` says when a run goes back and leaves batches out; by default never.
+    Three ways to learn faster are off by default: `contrast` in [0, 1) is the weight with which an
+    output is driven from what another sample asks for, its neighbour in the batch (arXiv
+    2506.05350; the paper takes 0.05). `routing` sends some of the image tokens past some of the
+    blocks. `alignment` teaches hidden tokens what an image encoder says of the picture; the store
+    needs features for it (`rectiflow encode --features`). Held-out losses are without all three.
     A step of `diagnose_every` also tells what goes on inside the blocks (`training.diagnosis`).
     `start_from` names the model whose averaged weights are the first ones, instead of random ones:
     a shipped model, the folder of a run or model, or released weights; its shapes are `backbone`'s,
@@ -100,6 +107,9 @@ class TrainRecipe:
     schedule: Trapezoid = field(default_factory=Trapezoid)
     gradient_clip: float = 1.0
     spikes: SpikeGuard = field(default=SpikeGuard(), metadata=LATER)
+    contrast: float = field(default=0.0, metadata=LATER)
+    alignment: RepresentationAlignment = field(default=RepresentationAlignment(), metadata=LATER)
+    routing: TokenRouting = field(default=TokenRouting(), metadata=LATER)
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: Precision = "auto"
     encoder_dropout: float = 0.464
@@ -140,10 +150,44 @@ class TrainRecipe:
                 "add_qk_norm adds the norms of backbone.use_qk_norm to the model of start_from; "
                 "set both, or leave it out"
             )
+        if not 0.0 <= self.contrast < 1.0:
+            raise ConfigError(
+                f"contrast is {self.contrast}; give a weight from 0 to below 1, such as 0.05"
+            )
+        if self.contrast and isinstance(self.formulation.prediction, EpsPrediction):
+            raise ConfigError(
+                f"contrast is {self.contrast}, but the formulation {self.formulation} asks for the "
+                "noise, and another sample's noise says nothing of its picture; leave it out"
+            )
+        if self.routing.is_on and self.routing.last >= self.backbone.depth - 1:
+            raise ConfigError(
+                f"routing.last is {self.routing.last}, but of {self.backbone.depth} blocks the "
+                f"last ({self.backbone.depth - 1}) needs all tokens; end the route before it"
+            )
+        if self.alignment.is_on:
+            self._refuse_unfit_alignment()
         if self.gradient_clip <= 0.0:
             raise ConfigError(
                 f"gradient_clip is {self.gradient_clip}; give a norm above 0 "
                 "(a large one, such as 1e9, clips nothing)"
+            )
+
+    def _refuse_unfit_alignment(self) -> None:
+        block, depth = self.alignment.block, self.backbone.depth
+        if block >= depth:
+            raise ConfigError(
+                f"alignment.block is {block}, but the backbone's blocks count from 0 to {depth - 1}"
+            )
+        if self.routing.is_on and self.routing.first <= block < self.routing.last:
+            raise ConfigError(
+                f"alignment.block is {block}, where tokens are missing that pass by the blocks "
+                f"{self.routing.first} to {self.routing.last} (routing); choose a block outside, "
+                "or the last of them"
+            )
+        if self.lora is not None or self.prior is not None:
+            raise ConfigError(
+                "alignment.weight is set together with lora or prior; alignment is for training a "
+                "model, not for teaching a finished one a subject: leave it out"
             )
 
 
@@ -164,6 +208,8 @@ _LEAST = {
 def refuse_uneven(recipe: TrainRecipe, num_processes: int) -> None:
     """Pass if the batch divides among the processes, and each share into micro-batches.
 
+    With `contrast`, also if samples that go through the network together make pairs.
+
     Raises:
         ConfigError: it does not.
     """
@@ -178,6 +224,13 @@ def refuse_uneven(recipe: TrainRecipe, num_processes: int) -> None:
             f"micro_batch {micro_batch} does not divide the {share} samples that each of "
             f"{num_processes} processes takes of batch_size {recipe.batch_size}; choose a divisor "
             f"of {share}"
+        )
+    at_once, name = micro_batch or share, "micro_batch" if micro_batch else "batch_size"
+    if recipe.contrast and at_once % 2:
+        raise ConfigError(
+            f"with contrast samples go through the network in pairs, and {name} leaves "
+            f"{at_once} at once for each of {num_processes} processes; choose it so that they are "
+            "even in number"
         )
 
 

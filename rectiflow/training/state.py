@@ -23,6 +23,7 @@ from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.frame import Backbone
 from rectiflow.models.lora import add_lora, lora_tensors
 from rectiflow.models.precision import compute_dtype
+from rectiflow.training.alignment import Aligner, Projector
 from rectiflow.training.ema import Ema
 from rectiflow.training.optimizers import Optimizer
 from rectiflow.training.power_profile import PowerProfile
@@ -57,6 +58,7 @@ class TrainState:
     first weights came from, None where they were random. `spikes` is what the recipe's guard
     against loss spikes remembers. `world` are the processes among which weights, average and
     optimizer are cut: each holds its parts, and all the same counters.
+    `aligner` is the projector of a recipe's alignment.
     `keeps_positions` says that the position grid is the model's own and belongs to its tensors.
     """
 
@@ -70,6 +72,7 @@ class TrainState:
     origin: dict[str, str] | None = None
     spikes: SpikeMemory = field(default_factory=SpikeMemory)
     world: World = ALONE
+    aligner: Aligner | None = None
     keeps_positions: bool = False
 
     @classmethod
@@ -116,10 +119,7 @@ class TrainState:
             compile_blocks(backbone.blocks, world.device)
         dtype = compute_dtype(recipe.precision, world.device)
         for model in (backbone, *averages):
-            if world.mesh is None:
-                model.to(world.device)
-            else:  # block by block, so that no device ever holds a whole model
-                shard(model, world.mesh, dtype)
+            _place(model, world, dtype)
         return cls(
             backbone=backbone,
             ema=ema,
@@ -127,25 +127,36 @@ class TrainState:
             optimizer=recipe.optimizer.build(backbone, dtype),
             origin=first.origin_of(recipe) if first is not None else None,
             world=world,
+            aligner=_first_aligner(recipe, world, dtype) if recipe.alignment.is_on else None,
             keeps_positions=recipe.export_layout != "own",
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The live tensors by file stem, this process's parts of them: weights, ema, optimizer.
 
-        With power-function averages also `ema_SIGMA` for each.
+        With power-function averages also `ema_SIGMA` for each, with an aligner its own two.
         """
-        averages = {f"ema_{s}": self._tensors_of(ema.model) for s, ema in self.power_emas.items()}
-        return {
+        tensors = {
             "weights": self._tensors_of(self.backbone),
             "ema": self._tensors_of(self.ema.model),
             "optimizer": self.optimizer.state(),
-        } | averages
+        }
+        for sigma_rel, ema in self.power_emas.items():
+            tensors[f"ema_{sigma_rel}"] = self._tensors_of(ema.model)
+        if self.aligner is not None:
+            tensors["projector"] = self.aligner.projector.state_dict()
+            tensors["projector_optimizer"] = self.aligner.optimizer.state()
+        return tensors
 
     def update_averages(self) -> None:
         """Take in the weights of the step that has been counted."""
         for ema in (self.ema, *self.power_emas.values()):
             ema.update(self.step)
+
+    def aligner_at(self, recipe: TrainRecipe) -> Aligner | None:
+        """The aligner, if the next step is to be aligned."""
+        is_on = recipe.alignment.is_on_at(self.step, recipe.max_steps)
+        return self.aligner if is_on else None
 
     def _tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
         """What of a model training changes, and what a run could not find again."""
@@ -224,6 +235,22 @@ class TrainState:
         """
         for stem, own in self.tensors().items():
             copy_exactly(saved[stem], own, what=f"{stem}.safetensors")
+
+
+def _place(model: nn.Module, world: World, dtype: torch.dtype) -> None:
+    """Bring a model to the process's device, cut among the processes where there are several."""
+    if world.mesh is None:
+        model.to(world.device)
+    else:  # block by block, so that no device ever holds a whole model
+        shard(model, world.mesh, dtype)
+
+
+def _first_aligner(recipe: TrainRecipe, world: World, dtype: torch.dtype) -> Aligner:
+    projector = Projector(recipe.alignment, recipe.backbone.hidden_dim)
+    seed = derive_seed(recipe.seed, "projector")
+    projector.initialize(torch.Generator().manual_seed(seed))
+    _place(projector, world, dtype)
+    return Aligner(projector=projector, optimizer=recipe.optimizer.build(projector, dtype))
 
 
 @torch.no_grad()

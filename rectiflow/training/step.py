@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +22,18 @@ from rectiflow.data.records import Batch
 from rectiflow.distributed.sharding import own_parts, whole
 from rectiflow.flow import FlowLoss, flow_matching_loss
 from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.frame import Backbone
+from rectiflow.models.image_tokens import route_image_tokens, watch_image_tokens
 from rectiflow.models.precision import autocast
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, assemble
+from rectiflow.training.alignment import Projector, similarity
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
 
 # Philox streams of a sample's key. The loader draws its own (captions) from streams below 16.
 NOISE_STREAM = 16
 CHOICE_STREAM = 17
+ROUTE_STREAM = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +49,15 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """The loss before the update and the gradient's norm before clipping."""
+    """The flow's loss before the update and the gradient's norm before clipping.
+
+    `similarity` is the mean cosine of a step that is aligned; its part of what is minimised is not
+    in `loss`.
+    """
 
     loss: float
     gradient_norm: float
+    similarity: float | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -88,25 +98,68 @@ def condition(batch: Batch, keep: Bool[Tensor, "b 3"] | None) -> Conditioning:
     return assemble(EncodedText.from_columns(batch.encoded_text).to(dtype=torch.float32), chosen)
 
 
-def forward(backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe) -> FlowLoss:
+def forward(
+    backbone: torch.nn.Module, example: Draw, recipe: TrainRecipe, *, contrast: float = 0.0
+) -> FlowLoss:
     """The loss of one drawn batch; matrix products in the recipe's precision."""
     with autocast(recipe.precision, example.x0.device):
         loss = flow_matching_loss(
-            backbone, recipe.formulation, example.x0, example.eps, example.t, example.conditioning
+            backbone,
+            recipe.formulation,
+            example.x0,
+            example.eps,
+            example.t,
+            example.conditioning,
+            contrast=contrast,
         )
     return loss if example.weights is None else loss.weighted(example.weights)
 
 
-def accumulate_gradient(backbone: torch.nn.Module, batch: Batch, recipe: TrainRecipe) -> float:
-    """Add the gradient of a batch's mean loss, `micro_batch` rows at a time; return that loss."""
+def training_loss(
+    backbone: Backbone, projector: Projector | None, batch: Batch, recipe: TrainRecipe
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
+    """The flow's loss of a batch as training sees it: with contrast, and tokens that are routed.
+
+    With a projector also how alike its hidden tokens and the batch's features are.
+    """
+    example = draw(batch, recipe)
+    rows, columns = backbone.token_grid(example.x0)
+    num_image, routing = rows * columns, recipe.routing
+    with ExitStack() as stack:
+        if routing.is_on:
+            kept = routing.choose(batch.keys, num_image, stream=ROUTE_STREAM)
+            stack.enter_context(
+                route_image_tokens(backbone, routing.first, routing.last, kept, num_image)
+            )
+        if projector is None:
+            return forward(backbone, example, recipe, contrast=recipe.contrast).loss, None
+        seen = stack.enter_context(watch_image_tokens(backbone, recipe.alignment.block, num_image))
+        loss = forward(backbone, example, recipe, contrast=recipe.contrast).loss
+    assert batch.features is not None  # the feed has refused a store without
+    with autocast(recipe.precision, example.x0.device):
+        return loss, similarity(projector, seen[0], batch.features, (rows, columns))
+
+
+def accumulate_gradient(
+    backbone: Backbone, projector: Projector | None, batch: Batch, recipe: TrainRecipe
+) -> tuple[float, float]:
+    """Add the gradient of a batch's mean loss, `micro_batch` rows at a time.
+
+    With a projector hidden tokens are aligned too. Returns the flow's mean loss, and the mean
+    similarity (0 where nothing is aligned).
+    """
     size = recipe.micro_batch or len(batch)
-    loss = 0.0
+    loss, mean_cosine = 0.0, 0.0
     for first in range(0, len(batch), size):
         rows = batch[first : first + size]
-        share = forward(backbone, draw(rows, recipe), recipe).loss * (len(rows) / len(batch))
-        share.backward()
-        loss += share.item()
-    return loss
+        share = len(rows) / len(batch)
+        objective, cosine = training_loss(backbone, projector, rows, recipe)
+        loss += (share * objective).item()
+        if cosine is not None:
+            mean_cosine += (share * cosine).item()
+            objective = objective - recipe.alignment.weight * cosine
+        (share * objective).backward()
+    return loss, mean_cosine
 
 
 def train_step(
@@ -122,13 +175,23 @@ def train_step(
     and gradient are those of all rows. `before_update` is called when all gradients are there and
     nothing has changed yet; it looks.
     """
-    state.backbone.zero_grad(set_to_none=True)
-    loss = accumulate_gradient(state.backbone, batch.to(state.world.device), recipe)
-    gradients = [p.grad for p in state.backbone.parameters() if p.grad is not None]
+    aligner = state.aligner_at(recipe)
+    projector = None if aligner is None else aligner.projector
+    parameters = [*state.backbone.parameters(), *(projector.parameters() if projector else ())]
+    for parameter in parameters:
+        parameter.grad = None
+    loss, cosine = accumulate_gradient(
+        state.backbone, projector, batch.to(state.world.device), recipe
+    )
+    gradients = [p.grad for p in parameters if p.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
     # All go by the same numbers, so that all clip, or stop, alike.
-    seen = state.world.gather(loss, norm.item())
-    result = StepResult(loss=seen[:, 0].mean().item(), gradient_norm=seen[0, 1].item())
+    seen = state.world.gather(loss, norm.item(), cosine)
+    result = StepResult(
+        loss=seen[:, 0].mean().item(),
+        gradient_norm=seen[0, 1].item(),
+        similarity=None if aligner is None else seen[:, 2].mean().item(),
+    )
     if not result.is_finite:
         return result
     if before_update is not None:
@@ -137,7 +200,10 @@ def train_step(
         torch._foreach_mul_(  # pyright: ignore[reportPrivateUsage]
             own_parts(gradients), recipe.gradient_clip / result.gradient_norm
         )
-    state.optimizer.step(recipe.schedule.factor(state.step, recipe.max_steps))
+    factor = recipe.schedule.factor(state.step, recipe.max_steps)
+    state.optimizer.step(factor)
+    if aligner is not None:
+        aligner.optimizer.step(factor)
     state.step += 1
     state.update_averages()
     state.loss_window.append(result.loss)

@@ -62,8 +62,7 @@ class WeightsAndBiases(Hook):
                 self._run.define_metric("step")
                 self._run.define_metric("*", step_metric="step")
             case TrainLogged():
-                names = ("loss", "gradient_norm", "learning_rate", "images_per_second")
-                figures = {f"train/{name}": getattr(event, name) for name in names}
+                figures = {f"train/{name}": value for name, value in event.figures.items()}
                 usage = usage_figures(event.usage)
                 self._send(event.step, figures | {f"usage/{k}": v for k, v in usage.items()})
             case Validated():

@@ -65,6 +65,20 @@ class HashedText:
         }
 
 
+class MeanColors:
+    """Features of 2×2 patches: their mean colors, and a sixth of them."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self._scale = scale
+
+    def patch_features(self, images: torch.Tensor) -> torch.Tensor:
+        means = self._scale * torch.nn.functional.adaptive_avg_pool2d(images, 2)
+        return torch.cat([means, means / 6], dim=1)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"mean colors {self._scale}".encode()).hexdigest()
+
+
 def random_pixels(index: int, side_px: int = RESOLUTION_PX) -> np.ndarray:
     generator = np.random.default_rng(index)
     return generator.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)

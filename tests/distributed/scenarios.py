@@ -21,7 +21,7 @@ import torch.utils.tensorboard
 from distributed.processes import Group, start_together
 from numpy.typing import NDArray
 from torch import nn
-from training.fake_feed import FakeFeed, tiny_recipe
+from training.fake_feed import FEATURE_DIM, FakeFeed, tiny_recipe
 from training.kill_and_resume import contents
 
 from rectiflow.base.errors import StoreError, UserError
@@ -32,12 +32,14 @@ from rectiflow.distributed.world import World, mesh_of, open_world
 from rectiflow.models import precision
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training import checkpoint, export
+from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.checkpoint import read_header, read_tensors, write_tensors
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.failure import replay
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.routing import TokenRouting
 
 # Sizes that four processes do not divide.
 BACKBONE = MMDiTConfig(
@@ -63,6 +65,13 @@ ADAMW = small_recipe(
     optimizer=AdamW(), max_steps=4, checkpoint_every=0, validate_every=0, ema=POWER_EMA
 )
 BF16 = dataclasses.replace(MUON, max_steps=3, validate_every=0, precision="bf16")
+FASTER = dataclasses.replace(
+    ADAMW,
+    alignment=RepresentationAlignment(weight=0.5, feature_dim=FEATURE_DIM, projector_dim=10),
+    contrast=0.2,
+    routing=TokenRouting(share=0.5),
+    log_every=1,
+)
 LONG = dataclasses.replace(ADAMW, max_steps=50, sample_every=50, sample_prompts=("a", "b"))
 
 
@@ -153,6 +162,7 @@ def one_process(folder: Path) -> Callable[[], Any]:
         go(ADAMW, folder / "adamw 1", world)
         go(dataclasses.replace(ADAMW, micro_batch=2), folder / "adamw 1 by 2", world)
         go(BF16, folder / "bf16 1", world)
+        go(FASTER, folder / "faster 1", world)
 
     return in_world(work)
 
@@ -173,6 +183,7 @@ def two_processes(folder: Path) -> Callable[[], Any]:
         )
         go(MUON, folder / "muon 2", world)
         go(dataclasses.replace(BF16, recompute="blocks"), folder / "bf16 2", world)
+        go(FASTER, folder / "faster 2", world)
         stopped = until(3, MUON, folder / "elastic", world)
         uneven = [dataclasses.replace(MUON, **c) for c in ({"batch_size": 3}, {"micro_batch": 3})]
         poisoned = FakeFeed(poisoned_step=2)
@@ -284,6 +295,8 @@ def main(folder: Path) -> None:
             "its state": distance(folder / "long 1", folder / "long 2", "optimizer"),
             "Muon": distance(folder / "muon 1", folder / "muon 2"),
             "two copies": distance(folder / "adamw 1", folder / "adamw 2x2"),
+            "faster": distance(folder / "faster 1", folder / "faster 2"),
+            "its projector": distance(folder / "faster 1", folder / "faster 2", "projector"),
             "bfloat16": distance(folder / "bf16 1", folder / "bf16 2"),
             "micro-batches": distance(folder / "adamw 1", folder / "adamw 1 by 2"),
         },
@@ -297,6 +310,8 @@ def main(folder: Path) -> None:
                 "adamw 1 by 2",
                 "bf16 1",
                 "bf16 2",
+                "faster 1",
+                "faster 2",
             )
         },
         "killed": differing(folder / "muon 2", folder / "muon 2 killed"),

@@ -11,11 +11,14 @@ pytestmark = pytest.mark.distributed
     "name",
     [
         *("AdamW", "its average", "its power average", "its state"),
-        *("Muon", "two copies", "micro-batches"),
+        *("Muon", "two copies", "micro-batches", "faster", "its projector"),
     ],
 )
 def test_weights_are_those_of_one_process(outcome: dict[str, Any], name: str) -> None:
-    """50 steps of AdamW, recomputed, 9 of Muon; 4 on a mesh of two copies in two parts."""
+    """50 steps of AdamW, recomputed, 9 of Muon; 4 on a mesh of two copies in two parts.
+
+    Faster are 4 steps with alignment, contrast and routing.
+    """
     assert outcome["distances"][name] < 1e-6
 
 
@@ -28,7 +31,12 @@ def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(outcome: dict[st
 
 @pytest.mark.parametrize(
     ("run", "reference"),
-    [("muon 2", "muon 1"), ("elastic", "muon 1"), ("adamw 1 by 2", "adamw 1")],
+    [
+        ("muon 2", "muon 1"),
+        ("elastic", "muon 1"),
+        ("adamw 1 by 2", "adamw 1"),
+        ("faster 2", "faster 1"),
+    ],
 )
 def test_losses_and_gradients_are_those_of_one_process(
     outcome: dict[str, Any], run: str, reference: str
@@ -40,6 +48,7 @@ def test_losses_and_gradients_are_those_of_one_process(
         if event["kind"] == "train":
             assert event["loss"] == pytest.approx(expected["loss"], rel=1e-6)
             assert event["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-5)
+            assert event["similarity"] == pytest.approx(expected["similarity"], rel=1e-5)
         else:
             for weights in ("raw", "ema"):
                 found = event[weights]["per_level"]

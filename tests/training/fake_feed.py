@@ -13,6 +13,7 @@ from rectiflow.training.schedule import Trapezoid
 
 WIDTHS = {"clip_l": 8, "clip_g": 16, "t5": 32}
 LENGTH = 2
+FEATURE_DIM = 6
 
 
 class FakeFeed(Feed):
@@ -34,6 +35,7 @@ class FakeFeed(Feed):
             "clip_g.pooled": random(WIDTHS["clip_g"]),
             "t5.context": random(LENGTH, WIDTHS["t5"]),
         }
+        self._features = random(FEATURE_DIM, 4, 4)
         self.batch_size, self._poisoned_step = batch_size, poisoned_step
         self.num = num
         self.validation = [self.rows(torch.arange(4), epoch=-1)]
@@ -47,6 +49,7 @@ class FakeFeed(Feed):
             pooled_dim=24,
             num_clip_tokens=LENGTH,
             latent_shapes=((16, 4, 4),),
+            feature_dim=FEATURE_DIM,
         )
 
     def rows(self, indices: Tensor, *, epoch: int) -> Batch:
@@ -57,6 +60,7 @@ class FakeFeed(Feed):
             x0_mean=self._mean[indices],
             x0_logvar=self._logvar[indices],
             encoded_text={name: column[indices] for name, column in self._text.items()},
+            features=self._features[indices],
             keys=philox.keys_for(0, "fake", epoch, indices=indices),
             indices=indices,
             positions=positions,

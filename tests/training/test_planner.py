@@ -9,9 +9,10 @@ from training.fake_feed import tiny_recipe
 from rectiflow.base.errors import ConfigError
 from rectiflow.cli.main import main
 from rectiflow.models.activations import Arithmetic, activations_of
-from rectiflow.models.flops import InputSize, block_flops, forward_flops
+from rectiflow.models.flops import InputSize, around_flops, forward_flops
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training import planner
+from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.fine_tuning import LoraTraining
 from rectiflow.training.meter import step_flops
 from rectiflow.training.optimizers import AdamW, Muon
@@ -79,7 +80,7 @@ def test_recompute_takes_time_for_memory() -> None:
     # The model's own operations are the same; a block's forward pass is one of three.
     assert len({plan.flops_per_step for plan in plans}) == 1
     assert plans[0].step_s == plans[1].step_s
-    share = block_flops(SD3.backbone, SD3_SIZE) / forward_flops(SD3.backbone, SD3_SIZE)
+    share = 1 - around_flops(SD3.backbone, SD3_SIZE) / forward_flops(SD3.backbone, SD3_SIZE)
     assert plans[2].step_s == pytest.approx(plans[0].step_s * (1 + share / 3))
     shown = [describe_plan(plan).partition(" at most ")[2] for plan in plans]
     for text, what in zip(shown, ("nothing", "all but products", "blocks"), strict=True):
@@ -153,6 +154,12 @@ def test_a_lora_is_not_planned_as_if_all_were_trained() -> None:
         plan_for(recipe, SD3_SIZE, Fleet.parse("H100"))
     # Frozen weights need no gradients: a third of the operations.
     assert 3 * step_flops(recipe, SD3_SIZE) == 2 * step_flops(SD3, SD3_SIZE)
+
+
+def test_an_alignment_is_not_planned_as_if_there_were_none() -> None:
+    recipe = tiny_recipe(alignment=RepresentationAlignment(weight=0.5))
+    with pytest.raises(ConfigError, match="an alignment's projector is not planned for"):
+        plan_here(recipe, SIZE)
 
 
 def test_one_text_token_is_too_few() -> None:

@@ -1,11 +1,13 @@
 """CLIP's image tower: pictures → vectors comparable with the text tower it was trained beside.
 
-Serves CLIP score and distances between sets of CLIP features. transformers' own class at any size;
-the embedded one pairs with the embedded `clip_g`. Source: arXiv 2103.00020, section 2.
+Serves CLIP score, distances between sets of CLIP features, and the features that training aligns
+with. transformers' own class at any size; the embedded one pairs with the embedded `clip_g`.
+Source: arXiv 2103.00020, section 2.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
+from rectiflow.models.fingerprint import update_with_weights
 from rectiflow.models.pretrained import load_pretrained, quiet_transformers
 
 
@@ -67,6 +70,24 @@ class ImageTower(nn.Module):
         output: Any = self.model(images, output_hidden_states=True)
         # The first state is the patch embedding: no layer has looked at it yet.
         return tuple(state[:, 1:] for state in output.hidden_states[1:])
+
+    def patch_features(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f p p"]:
+        """A vector for each of p×p patches of squares of any side, which are scaled to the tower's.
+
+        They are the last layer's but one: only the class token reads on from there, so that nothing
+        has taught the last layer what to say of a patch (as arXiv 2304.08485, section 4.1).
+        """
+        side = self.image_size_px
+        if images.shape[-1] != side:
+            images = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
+        patches = self.activations(images)[-2].mT
+        return patches.unflatten(2, (round(patches.shape[2] ** 0.5), -1))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all weights: equal fingerprints, equal features."""
+        digest = hashlib.sha256()
+        update_with_weights(digest, self)
+        return digest.hexdigest()
 
     def _check_side(self, images: Tensor) -> None:
         side = self.image_size_px

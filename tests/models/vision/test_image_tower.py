@@ -54,6 +54,25 @@ def test_another_side_is_refused(tower, method):
         getattr(tower, method)(torch.zeros(1, 3, 16, 32))
 
 
+def test_patch_features_are_the_last_layer_but_ones_in_the_patches_places(tower):
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    features = tower.patch_features(images)
+    assert features.shape == (2, 24, 2, 2)
+    first, _ = tower.activations(images)
+    assert torch.equal(features[:, :, 1, 0], first[:, 2])
+    larger = images.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
+    assert tower.patch_features(larger).shape == features.shape
+    with pytest.raises(ValueError, match="the image tower reads 16×16 px"):
+        tower.activations(larger)
+
+
+def test_fingerprints_are_of_the_weights(tower, tmp_path):
+    tower.save(tmp_path)
+    assert load_image_tower_folder(tmp_path).fingerprint() == tower.fingerprint()
+    next(tower.parameters()).add_(1e-3)
+    assert load_image_tower_folder(tmp_path).fingerprint() != tower.fingerprint()
+
+
 def test_save_and_load(tower, tmp_path):
     tower.save(tmp_path)
     images = torch.rand(2, 3, 16, 16)
