@@ -15,6 +15,7 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.flow import Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.precision import Precision
+from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.fine_tuning import ExportLayout, LoraTraining, PriorPreservation
 from rectiflow.training.optimizers import AdamW, Muon
@@ -36,14 +37,6 @@ CHANGEABLE = (
     "sample_prompts",
     "sampling",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingDefaults:
-    """How the finished model is sampled unless asked otherwise; written into `model.json`."""
-
-    num_steps: int = 28
-    guidance_scale: float = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +64,8 @@ class TrainRecipe:
     `lora` only low-rank updates of it are trained. `prior` mixes pictures of what the model draws
     already into every batch. `export_layout` is that of the run's `model/`; where it is a released
     one, the position grid of `start_from` is kept too. `resolution_px` is that of the store, where
-    positions and shift are meant for one; by default any will do.
+    positions and shift are meant for one; by default any will do. `sampling` is how sample
+    pictures are drawn, and the finished model unless asked otherwise.
     """
 
     name: str
@@ -117,6 +111,7 @@ class TrainRecipe:
             probability = getattr(self, name)
             if not 0.0 <= probability <= 1.0:
                 raise ConfigError(f"{name} is {probability}; give a probability from 0 to 1")
+        self.sampling.check_shift(self.shift)
         if self.spikes.is_on and self.checkpoint_every == 0:
             raise ConfigError(
                 "spikes.threshold is set and checkpoint_every is 0; after a spike a run goes back "
