@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.edit_files import Picture, edit_of
 from rectiflow.generation.editing import (
     STRENGTH,
@@ -38,9 +39,8 @@ from rectiflow.generation.load_settings import (
     LoraFile,
     Precision,
 )
-from rectiflow.generation.loras import WeightedLora, read_loras, with_loras
+from rectiflow.generation.loras import read_loras
 from rectiflow.generation.model import Model, Quantization, load_model, with_weaker
-from rectiflow.generation.quantized import with_quantization
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     Inputs,
@@ -106,8 +106,7 @@ class Pipeline:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._plain = model
-        self._loras: tuple[WeightedLora, ...] = ()
-        self._quantization: str | None = None
+        self._changes = ModelChanges()
         self._changing = threading.Lock()
 
     @staticmethod
@@ -159,10 +158,10 @@ class Pipeline:
             ConfigError: it is quantized in a way that the device does not multiply in.
         """
         with self._changing:
-            if self._quantization is not None:
-                check_device(self._quantization, torch.device(device))
+            if self._changes.quantization is not None:
+                check_device(self._changes.quantization, torch.device(device))
             self._plain = self._plain.to(device)
-            self._change(loras=self._loras, quantization=self._quantization)
+            self._change(self._changes)
         return self
 
     def quantize(self, kind: str | None) -> None:
@@ -175,7 +174,7 @@ class Pipeline:
             ConfigError: as `generation.quantized.with_quantization`; nothing has changed then.
         """
         with self._changing:
-            self._change(loras=self._loras, quantization=kind)
+            self._change(replace(self._changes, quantization=kind))
 
     def load_lora_weights(self, path: str | Path, *, weight: float = 1.0) -> None:
         """Add a LoRA's file to those that calls from now on draw with; 1 is as trained.
@@ -188,17 +187,17 @@ class Pipeline:
         """
         file = LoraFile(path=Path(path), weight=weight)
         with self._changing:
-            loras = (*self._loras, *read_loras(self._plain, [file]))
-            self._change(loras=loras, quantization=self._quantization)
+            loras = (*self._changes.loras, *read_loras(self._plain, [file]))
+            self._change(replace(self._changes, loras=loras))
 
     def unload_lora_weights(self) -> None:
         """Draw without LoRAs from the next call on, with the very weights from before them."""
         with self._changing:
-            self._change(loras=(), quantization=self._quantization)
+            self._change(replace(self._changes, loras=()))
 
-    def _change(self, *, loras: tuple[WeightedLora, ...], quantization: str | None) -> None:
-        self.model = with_quantization(with_loras(self._plain, loras), quantization)
-        self._loras, self._quantization = loras, quantization
+    def _change(self, changes: ModelChanges) -> None:
+        self.model = changes.of(self._plain)
+        self._changes = changes
 
     def __call__(
         self,

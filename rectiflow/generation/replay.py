@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.load_settings import LoadedLora, LoadedParts, LoadSettings
-from rectiflow.generation.loras import with_loras
 from rectiflow.generation.metadata import (
     DrawingEnvironment,
     ModelReference,
@@ -24,7 +24,6 @@ from rectiflow.generation.metadata import (
 )
 from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.pictures import read_metadata, read_png
-from rectiflow.generation.quantized import with_quantization
 from rectiflow.generation.replay_files import ReplayFiles, find_edit, find_loras
 from rectiflow.generation.text_to_image import generate
 
@@ -107,9 +106,10 @@ def replay(
     else:
         loaded = model if isinstance(model, Model) else load_model(model, settings)
     loaded = with_weaker(loaded, recorded.settings)
-    loaded = with_loras(loaded, loras)
-    if loaded.quantization is None:
-        loaded = with_quantization(loaded, recorded.quantization)
+    is_quantized = loaded.quantization is not None
+    loaded = ModelChanges(
+        loras=loras, quantization=None if is_quantized else recorded.quantization
+    ).of(loaded)
     with _threads(recorded.environment, loaded.device):
         redrawn = picture_metadata(
             loaded,
