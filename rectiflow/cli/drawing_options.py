@@ -47,6 +47,13 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     changes.add_argument(
         "--quantize", metavar="TYPE", help="8 bits that blocks multiply in: int8 (CPU) or fp8 (GPU)"
     )
+    changes.add_argument(
+        "--compile",
+        action="store_true",
+        # None where it is not given, as for the others: a replay takes neither.
+        default=None,
+        help="run blocks as compiled graphs: pays off for many pictures of a size",
+    )
     add_released_options(parser)
 
 
@@ -60,12 +67,18 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_changes(options: argparse.Namespace) -> "ModelChanges":
-    """What is to be done to the model."""
+    """What is to be done to the model; on stderr, what of it takes long."""
     from rectiflow.generation.changes import ModelChanges
     from rectiflow.generation.load_settings import LoraFile
 
     loras = tuple(LoraFile.parse(text) for text in options.lora or ())
-    return ModelChanges(loras=loras, quantization=options.quantize)
+    if options.compile:
+        print(
+            "rectiflow: the first picture of each size takes longer: it compiles", file=sys.stderr
+        )
+    return ModelChanges(
+        loras=loras, quantization=options.quantize, is_compiled=bool(options.compile)
+    )
 
 
 def open_model(options: argparse.Namespace, name: str) -> "Model":

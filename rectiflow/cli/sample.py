@@ -94,7 +94,7 @@ def _variation(text: str) -> dict[str, Any]:
 
 
 _NOT_OF_A_REPLAY = (
-    *("n", "seed", "negative", "prompts", "strength", "variation", "quantize"),
+    *("n", "seed", "negative", "prompts", "strength", "variation", "quantize", "compile"),
     *SETTINGS,
     *CHOICES,
 )

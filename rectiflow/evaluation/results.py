@@ -59,7 +59,7 @@ class JudgedPicture:
 class Evaluation:
     """One model on one benchmark; `overall` is the unweighted mean over tasks.
 
-    `parts`, `loras` and `quantization` are those of the model, as pictures' metadata have them.
+    `parts`, `loras`, `quantization` and `is_compiled` are of the model, as pictures' metadata say.
     """
 
     benchmark: str
@@ -77,12 +77,14 @@ class Evaluation:
     parts: LoadedParts | None = field(default=None, metadata=LATER)
     loras: tuple[LoadedLora, ...] = field(default=(), metadata=LATER)
     quantization: str | None = field(default=None, metadata=LATER)
+    is_compiled: bool = field(default=False, metadata=LATER)
 
     @property
     def drawn_by(self) -> str:
         """The model, and what was changed in it."""
         changes = [f"{lora.name} by {lora.weight:g}" for lora in self.loras]
         changes += [] if self.quantization is None else [f"in {self.quantization}"]
+        changes += ["compiled"] * self.is_compiled
         return ", ".join([self.model, *changes])
 
 

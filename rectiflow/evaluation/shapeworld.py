@@ -94,6 +94,7 @@ def evaluate(
         parts=model.parts,
         loras=model.loras,
         quantization=model.quantization and model.quantization.kind,
+        is_compiled=model.is_compiled,
     )
 
 

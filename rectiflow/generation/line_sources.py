@@ -66,6 +66,7 @@ class LineModels:
             about,
             loras=self._loaded.get(changes, about.loras),
             quantization=changes.quantization or about.quantization,
+            is_compiled=changes.is_compiled or about.is_compiled,
         )
 
     def changed(self, entry: PromptEntry, settings: SamplingSettings) -> Model:

@@ -30,6 +30,7 @@ from rectiflow.models.model_folder import (
     read_model_weights,
 )
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
+from rectiflow.models.substitution import is_compiled
 from rectiflow.models.text.cache import PromptEncoder
 from rectiflow.models.text.conditioner import TextConditioner
 from rectiflow.models.text.encoded import ENCODERS
@@ -105,6 +106,11 @@ class Model:
     parts: LoadedParts | None = None
     loras: tuple[LoadedLora, ...] = ()
     quantization: Quantization | None = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its blocks run as compiled graphs (`generation.changes`)."""
+        return is_compiled(self.backbone)
 
     @property
     def device(self) -> torch.device:

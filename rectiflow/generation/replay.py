@@ -51,6 +51,7 @@ class Replay:
             *_compare_models("weaker model", then.weaker, now.weaker),
             *_compare_loras(then.loras, now.loras),
             *_compare("quantization", then.quantization, now.quantization),
+            *_compare("compiled", then.is_compiled, now.is_compiled),
         ]
         lines += _compare("rectiflow", then.rectiflow, now.rectiflow)
         lines += _compare_parts(then.parts, now.parts)
@@ -106,9 +107,10 @@ def replay(
     else:
         loaded = model if isinstance(model, Model) else load_model(model, settings)
     loaded = with_weaker(loaded, recorded.settings)
-    is_quantized = loaded.quantization is not None
     loaded = ModelChanges(
-        loras=loras, quantization=None if is_quantized else recorded.quantization
+        loras=loras,
+        quantization=None if loaded.quantization is not None else recorded.quantization,
+        is_compiled=recorded.is_compiled and not loaded.is_compiled,
     ).of(loaded)
     with _threads(recorded.environment, loaded.device):
         redrawn = picture_metadata(
