@@ -190,7 +190,7 @@ def _draw(
         entry, about = together[0].entry, together[0].about
         others = f" and {len(together) - 1} pictures drawn with it" * (len(together) > 1)
         with telling(entry.place + others):
-            edit, model = edits.again(entry, about), models.changed(entry, about.settings)
+            edit, model = edits.again(entry, about), models.changed(entry, about)
             wanted = [each.about for each in together]
             draw_to_files(model, wanted, out, edit=edit, progress=count_on)
         done += len(together)

@@ -69,13 +69,15 @@ class LineModels:
             is_compiled=changes.is_compiled or about.is_compiled,
         )
 
-    def changed(self, entry: PromptEntry, settings: SamplingSettings) -> Model:
-        """As the line is drawn with it.
+    def changed(self, entry: PromptEntry, about: PictureMetadata) -> Model:
+        """As a planned picture of the line is drawn with it.
 
         Raises:
-            UserError, CheckpointError: as `ModelChanges.of`.
+            UserError, CheckpointError: as `ModelChanges.of`, or a LoRA is another one meanwhile.
         """
-        return self._guided(self._change(self._changes(entry)), settings)
+        model = self._change(self._changes(entry))
+        _refuse_another(about.loras, model.loras)
+        return self._guided(model, about.settings)
 
     def _changes(self, entry: PromptEntry) -> ModelChanges:
         return self._usual if entry.loras is None else replace(self._usual, loras=entry.loras)
@@ -135,9 +137,13 @@ class LineEdits:
             UserError: as `of`, or they have.
         """
         edit = self.of(entry)
-        if (edit and edit.reference) != about.edit:
-            raise UserError(
-                "a picture or mask was changed while the list was drawn; give the same command "
-                "again, and leave the files alone until it is done"
-            )
+        _refuse_another(about.edit, edit and edit.reference)
         return edit
+
+
+def _refuse_another(planned: object, found: object) -> None:
+    if found != planned:
+        raise UserError(
+            "a picture, mask or LoRA was changed while the list was drawn; give the same command "
+            "again, and leave the files alone until it is done"
+        )

@@ -357,17 +357,21 @@ def test_files_of_a_line_that_cannot_be_used_are_told_before_drawing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_that_changes_while_the_list_is_drawn(
+def test_what_changes_while_the_list_is_drawn_is_told(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, other = save(tmp_path / "a.png", source()), save(tmp_path / "b.png", source())
-    entries = [
-        PromptEntry(prompt="a", line=1, image=image),
-        PromptEntry(prompt="b", line=2, image=other),
-    ]
-    monkeypatch.setattr(folder, "save_picture", lambda *_: save(other, 255 - source()))
-    with pytest.raises(UserError, match="line 2: a picture or mask was changed while the list"):
-        draw_list(model, entries, tmp_path / "out")
+    lora = lora_file(tmp_path / "a.safetensors")
+    first = PromptEntry(prompt="a", line=1, image=image)
+    changes = {
+        "image": (other, lambda *_: save(other, 255 - source())),
+        "loras": ((LoraFile(path=lora),), lambda *_: lora_file(lora, rank=2)),
+    }
+    for name, (given, change) in changes.items():
+        monkeypatch.setattr(folder, "save_picture", change)
+        entries = [first, PromptEntry(prompt="b", line=2, **{name: given})]
+        with pytest.raises(UserError, match="line 2: a picture, mask or LoRA was changed while"):
+            draw_list(model, entries, tmp_path / "out")
 
 
 def test_loras_of_lines_need_the_model_without(model: Model, tmp_path: Path) -> None:
