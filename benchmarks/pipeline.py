@@ -2,9 +2,11 @@
 
 A transformer of depth 8, SD3's autoencoder, text encoders of SD3's widths and lengths but of one
 layer, all random; 256 px, 20 steps, guided. Once with T5 and once without, where both pipelines
-take zeros for its tokens.
+take zeros for its tokens. With bf16 both hold their weights in bfloat16; a row says what ours
+multiplies in, which on a processor without bfloat16 is float32.
 
     python benchmarks/pipeline.py [--repeats 3] [--steps 20] [--precision fp32|bf16]
+                                  [--depth 8] [--side-px 256]
 """
 
 import argparse
@@ -32,8 +34,6 @@ from transformers import (
 from rectiflow import Pipeline
 from rectiflow.models.shipped import shipped_path
 
-DEPTH = 8
-SIDE_PX = 256
 PROMPT = "a red circle"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 T5_TOKENS = 256
@@ -56,7 +56,7 @@ def clip(width: int, pooled_width: int, tokenizer: Any) -> CLIPTextModelWithProj
     ).eval()
 
 
-def random_pipeline() -> StableDiffusion3Pipeline:
+def random_pipeline(depth: int) -> StableDiffusion3Pipeline:
     """SD3's parts at the benchmark's size, with no weight zero."""
     torch.manual_seed(0)
     text = shipped_path("text")
@@ -65,9 +65,9 @@ def random_pipeline() -> StableDiffusion3Pipeline:
     first.model_max_length = second.model_max_length = 77
     pipeline = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
-            num_layers=DEPTH,
-            num_attention_heads=DEPTH,
-            caption_projection_dim=64 * DEPTH,
+            num_layers=depth,
+            num_attention_heads=depth,
+            caption_projection_dim=64 * depth,
             sample_size=128,
             pos_embed_max_size=192,
         ).eval(),
@@ -111,8 +111,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
+    parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--side-px", type=int, default=256)
     arguments = parser.parse_args()
-    theirs = random_pipeline().to(DTYPES[arguments.precision])
+    theirs = random_pipeline(arguments.depth).to(DTYPES[arguments.precision])
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         for encoders in (("clip_l", "clip_g", "t5"), ("clip_l", "clip_g")):
@@ -134,12 +136,12 @@ def measure(
         t5_tokens=T5_TOKENS,
         dtype=DTYPES[arguments.precision],
     )
-    config = theirs.transformer.config
-    noise = torch.randn(1, config.in_channels, SIDE_PX // 8, SIDE_PX // 8)
+    config, side_px = theirs.transformer.config, arguments.side_px
+    noise = torch.randn(1, config.in_channels, side_px // 8, side_px // 8)
     options: dict[str, Any] = {
         "prompt": PROMPT,
-        "height": SIDE_PX,
-        "width": SIDE_PX,
+        "height": side_px,
+        "width": side_px,
         "num_inference_steps": arguments.steps,
         "guidance_scale": 5.0,
         "output_type": "np",
@@ -160,10 +162,11 @@ def measure(
     )
     print_row(
         "pipeline",
-        depth=DEPTH,
-        side_px=SIDE_PX,
+        depth=arguments.depth,
+        side_px=side_px,
         steps=arguments.steps,
         precision=arguments.precision,
+        multiplied_in=ours.model.backbone.compute_dtype,
         encoders=encoders,
         repeats=arguments.repeats,
         picture_ms=times,

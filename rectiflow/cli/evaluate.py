@@ -3,12 +3,19 @@
 import argparse
 from pathlib import Path
 
+from rectiflow.cli.drawing_options import (
+    SAMPLING_DETAILS,
+    add_drawing_options,
+    open_changed_model,
+    read_settings,
+)
 from rectiflow.cli.options import Verbs, add_verb, whole_number
 
-_DETAILS = """\
+_DETAILS = f"""\
 Prints a table of scores per task, on seen and on held-out combinations, with 95 % intervals.
---out keeps all of it, picture by picture, as JSON.
-"""
+--out keeps all of it, picture by picture, as JSON, with how the pictures were drawn.
+
+{SAMPLING_DETAILS}"""
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -17,7 +24,8 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "evaluate",
         run,
-        usage="rectiflow evaluate MODEL [--benchmark shapeworld] [--per-task N] [--out FILE.json]",
+        usage="rectiflow evaluate MODEL [--benchmark shapeworld] [--per-task N] [--out FILE.json] "
+        "[--steps N] ...",
         summary="score a model on a benchmark",
         details=_DETAILS,
     )
@@ -33,6 +41,7 @@ def add_parser(verbs: Verbs) -> None:
         help="prompts for each task and split (default: 50)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to keep the result")
+    add_drawing_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -42,14 +51,19 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None:
         refuse_unwritable(options.out)
 
+    from dataclasses import replace
+
     from rectiflow.evaluation.results import format_table, write_evaluation
     from rectiflow.evaluation.shapeworld import evaluate
-    from rectiflow.generation.model import load_model
     from rectiflow.recipes.progress import Counter
 
+    changes, model = read_settings(options), open_changed_model(options, options.model)
     with Counter("pictures") as progress:
         evaluation = evaluate(
-            load_model(options.model), per_task=options.per_task, progress=progress
+            model,
+            per_task=options.per_task,
+            settings=replace(model.settings, **changes),
+            progress=progress,
         )
     if options.out is not None:
         write_evaluation(options.out, evaluation)

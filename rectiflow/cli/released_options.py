@@ -11,8 +11,8 @@ PLACES = ("autoencoder", "text_encoders", "tokenizers")
 CHOICES = ("encoders", "t5_tokens", "precision")
 
 
-def add_released_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:  # pyright: ignore[reportPrivateUsage]
-    """Adds them as a group, which is returned."""
+def add_released_options(parser: argparse.ArgumentParser) -> None:
+    """Adds them as a group."""
     weights = parser.add_argument_group(
         "released weights (MODEL is a file, a folder, or on the Hub)"
     )
@@ -25,7 +25,6 @@ def add_released_options(parser: argparse.ArgumentParser) -> argparse._ArgumentG
         ("--precision", str, "TYPE", "what weights are held in: auto, fp32, bf16, fp16"),
     ):
         weights.add_argument(option, type=kind, metavar=metavar, help=about)
-    return weights
 
 
 def read_load_settings(options: argparse.Namespace) -> LoadSettings:

@@ -1,32 +1,35 @@
 """`rectiflow sample MODEL PROMPT`: pictures for a prompt, for a list of them, or one once more."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from rectiflow.base.errors import UserError
-from rectiflow.cli.options import Verbs, add_seed, add_verb, positive_number, whole_number
-from rectiflow.cli.released_options import CHOICES, add_released_options, read_load_settings
+from rectiflow.cli.drawing_options import (
+    SAMPLING_DETAILS,
+    SETTINGS,
+    add_drawing_options,
+    open_changed_model,
+    open_model,
+    read_changes,
+    read_settings,
+)
+from rectiflow.cli.options import Verbs, add_seed, add_verb, whole_number
+from rectiflow.cli.released_options import CHOICES, read_load_settings
 from rectiflow.generation.load_settings import LoraFile
 
-_DETAILS = """\
-Picture i has seed S+i, and is the same alone or among others. How it is sampled is the model's own
-way unless told otherwise:
-  --solver    euler, heun, midpoint, rk4, dpm++2m, dormand-prince:tolerance=1e-3
-  --grid      linear, released, training-times, dynamic
-  --guidance  cfg, zero-star, apg, auto:weaker=MODEL, skip-layers:layers=7,8,9,
-              perturb-attention:layers=5, none; around them, or around cfg:
-              interval:low=0.2,high=0.9, rescale:amount=0.7, as in zero-star+rescale
+_DETAILS = f"""\
+Picture i has seed S+i, and is the same alone or among others.
 
+{SAMPLING_DETAILS}
   --image FILE [--mask FILE]     draws from a picture: over all of it, or where the mask is white
   --lora FILE[:WEIGHT]           adds a LoRA, once for each; weight 1 is as trained
   --variation SEED[:AMOUNT]      turns the noise a little towards that of another seed; -n draws so
                                  many variations of one picture, with seeds SEED, SEED+1, ...
 
   rectiflow sample MODEL --prompts FILE     a list: .txt with a prompt a line, or .jsonl or .csv,
-                                            whose lines may have settings of their own; the same
-                                            command completes what was stopped
+                                            whose lines may have settings, pictures and LoRAs of
+                                            their own; the same command completes what was stopped
   rectiflow sample --replay PICTURE         draws a picture once more from what its file says; exit
                                             code 0 if it is identical, 1 if it differs; what it was
                                             drawn from is found beside it or here by its name, or
@@ -67,20 +70,7 @@ def add_parser(verbs: Verbs) -> None:
         "--model", dest="replay_model", metavar="MODEL", help="where the model of --replay lies now"
     )
 
-    sampling = parser.add_argument_group("sampling")
-    for option, kind, metavar, about in (
-        ("--steps", whole_number(1, 1000), "N", "number of steps"),
-        ("--guidance-scale", float, "X", "how strongly to guide; 1 is not at all"),
-        ("--shift", positive_number, "X", "shift of the grid towards noise; 1 is none"),
-        ("--height", whole_number(1), "PX", "height of a picture"),
-        ("--width", whole_number(1), "PX", "width of a picture"),
-        ("--solver", str, "NAME", "how a step is made"),
-        ("--grid", str, "NAME", "where steps end"),
-        ("--guidance", str, "NAME", "how the prompt is stressed"),
-    ):
-        sampling.add_argument(option, type=kind, metavar=metavar, help=about)
-
-    start = parser.add_argument_group("pictures and LoRAs to start from")
+    start = parser.add_argument_group("pictures to start from")
     for option, kind, metavar, about in (
         ("--image", Path, "FILE", "the picture to draw from; sizes follow it unless given"),
         ("--mask", Path, "FILE", "white where the picture is painted anew, black where it stays"),
@@ -88,14 +78,7 @@ def add_parser(verbs: Verbs) -> None:
         ("--variation", _variation, "SEED[:AMOUNT]", "noise turned so far (default: 0.2)"),
     ):
         start.add_argument(option, type=kind, metavar=metavar, help=about)
-    start.add_argument(
-        "--lora", action="append", metavar="FILE[:WEIGHT]", help="a LoRA; may be given repeatedly"
-    )
-
-    weights = add_released_options(parser)
-    weights.add_argument(
-        "--quantize", metavar="TYPE", help="8 bits that blocks multiply in: int8 (CPU) or fp8 (GPU)"
-    )
+    add_drawing_options(parser)
 
 
 def _variation(text: str) -> dict[str, Any]:
@@ -110,10 +93,9 @@ def _variation(text: str) -> dict[str, Any]:
         ) from error
 
 
-_SETTINGS = ("steps", "guidance_scale", "shift", "height", "width", "solver", "grid", "guidance")
 _NOT_OF_A_REPLAY = (
-    *("n", "seed", "negative", "prompts", "strength", "variation", "quantize"),
-    *_SETTINGS,
+    *("n", "seed", "negative", "prompts", "strength", "variation", "quantize", "compile"),
+    *SETTINGS,
     *CHOICES,
 )
 
@@ -159,50 +141,35 @@ def _draw(options: argparse.Namespace, model_name: str, prompt: str | None = Non
     from rectiflow.generation.edit_files import read_edit
     from rectiflow.generation.editing import STRENGTH
     from rectiflow.generation.folder import refuse_file, sample_to_folder
-    from rectiflow.generation.loras import with_loras
-    from rectiflow.generation.model import load_model
     from rectiflow.generation.prompt_list import read_prompt_list
-    from rectiflow.generation.quantized import with_quantization
-    from rectiflow.generation.settings import SETTING_NAMES
     from rectiflow.generation.variations import Variation
-    from rectiflow.models.text.encoded import ENCODERS
     from rectiflow.recipes.progress import Counter
 
-    changes: dict[str, Any] = {}
-    for option in _SETTINGS:
-        field, parse = SETTING_NAMES[option]
-        if getattr(options, option) is not None:
-            changes[field] = parse(getattr(options, option))
-    edit = None
+    settings, edit = read_settings(options), None
     if options.image is not None:
         strength = STRENGTH if options.strength is None else options.strength
         edit = read_edit(options.image, options.mask, strength=strength)
         height_px, width_px = edit.source.shape[:2]
-        changes = {"height_px": height_px, "width_px": width_px} | changes
+        settings = {"height_px": height_px, "width_px": width_px} | settings
     out = options.out or _DEFAULT_OUT
     refuse_file(out)
     entries = read_prompt_list(options.prompts) if options.prompts else []
-    model = load_model(model_name, read_load_settings(options))
-    absent = [name for name in ENCODERS if name not in model.conditioner.tokenizers]
-    if absent and options.encoders is None:
-        print(f"rectiflow: the model comes without {', '.join(absent)}", file=sys.stderr)
-    model = with_loras(model, [LoraFile.parse(text) for text in options.lora or ()])
-    model = with_quantization(model, options.quantize)
-    if model.quantization is not None:
-        print(f"rectiflow: {model.quantization}", file=sys.stderr)
+    # The lines of a list may have LoRAs of their own.
+    model = (open_model if entries else open_changed_model)(options, model_name)
     usual: dict[str, Any] = {
         "count": options.n or 1,
         "seed": options.seed or 0,
         "out": out,
         "negative_prompt": options.negative or "",
-        "settings": replace(model.settings, **changes),
+        "settings": replace(model.settings, **settings),
         "edit": edit,
         "variation": options.variation and Variation(**options.variation),
     }
     with Counter("pictures") as progress:
         if prompt is not None:
             return sample_to_folder(model, prompt, **usual, progress=progress)
-        lines = draw_list(model, entries, **usual, progress=progress)
+        changes = read_changes(options)
+        lines = draw_list(model, entries, **usual, changes=changes, progress=progress)
     return list(dict.fromkeys(path for paths in lines for path in paths))
 
 

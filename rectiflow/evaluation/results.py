@@ -7,11 +7,12 @@ with it: model, world, prompt form, guidance, steps, size, seed, numbers of prom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rectiflow.base.config import load_config, save_config
+from rectiflow.base.config import LATER, load_config, save_config
 from rectiflow.evaluation.bootstrap import Interval
+from rectiflow.generation.load_settings import LoadedLora, LoadedParts
 from rectiflow.generation.settings import SamplingSettings
 
 
@@ -56,7 +57,10 @@ class JudgedPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One model on one benchmark; `overall` is the unweighted mean over tasks."""
+    """One model on one benchmark; `overall` is the unweighted mean over tasks.
+
+    `parts`, `loras`, `quantization` and `is_compiled` are of the model, as pictures' metadata say.
+    """
 
     benchmark: str
     model: str
@@ -70,6 +74,18 @@ class Evaluation:
     tasks: dict[str, SplitScore]
     duration_s: float
     pictures: tuple[JudgedPicture, ...]
+    parts: LoadedParts | None = field(default=None, metadata=LATER)
+    loras: tuple[LoadedLora, ...] = field(default=(), metadata=LATER)
+    quantization: str | None = field(default=None, metadata=LATER)
+    is_compiled: bool = field(default=False, metadata=LATER)
+
+    @property
+    def drawn_by(self) -> str:
+        """The model, and what was changed in it."""
+        changes = [f"{lora.name} by {lora.weight:g}" for lora in self.loras]
+        changes += [] if self.quantization is None else [f"in {self.quantization}"]
+        changes += ["compiled"] * self.is_compiled
+        return ", ".join([self.model, *changes])
 
 
 def write_evaluation(path: Path | str, evaluation: Evaluation) -> None:
@@ -102,7 +118,7 @@ def format_table(evaluation: Evaluation) -> str:
                 readings = (str(score.lenient), str(score.strict), f"{score.graded.mean:.2f}")
                 rows.append((f"{name} ({split})", counted, *readings))
     return text_table(rows) + (
-        f"\n{evaluation.model} on {evaluation.benchmark} ({evaluation.world}, "
+        f"\n{evaluation.drawn_by} on {evaluation.benchmark} ({evaluation.world}, "
         f"{evaluation.prompt_form} prompts): {evaluation.settings}, "
         f"{evaluation.pictures_per_prompt} picture(s) a prompt, "
         f"seed {evaluation.seed}; in brackets 95 % of bootstraps over prompts"

@@ -21,7 +21,7 @@ from rectiflow.evaluation.bootstrap import Interval, bootstrap_mean_of_strata
 from rectiflow.evaluation.results import Evaluation, JudgedPicture, Score, SplitScore
 from rectiflow.generation.folder import save_picture
 from rectiflow.generation.metadata import picture_metadata
-from rectiflow.generation.model import Model
+from rectiflow.generation.model import Model, with_weaker
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import OnProgress, generate
 from rectiflow.shapeworld.benchmark import BenchmarkPrompt, benchmark_prompts
@@ -59,6 +59,7 @@ def evaluate(
             raise UserError(f"{name} is {number}; give a number of at least 1")
     world = world or _world_of(model)
     settings = settings or model.settings
+    model = with_weaker(model, settings)
     _refuse_other_size(world, settings)
     started = time.perf_counter()
     prompts = [
@@ -90,6 +91,10 @@ def evaluate(
         tasks=tasks,
         duration_s=round(time.perf_counter() - started, 2),
         pictures=tuple(judged),
+        parts=model.parts,
+        loras=model.loras,
+        quantization=model.quantization and model.quantization.kind,
+        is_compiled=model.is_compiled,
     )
 
 

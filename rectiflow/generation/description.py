@@ -65,6 +65,8 @@ def _describe(about: PictureMetadata) -> str:
         told.append(("LoRA", f"{lora.name}, weight {lora.weight:g} (SHA-256 {lora.sha256})"))
     if about.quantization is not None:
         told.append(("blocks multiplied in", about.quantization))
+    if about.is_compiled:
+        told.append(("blocks", "compiled"))
     if (edit := about.edit) is not None:
         told.append(("drawn from", f"{_picture(edit.source)}, strength {edit.strength:g}"))
         if edit.mask is not None:

@@ -1,30 +1,31 @@
 """A list of prompts into a folder: what `rectiflow sample --prompts` does.
 
-Pictures of equal settings are drawn together, whichever lines they are of. A file's name follows
-from its content, so a list that was stopped, or has grown, is only completed.
+Pictures of equal settings, LoRAs and sources are drawn together, whichever lines they are of. A
+file's name follows from its content, so a list that was stopped, or has grown, is only completed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import atomic_write
-from rectiflow.generation.editing import Edit, EditReference, check_edit
+from rectiflow.generation.changes import ModelChanges
+from rectiflow.generation.editing import Edit, check_edit
 from rectiflow.generation.folder import Warn, draw_to_files, refuse_file, warn_on_stderr
+from rectiflow.generation.line_sources import LineEdits, LineModels, telling
 from rectiflow.generation.metadata import (
     PictureMetadata,
     count_up,
     describe_truncations,
     picture_metadata,
 )
-from rectiflow.generation.model import Model, load_model, with_weaker
+from rectiflow.generation.model import Model, load_model
 from rectiflow.generation.pictures import read_metadata
 from rectiflow.generation.prompt_list import PromptEntry
 from rectiflow.generation.settings import SamplingSettings
@@ -45,14 +46,13 @@ class _Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Way:
+class _Usual:
     """How lines are drawn that say nothing else."""
 
     count: int
     seed: int
     negative_prompt: str
-    edit: Edit | None
-    reference: EditReference | None
+    settings: SamplingSettings
     variation: Variation | None
 
 
@@ -67,16 +67,18 @@ def draw_list(
     settings: SamplingSettings | None = None,
     edit: Edit | None = None,
     variation: Variation | None = None,
+    changes: ModelChanges | None = None,
     progress: OnProgress | None = None,
     warn: Warn = warn_on_stderr,
 ) -> list[list[Path]]:
     """Draw every line of a list; the files of each line, whose seeds count up from the line's own.
 
-    `count`, `seed`, `negative_prompt` and `settings` are for what a line leaves open, `edit` and
-    `variation` for all lines, as in `sample_to_folder`. Lines are checked before the first is
-    drawn, as far as can be told without drawing. A whole picture in `out` that says the same of
-    itself is taken as drawn, wherever it was; `progress(done, total)` counts the others. At the end
-    `index.jsonl` in `out` gives the files of each line.
+    `count`, `seed`, `negative_prompt`, `settings`, `edit` and the LoRAs of `changes` are for what a
+    line leaves open, the rest of `changes` and `variation` for all lines, as in `sample_to_folder`.
+    Lines are checked before the first is drawn, as far as can be told without drawing. A whole
+    picture in `out` that says the same of itself is taken as drawn, wherever it was;
+    `progress(done, total)` counts the others. At the end `index.jsonl` in `out` gives the files of
+    each line.
 
     Raises:
         UserError: the model is unusable, a line cannot be drawn, two different pictures would have
@@ -85,38 +87,36 @@ def draw_list(
     out = Path(out)
     refuse_file(out)
     loaded = model if isinstance(model, Model) else load_model(model)
-    usual = settings or loaded.settings
-    models: dict[SamplingSettings, Model] = {}
-    planned: list[list[PictureMetadata]] = []
-    usual_way = _Way(
+    models, edits = LineModels(loaded, changes or ModelChanges(), warn), LineEdits(edit)
+    usual = _Usual(
         count=count,
         seed=seed,
         negative_prompt=negative_prompt,
-        edit=edit,
-        reference=None if edit is None else edit.reference,
+        settings=settings or loaded.settings,
         variation=variation,
     )
+    planned: list[list[PictureMetadata]] = []
     for entry in entries:
-        with _telling(entry.place):
-            own = entry.settings(usual)
-            if own not in models:
-                models[own] = _guided(loaded, own, models)
-            pictures = _plan(models[own], entry, own, usual_way)
+        with telling(entry.place):
+            pictures = _plan(models, edits, entry, usual)
         for text in describe_truncations(pictures[0]):
             warn(f"{entry.place}: {text}")
         planned.append(pictures)
-    groups: dict[SamplingSettings, list[_Wanted]] = {}
-    for wanted in _distinct(entries, planned):
-        if not _is_drawn(out, wanted.about):
-            groups.setdefault(wanted.about.settings, []).append(wanted)
-    _draw_groups(models, groups, out, edit, progress)
+    missing = [wanted for wanted in _distinct(entries, planned) if not _is_drawn(out, wanted.about)]
+    _draw(models, edits, missing, out, progress)
     _write_index(out, entries, planned)
     return [[out / about.file_name for about in pictures] for pictures in planned]
 
 
 def _plan(
-    model: Model, entry: PromptEntry, settings: SamplingSettings, usual: _Way
+    models: LineModels, edits: LineEdits, entry: PromptEntry, usual: _Usual
 ) -> list[PictureMetadata]:
+    edit, settings = edits.of(entry), usual.settings
+    if edit is not None and entry.image is not None:
+        height_px, width_px = edit.source.shape[:2]
+        settings = replace(settings, height_px=height_px, width_px=width_px)
+    settings = entry.settings(settings)
+    model = models.unchanged(settings)
     count = usual.count if entry.count is None else entry.count
     negative_prompt = entry.negative_prompt
     if negative_prompt is None:
@@ -127,26 +127,17 @@ def _plan(
         usual.seed if entry.seed is None else entry.seed,
         settings,
         negative_prompt=negative_prompt,
-        edit=usual.reference,
+        edit=edit,
         variation=usual.variation,
     )
-    pictures = count_up(first, count)
+    pictures = count_up(models.record_changes(first, entry), count)
     seeds = [about.seed for about in pictures]
     check_request(model, [entry.prompt] * count, seeds, settings, [negative_prompt] * count)
-    check_edit(model, usual.edit, settings)
+    check_edit(model, edit, settings)
     for about in pictures:
         if about.variation is not None:
             check_seed(about.variation.seed)
     return pictures
-
-
-def _guided(model: Model, settings: SamplingSettings, models: Mapping[Any, Model]) -> Model:
-    """The model with the weaker one that the settings name, loaded once for all settings."""
-    for known in models.values():
-        weaker = known.weaker
-        if weaker is not None and weaker.name == settings.guidance.weaker_model:
-            return known
-    return with_weaker(model, settings)
 
 
 def _distinct(
@@ -182,27 +173,40 @@ def _is_drawn(out: Path, about: PictureMetadata) -> bool:
     return found == wanted
 
 
-def _draw_groups(
-    models: Mapping[SamplingSettings, Model],
-    groups: Mapping[SamplingSettings, Sequence[_Wanted]],
+def _draw(
+    models: LineModels,
+    edits: LineEdits,
+    pictures: Sequence[_Wanted],
     out: Path,
-    edit: Edit | None,
     progress: OnProgress | None,
 ) -> None:
-    total, done = sum(map(len, groups.values())), 0
+    done = 0
 
     def count_on(num_here: int, _: int) -> None:
         if progress is not None:
-            progress(done + num_here, total)
+            progress(done + num_here, len(pictures))
 
-    for settings, pictures in groups.items():
-        for start in range(0, len(pictures), MAX_TOGETHER):
-            together = pictures[start : start + MAX_TOGETHER]
-            others = f" and {len(together) - 1} pictures drawn with it" * (len(together) > 1)
-            with _telling(together[0].entry.place + others):
-                wanted = [each.about for each in together]
-                draw_to_files(models[settings], wanted, out, edit=edit, progress=count_on)
-            done += len(together)
+    for together in _in_groups(pictures):
+        entry, about = together[0].entry, together[0].about
+        others = f" and {len(together) - 1} pictures drawn with it" * (len(together) > 1)
+        with telling(entry.place + others):
+            edit, model = edits.again(entry, about), models.changed(entry, about)
+            wanted = [each.about for each in together]
+            draw_to_files(model, wanted, out, edit=edit, progress=count_on)
+        done += len(together)
+
+
+def _in_groups(pictures: Sequence[_Wanted]) -> Iterator[Sequence[_Wanted]]:
+    """What can be drawn together, those with the same LoRAs one after another."""
+    by_loras: dict[Any, dict[Any, list[_Wanted]]] = {}
+    for wanted in pictures:
+        about = wanted.about
+        groups = by_loras.setdefault(about.loras, {})
+        groups.setdefault((about.settings, about.edit), []).append(wanted)
+    for groups in by_loras.values():
+        for group in groups.values():
+            for start in range(0, len(group), MAX_TOGETHER):
+                yield group[start : start + MAX_TOGETHER]
 
 
 def _write_index(
@@ -219,11 +223,3 @@ def _write_index(
             if pictures[0].cut is not None:
                 line["cut"] = pictures[0].cut
             file.write(json.dumps(line) + "\n")
-
-
-@contextmanager
-def _telling(place: str) -> Generator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(f"{place}: {error}") from error

@@ -18,7 +18,6 @@ from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone, Network
-from rectiflow.models.substitution import is_compiled
 from rectiflow.models.tabulation import tabulate
 from rectiflow.sampling import (
     CountedField,
@@ -106,7 +105,7 @@ def _prepare(
     batches = [backbone.embed(conditioning), backbone.embed(null)]
     # A solver that chooses its steps evaluates at times that nobody knows yet, and a graph would be
     # compiled anew for each drawing's tables.
-    if not (settings.solver.couples_samples or is_compiled(backbone)):
+    if not (settings.solver.couples_samples or model.is_compiled):
         places = evaluation_times(settings.solver, times)
         if len(places) <= MAX_TABULATED_TIMES:
             seen = [time_and_coefficients(model.formulation, s)[0] for s in places]

@@ -36,20 +36,24 @@ class WeightedLora:
     loaded: LoadedLora
 
 
-def read_loras(model: Model, files: Sequence[LoraFile]) -> tuple[WeightedLora, ...]:
-    """The LoRAs of files, for this model.
+def read_loras(model: Model, loras: Sequence[LoraFile | WeightedLora]) -> tuple[WeightedLora, ...]:
+    """The LoRAs of files, for this model; those that are read already stay as they are.
 
     Raises:
-        UserError: a file is missing, the model is no MM-DiT, or a LoRA changes a text encoder that
-            the model comes without.
+        UserError: a file is missing, the model is no MM-DiT, has LoRAs already or is in 8 bits, or
+            a LoRA changes a text encoder that the model comes without.
         CheckpointError: as `read_lora`.
     """
+    _refuse_changed(model)
     config = model.backbone.config
     if not isinstance(config, MMDiTConfig):
         raise UserError(f"{model.name} is a {config.title}; LoRAs are read for MM-DiTs alone")
     sizes = _text_sizes(model.conditioner)
     found: list[WeightedLora] = []
-    for file in files:
+    for file in loras:
+        if isinstance(file, WeightedLora):
+            found.append(file)
+            continue
         lora = read_lora(file.path, config, text=sizes)
         absent = [part for part in _text_parts(lora) if part not in model.conditioner.tokenizers]
         if absent:
@@ -66,26 +70,12 @@ def with_loras(model: Model, loras: Sequence[LoraFile | WeightedLora]) -> Model:
     """The model with all LoRAs merged, rounded once; a weaker model beside it stays as it is.
 
     Raises:
-        UserError: it has some already, is in 8 bits, or as `read_loras` and `merge`.
+        UserError: as `read_loras` and `merge`.
         CheckpointError: as `read_loras`.
     """
     if not loras:
         return model
-    if model.quantization is not None:
-        raise UserError(
-            f"{model.name} is held in {model.quantization.kind}, which LoRAs cannot be merged into;"
-            " merge them before"
-        )
-    if model.loras:
-        raise UserError(
-            f"{model.name} has LoRAs in its weights already; merge all at once into the model "
-            "without"
-        )
-    read = [
-        one
-        for lora in loras
-        for one in ((lora,) if isinstance(lora, WeightedLora) else read_loras(model, [lora]))
-    ]
+    read = read_loras(model, loras)
     backbone = sharing_copy(model.backbone)
     merge(backbone, _only(read, (_BACKBONE,)))
     of_text = [one for one in read if one.loaded.weight and _text_parts(one.lora)]
@@ -107,6 +97,19 @@ def hash_lora(path: Path) -> str:
     if beside is None:
         return sha256
     return hashlib.sha256(f"{sha256}{cached_sha256(beside)}".encode()).hexdigest()
+
+
+def _refuse_changed(model: Model) -> None:
+    if model.quantization is not None:
+        raise UserError(
+            f"{model.name} is held in {model.quantization.kind}, which LoRAs cannot be merged into;"
+            " merge them before"
+        )
+    if model.loras:
+        raise UserError(
+            f"{model.name} has LoRAs in its weights already; merge all at once into the model "
+            "without"
+        )
 
 
 def _text_parts(lora: Lora) -> tuple[str, ...]:

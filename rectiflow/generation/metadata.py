@@ -72,6 +72,7 @@ class PictureMetadata:
     variation: Variation | None = field(default=None, metadata=LATER)
     loras: tuple[LoadedLora, ...] = field(default=(), metadata=LATER)
     quantization: str | None = field(default=None, metadata=LATER)
+    is_compiled: bool = field(default=False, metadata=LATER)
 
     @property
     def file_name(self) -> str:
@@ -91,6 +92,8 @@ class PictureMetadata:
             key.append({"loras": [[lora.sha256, lora.weight] for lora in self.loras]})
         if self.quantization is not None:
             key.append({"quantization": self.quantization})
+        if self.is_compiled:
+            key.append({"is_compiled": True})
         end = f"seed{self.seed}"
         if self.variation is not None:
             key.append({"variation": self.variation.amount})
@@ -133,6 +136,7 @@ def picture_metadata(
         variation=variation,
         loras=model.loras,
         quantization=model.quantization and model.quantization.kind,
+        is_compiled=model.is_compiled,
     )
 
 

@@ -8,17 +8,17 @@ Released weights go through `generation.released`.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rectiflow.base.config import LATER, load_config
+from rectiflow.base.config import load_config
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.flow import Formulation
 from rectiflow.generation.load_settings import LoadedLora, LoadedParts, LoadSettings
-from rectiflow.generation.settings import SamplingSettings
+from rectiflow.generation.settings import CardSampling, SamplingSettings
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.frame import Backbone
@@ -30,30 +30,11 @@ from rectiflow.models.model_folder import (
     read_model_weights,
 )
 from rectiflow.models.shipped import load_autoencoder, load_prompt_encoder
+from rectiflow.models.substitution import is_compiled
 from rectiflow.models.text.cache import PromptEncoder
 from rectiflow.models.text.encoded import ENCODERS
-from rectiflow.sampling import (
-    ClassifierFreeGuidance,
-    Euler,
-    Guidance,
-    LinearGrid,
-    Solver,
-    TimeGrid,
-)
 
 FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardSampling:
-    """How the model's maker would sample it."""
-
-    num_steps: int
-    guidance_scale: float
-    shift: float
-    solver: Solver = field(default=Euler(), metadata=LATER)
-    grid: TimeGrid = field(default=LinearGrid(), metadata=LATER)
-    guidance: Guidance = field(default=ClassifierFreeGuidance(), metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +107,11 @@ class Model:
     quantization: Quantization | None = None
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether its blocks run as compiled graphs (`generation.changes`)."""
+        return is_compiled(self.backbone)
+
+    @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
 
@@ -180,7 +166,6 @@ def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
     encoders = ENCODERS if settings.encoders is None else settings.encoders
     autoencoder, conditioner = load_autoencoder(), load_prompt_encoder(encoders)
     _refuse_other_parts(folder, card, autoencoder, conditioner)
-    sampling = card.sampling
     return Model(
         name=str(name_or_path),
         digest=card.sha256[WEIGHTS_FILE],
@@ -189,14 +174,7 @@ def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
         autoencoder=autoencoder.eval().requires_grad_(False),
         conditioner=conditioner,
         settings=SamplingSettings(
-            num_steps=sampling.num_steps,
-            guidance_scale=sampling.guidance_scale,
-            shift=sampling.shift,
-            height_px=card.resolution_px,
-            width_px=card.resolution_px,
-            solver=sampling.solver,
-            grid=sampling.grid,
-            guidance=sampling.guidance,
+            **vars(card.sampling), height_px=card.resolution_px, width_px=card.resolution_px
         ),
         world=card.world,
         resolution_px=card.resolution_px,

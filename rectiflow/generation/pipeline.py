@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.edit_files import Picture, edit_of
 from rectiflow.generation.editing import (
     STRENGTH,
@@ -38,9 +39,8 @@ from rectiflow.generation.load_settings import (
     LoraFile,
     Precision,
 )
-from rectiflow.generation.loras import WeightedLora, read_loras, with_loras
+from rectiflow.generation.loras import read_loras
 from rectiflow.generation.model import Model, Quantization, load_model, with_weaker
-from rectiflow.generation.quantized import with_quantization
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     Inputs,
@@ -52,6 +52,7 @@ from rectiflow.generation.text_to_image import (
     initial_noise,
     to_pixels,
 )
+from rectiflow.models.compilation import check_compiler
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.layers.embeddings import TIME_SCALE
 from rectiflow.models.quantization import check_device
@@ -95,6 +96,7 @@ class PipelineOutput:
     edit: EditReference | None = None
     loras: tuple[LoadedLora, ...] = ()
     quantization: Quantization | None = None
+    is_compiled: bool = False
 
 
 class Pipeline:
@@ -106,8 +108,7 @@ class Pipeline:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._plain = model
-        self._loras: tuple[WeightedLora, ...] = ()
-        self._quantization: str | None = None
+        self._changes = ModelChanges()
         self._changing = threading.Lock()
 
     @staticmethod
@@ -156,13 +157,16 @@ class Pipeline:
         """Itself, on another device; not while it draws, for the weights themselves move.
 
         Raises:
-            ConfigError: it is quantized in a way that the device does not multiply in.
+            ConfigError: it is quantized in a way that the device does not multiply in, or compiled
+                and there is no compiler for the device.
         """
         with self._changing:
-            if self._quantization is not None:
-                check_device(self._quantization, torch.device(device))
+            if self._changes.quantization is not None:
+                check_device(self._changes.quantization, torch.device(device))
+            if self._changes.is_compiled:
+                check_compiler(torch.device(device))
             self._plain = self._plain.to(device)
-            self._change(loras=self._loras, quantization=self._quantization)
+            self._change(self._changes)
         return self
 
     def quantize(self, kind: str | None) -> None:
@@ -175,7 +179,19 @@ class Pipeline:
             ConfigError: as `generation.quantized.with_quantization`; nothing has changed then.
         """
         with self._changing:
-            self._change(loras=self._loras, quantization=kind)
+            self._change(replace(self._changes, quantization=kind))
+
+    def compile(self) -> None:
+        """Run the blocks as compiled graphs from the next call on, one picture at a time.
+
+        The first call of a size compiles, which takes from seconds to minutes. Pictures differ from
+        those of before in a few pixels by a step or two of 255. LoRAs may come and go as before.
+
+        Raises:
+            ConfigError: there is no compiler for the device; nothing has changed then.
+        """
+        with self._changing:
+            self._change(replace(self._changes, is_compiled=True))
 
     def load_lora_weights(self, path: str | Path, *, weight: float = 1.0) -> None:
         """Add a LoRA's file to those that calls from now on draw with; 1 is as trained.
@@ -188,17 +204,17 @@ class Pipeline:
         """
         file = LoraFile(path=Path(path), weight=weight)
         with self._changing:
-            loras = (*self._loras, *read_loras(self._plain, [file]))
-            self._change(loras=loras, quantization=self._quantization)
+            loras = (*self._changes.loras, *read_loras(self._plain, [file]))
+            self._change(replace(self._changes, loras=loras))
 
     def unload_lora_weights(self) -> None:
         """Draw without LoRAs from the next call on, with the very weights from before them."""
         with self._changing:
-            self._change(loras=(), quantization=self._quantization)
+            self._change(replace(self._changes, loras=()))
 
-    def _change(self, *, loras: tuple[WeightedLora, ...], quantization: str | None) -> None:
-        self.model = with_quantization(with_loras(self._plain, loras), quantization)
-        self._loras, self._quantization = loras, quantization
+    def _change(self, changes: ModelChanges) -> None:
+        self.model = changes.of(self._plain)
+        self._changes = changes
 
     def __call__(
         self,
@@ -327,6 +343,7 @@ class Pipeline:
             edit=None if edit is None else edit.reference,
             loras=model.loras,
             quantization=model.quantization,
+            is_compiled=model.is_compiled,
         )
 
     def _on_step(

@@ -1,7 +1,8 @@
 """Lists of prompts: .txt with one a line, .jsonl and .csv with settings of their own.
 
 A line names what it changes as `rectiflow sample` does: {"prompt": "a ring", "seed": 7, "steps":
-20, "guidance": "apg"}. What it leaves out is as for every line.
+20, "guidance": "apg", "lora": "style.safetensors:0.8"}. What it leaves out is as for every line.
+Files that it names are looked for from the list's folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,20 @@ from typing import Any, cast
 
 from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.base.files import read_text
+from rectiflow.generation.load_settings import LoraFile
 from rectiflow.generation.settings import SETTING_NAMES, SamplingSettings
+
+
+def _file(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def _files(value: str | list[Any]) -> list[str]:
+    """One, or in JSON a list of them, which may be empty."""
+    return [_file(each) for each in ([value] if isinstance(value, str) else value)]
+
 
 #: How each key's value is read; any that is no number is a text.
 _KINDS: Mapping[str, Callable[[Any], Any]] = {
@@ -25,16 +39,31 @@ _KINDS: Mapping[str, Callable[[Any], Any]] = {
     "seed": int,
     "n": int,
     **{name: kind for name, (_, kind) in SETTING_NAMES.items()},
+    "image": _file,
+    "mask": _file,
+    "strength": float,
+    "lora": _files,
 }
-_WORDS: Mapping[Callable[[Any], Any], str] = {int: "a whole number", float: "a number"}
-_TYPES: Mapping[Callable[[Any], Any], tuple[type, ...]] = {int: (int,), float: (int, float)}
+_WORDS: Mapping[Callable[[Any], Any], str] = {
+    int: "a whole number",
+    float: "a number",
+    _file: "a file's name",
+    _files: "a file's name, or a list of them",
+}
+_TYPES: Mapping[Callable[[Any], Any], tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    _files: (str, list),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEntry:
     """A line of a list: a prompt, and what is not as for the others (None: as for them).
 
-    `changes` are fields of `SamplingSettings`. `source` is the file that `line`, from 1, is of.
+    `changes` are fields of `SamplingSettings`. An `image` is drawn from at its own size, under its
+    own `mask` or none; `mask` and `strength` alone change what all lines are drawn from. `loras`
+    stand in place of those of the others. `source` is the file that `line`, from 1, is of.
 
     Raises:
         ConfigError: `count` is below 1.
@@ -46,6 +75,10 @@ class PromptEntry:
     negative_prompt: str | None = None
     seed: int | None = None
     count: int | None = None
+    image: Path | None = None
+    mask: Path | None = None
+    strength: float | None = None
+    loras: tuple[LoraFile, ...] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -188,6 +221,7 @@ def _entry(given: Mapping[str, Any], line: int, source: str) -> PromptEntry:
             raise
         except (ValueError, OverflowError) as error:
             raise ConfigError(f'"{key}" is {value!r:.40}; it must be {_WORDS[kind]}') from error
+    folder = Path(source).parent
     return PromptEntry(
         prompt=values["prompt"],
         line=line,
@@ -195,5 +229,11 @@ def _entry(given: Mapping[str, Any], line: int, source: str) -> PromptEntry:
         negative_prompt=values.get("negative_prompt"),
         seed=values.get("seed"),
         count=values.get("n"),
+        image=folder / values["image"] if "image" in values else None,
+        mask=folder / values["mask"] if "mask" in values else None,
+        strength=values.get("strength"),
+        loras=tuple(LoraFile.parse(str(folder / text)) for text in values["lora"])
+        if "lora" in values
+        else None,
         changes={name: values[key] for key, (name, _) in SETTING_NAMES.items() if key in values},
     )

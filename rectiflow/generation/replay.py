@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.load_settings import LoadedLora, LoadedParts, LoadSettings
-from rectiflow.generation.loras import with_loras
 from rectiflow.generation.metadata import (
     DrawingEnvironment,
     ModelReference,
@@ -24,7 +24,6 @@ from rectiflow.generation.metadata import (
 )
 from rectiflow.generation.model import Model, load_model, with_weaker
 from rectiflow.generation.pictures import read_metadata, read_png
-from rectiflow.generation.quantized import with_quantization
 from rectiflow.generation.replay_files import ReplayFiles, find_edit, find_loras
 from rectiflow.generation.text_to_image import generate
 
@@ -52,6 +51,7 @@ class Replay:
             *_compare_models("weaker model", then.weaker, now.weaker),
             *_compare_loras(then.loras, now.loras),
             *_compare("quantization", then.quantization, now.quantization),
+            *_compare("compiled", then.is_compiled, now.is_compiled),
         ]
         lines += _compare("rectiflow", then.rectiflow, now.rectiflow)
         lines += _compare_parts(then.parts, now.parts)
@@ -107,9 +107,11 @@ def replay(
     else:
         loaded = model if isinstance(model, Model) else load_model(model, settings)
     loaded = with_weaker(loaded, recorded.settings)
-    loaded = with_loras(loaded, loras)
-    if loaded.quantization is None:
-        loaded = with_quantization(loaded, recorded.quantization)
+    loaded = ModelChanges(
+        loras=loras,
+        quantization=None if loaded.quantization is not None else recorded.quantization,
+        is_compiled=recorded.is_compiled and not loaded.is_compiled,
+    ).of(loaded)
     with _threads(recorded.environment, loaded.device):
         redrawn = picture_metadata(
             loaded,

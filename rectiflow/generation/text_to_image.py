@@ -305,7 +305,8 @@ def _chunk_sizes(
     The reference size follows from model and settings only, never from `count`. Each phase of the
     guidance is probed, for each has batches of its own size. An edit is probed from pure noise on.
     """
-    if settings.solver.couples_samples:
+    # A graph is compiled for every size, and none is trusted before it has been probed.
+    if settings.solver.couples_samples or model.is_compiled:
         return (1,)
     factor = model.autoencoder.config.downsample_factor * model.backbone.config.patch_size
     num_image = (settings.height_px // factor) * (settings.width_px // factor)

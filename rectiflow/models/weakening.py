@@ -87,7 +87,8 @@ class _PerturbedBlock(nn.Module):
             return image_tokens_alone(q.shape[2], k.shape[2], self.num_image, k.device)
 
         with mask_attention(choose):
-            return self.block(*arguments, **options)
+            # As it is written: a compiled graph would not ask for masks.
+            return self.block.forward(*arguments, **options)
 
 
 def _chosen(backbone: Backbone, layers: Sequence[int]) -> list[nn.Module]:

@@ -36,13 +36,14 @@ from rectiflow.recipes.fine_tuning_request import (
     list_captioned,
     refuse_other,
 )
+from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.feed import Feed, StoreFeed
 from rectiflow.training.fine_tuning import PriorPreservation
 from rectiflow.training.hooks import DrawSamples, Hook
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.prior_feed import PriorFeed
-from rectiflow.training.recipe import SamplingDefaults, TrainRecipe
+from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import PREPARED_FOLDER, refuse_foreign_folder
 from rectiflow.training.schedule import Trapezoid
 
@@ -160,9 +161,7 @@ def fine_tuning_recipe(request: FineTuning, model: Model) -> TrainRecipe:
         keep_last=1 if request.lora is None else 2,
         sample_every=request.sample_every if request.sample_prompts else 0,
         sample_prompts=request.sample_prompts,
-        sampling=SamplingDefaults(
-            num_steps=model.settings.num_steps, guidance_scale=model.settings.guidance_scale
-        ),
+        sampling=SamplingDefaults.of(model.settings),
     )
 
 

@@ -13,8 +13,9 @@ from rectiflow.generation.model import ModelCard, read_model_card
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.model_folder import find_model_folder
 from rectiflow.recipes.small import RATE_TIMES_WIDTH, small
+from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.optimizers import AdamW
-from rectiflow.training.recipe import SamplingDefaults, TrainRecipe
+from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.schedule import Trapezoid
 
 #: Twice the side: four times the tokens, as from 256² to 512².
@@ -44,9 +45,7 @@ def highres(model: str) -> TrainRecipe:
         max_steps=4000,
         optimizer=AdamW(learning_rate=RATE_FACTOR * RATE_TIMES_WIDTH / width, eps=1e-15),
         schedule=Trapezoid(warmup_steps=100, decay_fraction=0.4),
-        sampling=SamplingDefaults(
-            num_steps=card.sampling.num_steps, guidance_scale=card.sampling.guidance_scale
-        ),
+        sampling=SamplingDefaults.of(card.sampling),
     )
 
 

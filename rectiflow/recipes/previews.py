@@ -19,6 +19,7 @@ from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.frame import Backbone
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.models.text.conditioner import TextConditioner
+from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.hooks import DrawSamples
 from rectiflow.training.recipe import TrainRecipe
 
@@ -44,8 +45,7 @@ def previews(recipe: TrainRecipe, store: Path) -> DrawSamples | None:
             backbone,
             autoencoder=autoencoder,
             conditioner=conditioner,
-            num_steps=recipe.sampling.num_steps,
-            guidance_scale=recipe.sampling.guidance_scale,
+            sampling=recipe.sampling,
             world=world,
             resolution_px=size_px,
         )
@@ -61,8 +61,7 @@ def model_in_training(
     *,
     autoencoder: Autoencoder,
     conditioner: TextConditioner,
-    num_steps: int,
-    guidance_scale: float,
+    sampling: SamplingDefaults,
     world: str | None,
     resolution_px: int,
 ) -> Model:
@@ -75,8 +74,7 @@ def model_in_training(
         autoencoder=autoencoder,
         conditioner=conditioner,
         settings=SamplingSettings(
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
+            **vars(sampling),
             shift=recipe.shift.alpha,
             height_px=resolution_px,
             width_px=resolution_px,

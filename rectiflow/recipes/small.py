@@ -24,9 +24,10 @@ from rectiflow.models.baselines.crossdit import CrossDiTConfig
 from rectiflow.models.baselines.dit import DiTConfig
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW
-from rectiflow.training.recipe import SamplingDefaults, TrainRecipe
+from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.schedule import Trapezoid
 
 SAMPLE_PROMPTS = (

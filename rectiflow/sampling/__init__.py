@@ -4,6 +4,7 @@ No text and no pixels here. Source: arXiv 2403.03206, sections 2 and 5.3.2.
 """
 
 from rectiflow.sampling.adaptive import DormandPrince
+from rectiflow.sampling.defaults import SamplingDefaults
 from rectiflow.sampling.field import Backbone, Field, time_and_coefficients
 from rectiflow.sampling.guidance import (
     ClassifierFreeGuidance,
@@ -57,6 +58,7 @@ __all__ = [
     "PerturbedAttentionGuidance",
     "ReleasedGrid",
     "RescaledGuidance",
+    "SamplingDefaults",
     "SkipLayerGuidance",
     "Solver",
     "TimeGrid",

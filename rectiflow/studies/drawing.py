@@ -29,7 +29,7 @@ from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.models.text import assemble
 from rectiflow.models.text.conditioner import TextConditioner
 from rectiflow.recipes.previews import model_in_training
-from rectiflow.sampling import OnStep
+from rectiflow.sampling import OnStep, SamplingDefaults
 from rectiflow.shapeworld.benchmark import BenchmarkPrompt, benchmark_prompts
 from rectiflow.shapeworld.world import World
 from rectiflow.training.recipe import TrainRecipe
@@ -120,8 +120,9 @@ class Drawer:
             backbone,
             autoencoder=self.autoencoder,
             conditioner=self.conditioner,
-            num_steps=setting.num_steps,
-            guidance_scale=setting.guidance_scale,
+            sampling=SamplingDefaults(
+                num_steps=setting.num_steps, guidance_scale=setting.guidance_scale
+            ),
             world=self.world.name,
             resolution_px=self.resolution_px,
         )

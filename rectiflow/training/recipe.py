@@ -12,14 +12,15 @@ from typing import Any
 
 from rectiflow.base.config import LATER, to_json
 from rectiflow.base.errors import ConfigError
-from rectiflow.distributed.blocks import Recompute
 from rectiflow.flow import EpsPrediction, Formulation, ResolutionShift, rectified_flow
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.precision import Precision
+from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.fine_tuning import ExportLayout, LoraTraining, PriorPreservation
 from rectiflow.training.optimizers import AdamW, Muon
+from rectiflow.training.recompute import Recompute
 from rectiflow.training.routing import TokenRouting
 from rectiflow.training.schedule import Trapezoid
 from rectiflow.training.spikes import SpikeGuard
@@ -44,14 +45,6 @@ CHANGEABLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingDefaults:
-    """How the finished model is sampled unless asked otherwise; written into `model.json`."""
-
-    num_steps: int = 28
-    guidance_scale: float = 3.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
     """All settings of a training run. Every `*_every` counts optimizer steps; 0 means never.
 
@@ -59,7 +52,7 @@ class TrainRecipe:
     divide evenly. With `micro_batch` each process takes its share through the network so many
     at a time, which costs less memory and gives the same mean. `recompute` says what the blocks do
     again in the backward pass instead of keeping it, `compile_blocks` that they run as compiled
-    graphs (`distributed.blocks`).
+    graphs (`training.recompute`, `models.compilation`).
 
     `shift` moves the formulation's times in training, validation and sampling alike. With
     `stratified_times` the times of any neighbouring samples are spread evenly over the sampler's
@@ -83,7 +76,8 @@ class TrainRecipe:
     `lora` only low-rank updates of it are trained. `prior` mixes pictures of what the model draws
     already into every batch. `export_layout` is that of the run's `model/`; where it is a released
     one, the position grid of `start_from` is kept too. `resolution_px` is that of the store, where
-    positions and shift are meant for one; by default any will do.
+    positions and shift are meant for one; by default any will do. `sampling` is how sample
+    pictures are drawn, and the finished model unless asked otherwise.
     """
 
     name: str
@@ -134,6 +128,7 @@ class TrainRecipe:
             probability = getattr(self, name)
             if not 0.0 <= probability <= 1.0:
                 raise ConfigError(f"{name} is {probability}; give a probability from 0 to 1")
+        self.sampling.check_shift(self.shift)
         if self.spikes.is_on and self.checkpoint_every == 0:
             raise ConfigError(
                 "spikes.threshold is set and checkpoint_every is 0; after a spike a run goes back "

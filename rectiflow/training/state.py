@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError, ConfigError
 from rectiflow.base.seeds import derive_seed
-from rectiflow.distributed.blocks import compile_blocks, recompute_blocks
 from rectiflow.distributed.sharding import own_part, part_for, shard, whole
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.models.backbones import BackboneConfig, build_backbone
+from rectiflow.models.compilation import compile_blocks
 from rectiflow.models.frame import Backbone
 from rectiflow.models.lora import add_lora, lora_tensors
 from rectiflow.models.precision import compute_dtype
@@ -28,6 +28,7 @@ from rectiflow.training.ema import Ema
 from rectiflow.training.optimizers import Optimizer
 from rectiflow.training.power_profile import PowerProfile
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.recompute import recompute_blocks
 from rectiflow.training.spikes import SpikeMemory
 from rectiflow.training.start_from import FirstWeights
 

@@ -6,6 +6,13 @@ import pytest
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.cli.overrides import apply_overrides, describe_fields
+from rectiflow.sampling import (
+    CFGZeroStar,
+    Heun,
+    IntervalGuidance,
+    ReleasedGrid,
+    SamplingDefaults,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +32,7 @@ class Recipe:
     optimizer: AdamW | Muon = field(default_factory=AdamW)
     max_steps: int = 10
     prompts: tuple[str, ...] = ()
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     mix: dict[str, float] = field(default_factory=lambda: {"terse": 0.5})
 
 
@@ -49,9 +57,18 @@ def test_the_recipes_own_component_is_the_one_that_changes() -> None:
     assert changed.optimizer == Muon(momentum=0.5)
 
 
+def test_solver_grid_and_guidance_are_told_by_name() -> None:
+    words = ("--sampling.solver", "heun", "--sampling.guidance", "zero-star+interval:low=0.2")
+    sampling = apply(*words, "--sampling.grid", "released").sampling
+    assert (sampling.solver, sampling.grid) == (Heun(), ReleasedGrid())
+    assert sampling.guidance == IntervalGuidance(low=0.2, inner=CFGZeroStar())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--sampling.solver", "rk5"), "there is no solver 'rk5'; there are euler"),
+        (("--sampling.guidance", "none"), "guidance_scale=3 does not go with guidance none"),
         (("--optimizer.learnin-rate", "1"), "--optimizer.learnin-rate.*; nearest: --optimizer.l"),
         (("--optimizer.momentum", "1"), "[Uu]nrecognized.*--optimizer.momentum"),
         (("--max-steps", "many"), "--max-steps: .*'many'"),
@@ -71,4 +88,5 @@ def test_fields_are_described_with_the_recipes_values() -> None:
     page = describe_fields(Recipe(max_steps=77), prog="rectiflow train demo")
     assert page.startswith("usage: rectiflow train demo")
     assert "--optimizer.learning-rate" in page
+    assert "--sampling.solver NAME" in page
     assert "77" in page

@@ -332,6 +332,31 @@ def test_scores_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert evaluation.overall.unseen is not None
 
 
+@pytest.mark.system
+@pytest.mark.usefixtures("random_model")
+def test_scores_of_a_model_as_it_is_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "scores.json", lora_file(tmp_path / "style.safetensors")
+    line = ["evaluate", "any", "--per-task", "1", "--out", str(out), "--steps", "1", "--solver"]
+    line += ["heun", "--guidance", "auto:weaker=other", "--lora", f"{file}:0.5"]
+    assert main([*line, "--quantize", "int8"]) == 0
+    told = capsys.readouterr()
+    assert "int8 moves the backbone's output by" in told.err
+    assert "test, style.safetensors by 0.5, in int8 on shapeworld" in told.out
+    evaluation = read_evaluation(out)
+    assert evaluation.settings == replace(
+        tiny_model().settings,
+        num_steps=1,
+        solver=parse_solver("heun"),
+        guidance=parse_guidance("auto:weaker=other"),
+    )
+    assert [(lora.name, lora.weight) for lora in evaluation.loras] == [("style.safetensors", 0.5)]
+    assert evaluation.quantization == "int8"
+    assert main([*line, "--height", "32"]) == 2
+    assert "pictures of 64×32 px cannot be read back" in capsys.readouterr().err
+
+
 def test_an_unwritable_result_is_told_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

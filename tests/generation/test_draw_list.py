@@ -6,18 +6,22 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from generation.tiny_edits import source
+from generation.tiny_edits import lora_file, mask, save, source
 from tiny_model import tiny_model
 
 from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.generation import draw_list as drawing
-from rectiflow.generation import folder
+from rectiflow.generation import folder, line_sources
+from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.draw_list import INDEX_FILE, draw_list
+from rectiflow.generation.edit_files import read_edit
 from rectiflow.generation.editing import Edit
 from rectiflow.generation.folder import sample_to_folder
+from rectiflow.generation.load_settings import LoraFile
 from rectiflow.generation.metadata import PictureMetadata
 from rectiflow.generation.model import Model
 from rectiflow.generation.pictures import encode_png, read_metadata, read_png
@@ -167,7 +171,7 @@ def test_a_weaker_model_is_loaded_once(
         loaded.append("weaker")
         return replace(model, weaker=replace(model, name="other"))
 
-    monkeypatch.setattr(drawing, "with_weaker", load)
+    monkeypatch.setattr(line_sources, "with_weaker", load)
     auto = parse_guidance("auto:weaker=other")
     entries = [
         PromptEntry(prompt="a ring", line=n, changes={"guidance": auto, "guidance_scale": float(n)})
@@ -257,3 +261,121 @@ def test_an_edit_and_a_variation_are_for_all_lines(
     with pytest.raises(UserError, match="line 1: seed -1 is out of range"):
         draw_list(model, ENTRIES[:1], tmp_path / "c", variation=Variation(seed=-1))
     assert not (tmp_path / "c").exists()
+
+
+def test_lines_with_pictures_and_loras_of_their_own(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, painted = save(tmp_path / "a.png", source(32, 48)), save(tmp_path / "m.png", mask())
+    first, second = (LoraFile(path=lora_file(tmp_path / name, rank=r)) for name, r in LORAS)
+    usual = Edit(source=source(), strength=0.9)
+    edits = {
+        "own": read_edit(image, strength=0.5),
+        "as strong as usual": read_edit(image, strength=0.9),
+        "usual": usual,
+        "weaker": replace(usual, strength=0.4),
+        "masked": replace(usual, mask=mask(), mask_name="m.png"),
+    }
+    entries = [
+        PromptEntry(prompt="own", line=1, image=image, strength=0.5, loras=(second,)),
+        PromptEntry(prompt="as strong as usual", line=2, image=image),
+        PromptEntry(prompt="usual", line=3, loras=()),
+        PromptEntry(prompt="weaker", line=4, strength=0.4, loras=(second, first)),
+        PromptEntry(prompt="masked", line=5, mask=painted),
+    ]
+    changes = ModelChanges(loras=(first,))
+    paths = draw_list(model, entries, tmp_path / "out", edit=usual, changes=changes)
+    for entry, (path,) in zip(entries, paths, strict=True):
+        edit = edits[entry.prompt]
+        height_px, width_px = edit.source.shape[:2]
+        (alone,) = sample_to_folder(
+            ModelChanges(loras=changes.loras if entry.loras is None else entry.loras).of(model),
+            entry.prompt,
+            count=1,
+            seed=0,
+            out=tmp_path / "alone",
+            settings=replace(model.settings, height_px=height_px, width_px=width_px),
+            edit=edit,
+        )
+        assert (path.name, path.read_bytes()) == (alone.name, alone.read_bytes())
+    names = drawn(monkeypatch)
+    draw_list(model, entries, tmp_path / "out", edit=usual, changes=changes)
+    assert names == []
+
+
+LORAS = (("a.safetensors", 2), ("b.safetensors", 4))
+
+
+def test_loras_are_merged_once_a_set_however_lines_take_turns(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [LoraFile(path=lora_file(tmp_path / name, rank=rank)) for name, rank in LORAS]
+    entries = [
+        PromptEntry(prompt=f"a ring {i}", line=i, loras=(files[i % 2],)) for i in range(1, 5)
+    ]
+    made: list[ModelChanges] = []
+    of = ModelChanges.of
+    monkeypatch.setattr(
+        ModelChanges, "of", lambda self, model: made.append(self) or of(self, model)
+    )
+    told: list[str] = []
+    paths = draw_list(
+        model, entries, tmp_path / "out", changes=ModelChanges(quantization="int8"),
+        warn=told.append,
+    )  # fmt: skip
+    assert [changes.loras for changes in made] == [(files[1],), (files[0],)]
+    assert [text.startswith("int8 moves") for text in told] == [True, True]
+    assert {read_metadata(path)["quantization"] for (path,) in paths} == {"int8"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"image": "absent.png"}, 'list.csv:7: "image": cannot read .*absent.png: it does not'),
+        ({"image": "a.png", "mask": "tall.png"}, "the mask .*tall.png is 64×64 px, the picture"),
+        ({"image": "a.png", "strength": 2.0}, "strength=2.0 must be above 0"),
+        ({"image": "a.png", "changes": {"height_px": 64}}, "the source is 48×32 px, the settings"),
+        ({"mask": "tall.png"}, 'list.csv:7: "mask" goes with "image", the picture to draw from'),
+        ({"strength": 0.5}, 'list.csv:7: "strength" goes with "image"'),
+        ({"loras": "absent.safetensors"}, 'list.csv:7: "lora": .*absent.safetensors'),
+    ],
+)
+def test_files_of_a_line_that_cannot_be_used_are_told_before_drawing(
+    model: Model, tmp_path: Path, given: dict[str, Any], told: str
+) -> None:
+    save(tmp_path / "a.png", source(32, 48))
+    save(tmp_path / "tall.png", mask())
+    found: dict[str, Any] = {
+        name: tmp_path / value if name in ("image", "mask") else value
+        for name, value in given.items()
+    }
+    if "loras" in found:
+        found["loras"] = (LoraFile(path=tmp_path / found["loras"]),)
+    entries = [ENTRIES[0], PromptEntry(prompt="a", line=7, source="list.csv", **found)]
+    with pytest.raises(UserError, match=told):
+        draw_list(model, entries, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_changes_while_the_list_is_drawn_is_told(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, other = save(tmp_path / "a.png", source()), save(tmp_path / "b.png", source())
+    lora = lora_file(tmp_path / "a.safetensors")
+    first = PromptEntry(prompt="a", line=1, image=image)
+    changes = {
+        "image": (other, lambda *_: save(other, 255 - source())),
+        "loras": ((LoraFile(path=lora),), lambda *_: lora_file(lora, rank=2)),
+    }
+    for name, (given, change) in changes.items():
+        monkeypatch.setattr(folder, "save_picture", change)
+        entries = [first, PromptEntry(prompt="b", line=2, **{name: given})]
+        with pytest.raises(UserError, match="line 2: a picture, mask or LoRA was changed while"):
+            draw_list(model, entries, tmp_path / "out")
+
+
+def test_loras_of_lines_need_the_model_without(model: Model, tmp_path: Path) -> None:
+    file = LoraFile(path=lora_file(tmp_path / "a.safetensors"))
+    entry = PromptEntry(prompt="a", line=7, loras=(file,))
+    with pytest.raises(UserError, match="line 7: .*test has LoRAs in its weights already"):
+        draw_list(ModelChanges(loras=(file,)).of(model), [entry], tmp_path / "out")

@@ -59,6 +59,8 @@ def test_the_name_follows_from_all_that_was_asked_for(model: Model) -> None:
                  replace(masked, keep_source=False).reference],
         "variation": [variation, Variation(seed=6), Variation(seed=5, amount=0.5)],
         "loras": [(style,), (replace(style, weight=0.5),), (style, style)],
+        "quantization": ["int8"],
+        "is_compiled": [True],
     }  # fmt: skip
     others = [replace(about, **{name: way}) for name, of_name in ways.items() for way in of_name]
     assert len({each.file_name for each in (about, *others)}) == 1 + len(others)

@@ -20,11 +20,11 @@ from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
 from rectiflow.generation import model as model_module
 from rectiflow.generation.model import (
-    CardSampling,
     ModelCard,
     load_model,
     read_model_card,
 )
+from rectiflow.generation.settings import CardSampling
 from rectiflow.models.model_folder import find_model_folder
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.load_settings import LoraFile
 from rectiflow.generation.prompt_list import PromptEntry, read_prompt_list
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.sampling import parse_guidance, parse_solver
@@ -57,6 +59,31 @@ def test_the_same_list_as_jsonl_and_csv(tmp_path: Path) -> None:
     assert read_prompt_list(table)[1].line == 3
 
 
+def test_files_are_looked_for_from_the_lists_folder(tmp_path: Path) -> None:
+    (tmp_path / "a:1.safetensors").touch()
+    jsonl = written(
+        tmp_path / "a.jsonl",
+        '{"prompt": "a", "image": "b.png", "mask": "c/d.png", "strength": 1, "lora": "e:-0.5"}\n'
+        f'{{"prompt": "a", "image": "{tmp_path}/b.png", "lora": ["a:1.safetensors", "f:2"]}}\n'
+        '{"prompt": "a", "lora": []}\n{"prompt": "a"}\n',
+    )
+    first, second, third, fourth = read_prompt_list(jsonl)
+    assert (first.image, first.mask) == (tmp_path / "b.png", tmp_path / "c" / "d.png")
+    assert (first.strength, first.loras) == (1.0, (LoraFile(path=tmp_path / "e", weight=-0.5),))
+    assert (second.image, second.mask, second.strength) == (tmp_path / "b.png", None, None)
+    assert second.loras == (
+        LoraFile(path=tmp_path / "a:1.safetensors"),
+        LoraFile(path=tmp_path / "f", weight=2.0),
+    )
+    assert (third.loras, fourth.loras) == ((), None)
+    table = written(
+        tmp_path / "a.csv", "prompt,image,mask,strength,lora\na,b.png,c/d.png,1,e:-0.5\na,,,,\n"
+    )
+    same, empty = read_prompt_list(table)
+    assert same == replace(first, line=2, source=str(table))
+    assert empty == replace(fourth, line=3, source=str(table))
+
+
 def test_an_empty_prompt_is_one_where_it_can_be_said(tmp_path: Path) -> None:
     assert read_prompt_list(written(tmp_path / "a.jsonl", '{"prompt": ""}'))[0].prompt == ""
     assert read_prompt_list(written(tmp_path / "a.csv", "prompt,seed\n,4\n"))[0].prompt == ""
@@ -76,6 +103,19 @@ def test_an_empty_prompt_is_one_where_it_can_be_said(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "a", "n": true}', ':1: "n" is True; it must be a whole number'),
         ("a.jsonl", '{"prompt": "a", "n": 0}', ':1: "n" is 0, but at least 1 picture'),
         ("a.jsonl", '{"prompt": "a", "shift": 1' + "0" * 400 + "}", ":1: .*it must be a number"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "image": ""}',
+            ":1: \"image\" is ''; it must be a file's name",
+        ),
+        ("a.jsonl", '{"prompt": "a", "mask": 1}', ':1: "mask" is 1; it must be a file'),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "strength": "1"}',
+            ":1: \"strength\" is '1'; it must be a num",
+        ),
+        ("a.jsonl", '{"prompt": "a", "lora": [2]}', r':1: "lora" is \[2\]; it must be .*or a list'),
+        ("a.jsonl", '{"prompt": "a", "lora": "b:nan"}', ":1: the weight of .*b is nan; give a"),
         ("a.jsonl", '{"prompt": "a", "solver": "rk5"}', ":1: there is no solver 'rk5'; there are"),
         ("a.csv", "", r":1: the first line names the columns \[\]; it needs prompt"),
         ("a.csv", "prompt,prompt\na,b", ":1: the first line names the columns"),

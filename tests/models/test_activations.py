@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rectiflow.base.errors import ConfigError
-from rectiflow.distributed.blocks import recompute_blocks
 from rectiflow.models.activations import Arithmetic, activations_of, weight_copies
 from rectiflow.models.flops import InputSize
 from rectiflow.models.frame import Backbone
 from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.training.recompute import recompute_blocks
 
 SIZE = InputSize(height=8, width=12, num_text=NUM_TEXT)
 

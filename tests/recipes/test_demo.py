@@ -17,8 +17,9 @@ from rectiflow.recipes import encoding
 from rectiflow.recipes import previews as previews_module
 from rectiflow.recipes.demo import run_demo
 from rectiflow.recipes.small import demo as demo_recipe
+from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.loop import TrainResult, train
-from rectiflow.training.recipe import SamplingDefaults, TrainRecipe
+from rectiflow.training.recipe import TrainRecipe
 
 STAGES = ["Draw the world", "Encode", "Calibrate", "Train", "Sample and score"]
 

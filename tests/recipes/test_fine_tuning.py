@@ -27,6 +27,7 @@ from rectiflow.recipes import fine_tuning
 from rectiflow.recipes.fine_tuning import fine_tune, fine_tuning_recipe
 from rectiflow.recipes.fine_tuning_parts import prepare_pipeline
 from rectiflow.recipes.fine_tuning_request import FineTuning
+from rectiflow.sampling import CFGZeroStar, Heun, SamplingDefaults
 from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.fine_tuning import LoraTraining
 
@@ -271,6 +272,15 @@ def test_it_trains_at_the_times_that_the_shipped_model_was_trained_at() -> None:
     # As its card says: lognorm(1.79), whose median is sigmoid(1.79).
     trained = read_json(shipped_path("tiny") / "card.json")["recipe"]["formulation"]["timesteps"]
     torch.testing.assert_close(t, torch.tensor([trained["mean"]]).sigmoid())
+
+
+def test_it_is_sampled_as_the_model_that_it_starts_from() -> None:
+    tiny = load_model("tiny")
+    settings = replace(tiny.settings, num_steps=9, solver=Heun(), guidance=CFGZeroStar())
+    asked = request("tiny", Path("data"), Path("out"))
+    recipe = fine_tuning_recipe(asked, replace(tiny, settings=settings))
+    assert recipe.sampling == SamplingDefaults.of(settings)
+    assert recipe.shift.alpha == settings.shift
 
 
 @pytest.mark.parametrize(("num", "held_out"), [(3, 0), (19, 0), (20, 2), (100, 10), (9999, 64)])

@@ -5,6 +5,7 @@ from dataclasses import replace
 from rectiflow.generation.model import read_model_card
 from rectiflow.models.model_folder import find_model_folder
 from rectiflow.recipes.highres import highres, shift_for
+from rectiflow.sampling import SamplingDefaults
 
 
 def test_it_changes_what_the_paper_changes() -> None:
@@ -17,6 +18,7 @@ def test_it_changes_what_the_paper_changes() -> None:
     assert recipe.resolution_px == 2 * card.resolution_px == 128
     assert recipe.formulation == card.formulation
     assert recipe.optimizer.eps == 1e-15
+    assert recipe.sampling == SamplingDefaults.of(card.sampling)
     # Four times the tokens: sqrt(m/n) = 2.
     assert recipe.shift.alpha == 2.0 * card.sampling.shift
 

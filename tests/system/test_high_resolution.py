@@ -15,10 +15,10 @@ from rectiflow.generation.model import load_model
 from rectiflow.generation.text_to_image import generate
 from rectiflow.recipes.highres import highres
 from rectiflow.recipes.small import small
+from rectiflow.sampling import SamplingDefaults
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import SMALL
 from rectiflow.training.loop import train
-from rectiflow.training.recipe import SamplingDefaults
 
 SIZES_PX = [(128, 128), (96, 176), (176, 96), (64, 128)]
 

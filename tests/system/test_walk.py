@@ -19,12 +19,13 @@ from rectiflow.generation.text_to_image import (
     generate,
     initial_noise,
 )
+from rectiflow.sampling import SamplingDefaults
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import SMALL
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.loop import train
 from rectiflow.training.optimizers import AdamW
-from rectiflow.training.recipe import SamplingDefaults, TrainRecipe
+from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.schedule import Trapezoid
 
 NUM_SAMPLES = 4

@@ -14,8 +14,11 @@ from PIL import Image
 from torch import nn
 from training.fake_feed import FakeFeed, tiny_recipe
 
+from rectiflow.base.config import from_json
 from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.base.log import read_events
+from rectiflow.generation.settings import CardSampling
+from rectiflow.sampling import CFGZeroStar, Heun, SamplingDefaults
 from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.failure import replay
 from rectiflow.training.hooks import Event, Hook, StepDone, Validated
@@ -93,7 +96,8 @@ def test_a_run_leaves_everything_that_it_promises(tmp_path: Path) -> None:
 
 
 def test_the_exported_model_is_the_average_and_says_what_it_needs(tmp_path: Path) -> None:
-    recipe, feed = tiny_recipe(), FakeFeed()
+    sampling = SamplingDefaults(num_steps=9, solver=Heun(), guidance=CFGZeroStar())
+    recipe, feed = tiny_recipe(sampling=sampling), FakeFeed()
     result = run_quietly(recipe, tmp_path / "run", feed)
     card = json.loads((result.model / "model.json").read_text())
     assert card["format"] == 1
@@ -102,7 +106,8 @@ def test_the_exported_model_is_the_average_and_says_what_it_needs(tmp_path: Path
     assert card["autoencoder"] == feed.facts.autoencoder
     assert card["text"] == feed.facts.text
     assert (card["world"], card["resolution_px"]) == ("small", 32)
-    assert card["sampling"] == {"num_steps": 28, "guidance_scale": 3.0, "shift": 1.0}
+    assert SamplingDefaults.of(from_json(CardSampling, card["sampling"])) == sampling
+    assert card["sampling"]["shift"] == 1.0
     assert card["provenance"]["images_seen"] == 48
     exported = read_tensors(result.model / "weights.safetensors")
     average = read_tensors(tmp_path / "run" / "checkpoints" / "step_00000012" / "ema.safetensors")

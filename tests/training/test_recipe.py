@@ -5,8 +5,18 @@ from training.fake_feed import tiny_recipe
 
 from rectiflow.base.config import from_json, to_json
 from rectiflow.base.errors import ConfigError
+from rectiflow.flow import ResolutionShift
+from rectiflow.sampling import CFGZeroStar, DynamicShiftGrid, Heun, SamplingDefaults
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.recipe import CHANGEABLE, TrainRecipe, differences
+
+DYNAMIC = SamplingDefaults(solver=Heun(), grid=DynamicShiftGrid(), guidance=CFGZeroStar())
+
+
+def test_how_to_sample_survives_json_and_the_usual_is_written_as_before() -> None:
+    recipe = tiny_recipe(sampling=DYNAMIC)
+    assert from_json(TrainRecipe, to_json(recipe)) == recipe
+    assert to_json(tiny_recipe())["sampling"] == {"num_steps": 28, "guidance_scale": 3.0}
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(), Muon()])
@@ -23,6 +33,7 @@ def test_recipes_survive_json(optimizer: AdamW | Muon) -> None:
         ({"keep_last": 0}, "keep_last is 0; it must be at least 1"),
         ({"encoder_dropout": 1.5}, "encoder_dropout is 1.5; give a probability from 0 to 1"),
         ({"empty_prompt": -0.1}, "empty_prompt is -0.1; give a probability from 0 to 1"),
+        ({"shift": ResolutionShift(alpha=2.0), "sampling": DYNAMIC}, "shift=2 does not go with"),
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0; give a norm above 0"),
     ],
 )

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,9 +10,8 @@ from models.small_backbones import CONFIGS, inputs, random_backbone
 from training.fake_feed import FakeFeed, tiny_recipe
 from training.kill_and_resume import contents
 
-from rectiflow.base.errors import ConfigError
-from rectiflow.distributed.blocks import Recompute, compile_blocks, recompute_blocks
 from rectiflow.training.loop import train
+from rectiflow.training.recompute import Recompute, recompute_blocks
 from rectiflow.training.schedule import Trapezoid
 
 
@@ -61,28 +59,13 @@ def test_a_run_may_go_on_with_another_recompute(tmp_path: Path) -> None:
     assert "recompute" not in json.loads((tmp_path / "whole" / "recipe.json").read_text())
 
 
-def test_a_machine_that_cannot_compile_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(_function: Any) -> Any:
-        def call(_x: torch.Tensor) -> None:
-            raise RuntimeError("\nNo working C++ compiler found: ['g++']\nSet TORCH_LOGS …")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", failing)
-    text = (
-        r"compile_blocks is set, but torch.compile does not work here for cpu: No working C\+\+ "
-        r"compiler found: \['g\+\+'\]; install a C\+\+ compiler \(such as g\+\+\) and on a GPU"
-    )
-    with pytest.raises(ConfigError, match=text):
-        compile_blocks([], torch.device("cpu"))
-
-
 COMPOSITION = """
 import functools, torch
 torch.set_num_threads(1)
 # The whole of the composition but for the generation of code, which takes minutes.
 torch.compile = functools.partial(torch.compile, backend="aot_eager")
-from rectiflow.distributed.blocks import compile_blocks, recompute_blocks
+from rectiflow.models.compilation import compile_blocks
+from rectiflow.training.recompute import recompute_blocks
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.substitution import is_compiled
@@ -162,8 +145,8 @@ def test_without_a_compiler_it_is_one_line(
     monkeypatch.setenv("CXX", "/nowhere/g++")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     done = run_python(
-        "import torch\nfrom rectiflow.distributed.blocks import compile_blocks\n"
+        "import torch\nfrom rectiflow.models.compilation import compile_blocks\n"
         "compile_blocks([], torch.device('cpu'))",
         timeout_s=600.0,
     )
-    assert "ConfigError: compile_blocks is set, but torch.compile does not work" in done.stderr
+    assert "ConfigError: blocks were to be compiled, but torch.compile does not work" in done.stderr

@@ -1,0 +1,36 @@
+"""What is done to a loaded model before it draws, all at once and in one order.
+
+Before the walk of a prompt. LoRAs come first, for the 8 bits are made of the weights with them;
+compiled is what comes of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rectiflow.generation.load_settings import LoraFile
+from rectiflow.generation.loras import WeightedLora, with_loras
+from rectiflow.generation.model import Model
+from rectiflow.generation.quantized import with_quantization
+from rectiflow.models.compilation import with_compiled_blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChanges:
+    """LoRAs to merge, 8 bits to multiply in (int8 on a CPU, fp8 on a GPU), blocks to compile."""
+
+    loras: tuple[LoraFile | WeightedLora, ...] = ()
+    quantization: str | None = None
+    is_compiled: bool = False
+
+    def of(self, model: Model) -> Model:
+        """The model so changed, beside the given one, which stays as it is.
+
+        Raises:
+            UserError, CheckpointError: as `with_loras`.
+            ConfigError: as `with_quantization` and `with_compiled_blocks`.
+        """
+        changed = with_quantization(with_loras(model, self.loras), self.quantization)
+        if self.is_compiled:
+            changed = replace(changed, backbone=with_compiled_blocks(changed.backbone))
+        return changed
