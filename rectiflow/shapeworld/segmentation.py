@@ -75,7 +75,7 @@ def _smoothed(image: Floats) -> Floats:
     padded = np.concatenate([image[:1], image, image[-1:]])
     rows: Floats = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     rows = np.concatenate([rows[:, :1], rows, rows[:, -1:]], axis=1)
-    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) * np.float32(1 / 16)
+    return 0.0625 * (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:])
 
 
 def _median(values: Floats) -> Floats:

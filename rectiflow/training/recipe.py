@@ -161,6 +161,11 @@ class TrainRecipe:
             )
         if self.alignment.is_on:
             self._refuse_unfit_alignment()
+        if self.compile_blocks and (self.alignment.is_on or self.routing.is_on):
+            raise ConfigError(
+                "compile_blocks is set together with alignment or routing, which reach between the "
+                "blocks, where compiled graphs are closed; leave out one of them"
+            )
         if self.gradient_clip <= 0.0:
             raise ConfigError(
                 f"gradient_clip is {self.gradient_clip}; give a norm above 0 "

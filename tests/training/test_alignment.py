@@ -167,6 +167,8 @@ def test_what_does_not_fit_is_refused() -> None:
         aligned_recipe(alignment=replace(ALIGNMENT, block=2))
     with pytest.raises(ConfigError, match="alignment.weight is set together with lora or prior"):
         aligned_recipe(start_from="tiny", lora=LoraTraining(rank=2))
+    with pytest.raises(ConfigError, match="compile_blocks is set together with alignment"):
+        aligned_recipe(compile_blocks=True)
     facts = FakeFeed().facts
     refuse_unfit(facts, aligned_recipe())
     with pytest.raises(ConfigError, match="feature_dim is 6, the store has no features; encode"):
