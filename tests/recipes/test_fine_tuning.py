@@ -12,6 +12,7 @@ from models.small_backbones import SIZES
 from safetensors.torch import save_file
 from tiny_model import tiny_model
 
+from rectiflow.base.config import from_json
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json
 from rectiflow.data.latent_store import LatentStore
@@ -30,6 +31,7 @@ from rectiflow.recipes.fine_tuning_request import FineTuning
 from rectiflow.sampling import CFGZeroStar, Heun, SamplingDefaults
 from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.fine_tuning import LoraTraining
+from rectiflow.training.recipe import TrainRecipe
 
 LOAD = LoadSettings(t5_tokens=TOKENS)
 
@@ -266,12 +268,17 @@ def test_settings_of_the_prior_that_do_not_go_together(given: dict, text: str) -
 
 
 def test_it_trains_at_the_times_that_the_shipped_model_was_trained_at() -> None:
-    recipe = fine_tuning_recipe(request("tiny", Path("data"), Path("out")), load_model("tiny"))
-    median = recipe.formulation.timesteps.from_uniform(torch.tensor([0.5]))
-    t = recipe.shift.along(recipe.formulation.path, median)
-    # As its card says: lognorm(1.79), whose median is sigmoid(1.79).
-    trained = read_json(shipped_path("tiny") / "card.json")["recipe"]["formulation"]["timesteps"]
-    torch.testing.assert_close(t, torch.tensor([trained["mean"]]).sigmoid())
+    tuned = fine_tuning_recipe(request("tiny", Path("data"), Path("out")), load_model("tiny"))
+    card = read_json(shipped_path("tiny") / "card.json")
+    trained = from_json(TrainRecipe, card["recipe"])
+    levels = torch.tensor([0.1, 0.5, 0.9])
+    times = [
+        recipe.shift.along(
+            recipe.formulation.path, recipe.formulation.timesteps.from_uniform(levels)
+        )
+        for recipe in (tuned, trained)
+    ]
+    torch.testing.assert_close(times[0], times[1])
 
 
 def test_it_is_sampled_as_the_model_that_it_starts_from() -> None:
