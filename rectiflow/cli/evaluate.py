@@ -24,8 +24,8 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "evaluate",
         run,
-        usage="rectiflow evaluate MODEL [--benchmark shapeworld] [--per-task N] [--out FILE.json] "
-        "[--steps N] ...",
+        usage="rectiflow evaluate MODEL [--benchmark shapeworld] [--per-task N] "
+        "[--out FILE.json] [--seed S] [--steps N] ...",
         summary="score a model on a benchmark",
         details=_DETAILS,
     )
@@ -39,6 +39,9 @@ def add_parser(verbs: Verbs) -> None:
         default=50,
         metavar="N",
         help="prompts for each task and split (default: 50)",
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="S", help="of the pictures (default: 0)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to keep the result")
     add_drawing_options(parser)
@@ -62,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
         evaluation = evaluate(
             model,
             per_task=options.per_task,
+            seed=options.seed,
             settings=replace(model.settings, **changes),
             progress=progress,
         )
