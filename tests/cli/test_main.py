@@ -106,7 +106,9 @@ assert not heavy, heavy
     result = run_python(source)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("usage: rectiflow")
-    assert ("--seed" in result.stdout) == (verb in (["demo"], ["finetune"], ["sample"]))
+    assert ("--seed" in result.stdout) == (
+        verb in (["demo"], ["evaluate"], ["finetune"], ["sample"])
+    )
 
 
 def test_usages_are_the_promised_spellings(capsys: pytest.CaptureFixture[str]) -> None:
