@@ -48,7 +48,8 @@ def test_losses_and_gradients_are_those_of_one_process(
         if event["kind"] == "train":
             assert event["loss"] == pytest.approx(expected["loss"], rel=1e-6)
             assert event["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-5)
-            assert event["similarity"] == pytest.approx(expected["similarity"], rel=1e-5)
+            if expected["similarity"] is not None:
+                assert event["similarity"] == pytest.approx(expected["similarity"], rel=1e-5)
         else:
             for weights in ("raw", "ema"):
                 found = event[weights]["per_level"]
