@@ -152,10 +152,11 @@ def make_table() -> str:
     ]
     lines = ["| figure | result |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     about = (
-        f"On {machine['num_cores']} cores of an {machine['processor']} "
+        f"The demo on {machine['num_cores']} cores of an {machine['processor']}\n"
         f"({machine['cpu_capability']}), PyTorch {machine['packages']['torch'].split('+')[0]}; "
-        "scores on the world `small`, combinations seen in\ntraining, lenient verdict, 95 % "
-        "bootstrap intervals over prompts. Made by `docs/readme/table.py`."
+        "ratios each in one run, on the machine that its row in `benchmarks/results` names. Scores "
+        "on\nthe world `small`, combinations seen in training, lenient verdict, 95 % bootstrap "
+        "intervals over prompts. Made by\n`docs/readme/table.py`."
     )
     return "\n".join([about, "", *lines]) + "\n"
 
