@@ -150,7 +150,7 @@ from models.small_backbones import CONFIGS, inputs, random_backbone
 for kind, config in CONFIGS.items():
     model = random_backbone(replace(config, depth=1))
     with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(*inputs())
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(*inputs())
         print(kind, (compiled - model(*inputs())).abs().max().item() < 1e-4)
 """
 
