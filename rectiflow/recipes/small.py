@@ -110,7 +110,7 @@ def tiny() -> TrainRecipe:
     return replace(
         small("tiny", replace(BACKBONES["uvit"](4), width=192)),
         batch_size=16,
-        max_steps=30_000,
+        max_steps=23_000,
         schedule=Trapezoid(warmup_steps=200, decay_fraction=0.4),
         validate_every=1000,
         checkpoint_every=1000,
