@@ -20,6 +20,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from rectiflow.base.config import LATER
 from rectiflow.distributed.sharding import own_part, own_parts, part_for, share_work, whole
 from rectiflow.models.layers.linear import StackedLinear
 from rectiflow.training.newton_schulz import orthogonalize
@@ -60,6 +61,9 @@ class AdamW:
 class Muon:
     """Muon for the blocks' matrices, `rest` for all other parameters.
 
+    `orthogonalize_modulation` and `orthogonalize_convolutions` give it more: the maps to the
+    blocks' shifts, scales and gates; and all convolutions but the one that reads the latents, as
+    matrices of [out, in·height·width].
     `scaling` turns an orthogonal update into a step of `learning_rate`: "spectral" multiplies
     by max(1, rows / cols)^0.5 (rates near 0.02); "match_adamw" by 0.2 * max(rows, cols)^0.5,
     which gives the update AdamW's usual root mean square, so that AdamW's rates carry over.
@@ -71,6 +75,7 @@ class Muon:
     num_newton_schulz_steps: int = 5
     scaling: Literal["spectral", "match_adamw"] = "match_adamw"
     orthogonalize_modulation: bool = False
+    orthogonalize_convolutions: bool = field(default=False, metadata=LATER)
     rest: AdamW = field(default_factory=AdamW)
 
     def build(self, model: nn.Module, dtype: torch.dtype) -> MuonOptimizer:
@@ -150,7 +155,10 @@ class AdamWOptimizer(Optimizer):
 
 @dataclass(kw_only=True)
 class _Matrix:
-    """A hidden weight that Muon moves: `num_parts` stacked matrices of `rows` x `cols`."""
+    """A hidden weight that Muon moves: `num_parts` stacked matrices of `rows` x `cols`.
+
+    A convolution's filters are the rows of its one matrix.
+    """
 
     name: str
     weight: nn.Parameter
@@ -183,10 +191,8 @@ class _Matrix:
         return 0.2 * math.sqrt(max(self.rows, self.cols))
 
 
-def hidden_matrices(
-    model: nn.Module, *, with_modulation: bool
-) -> Iterable[tuple[str, nn.Parameter, int]]:
-    """The blocks' matrices as (name, weight, number of matrices stacked in it).
+def hidden_matrices(model: nn.Module, config: Muon) -> Iterable[tuple[str, nn.Parameter, int]]:
+    """What `config` orthogonalizes: (name, weight, number of matrices stacked in it).
 
     Fused projections are several maps that share an input (`StackedLinear`): queries, keys and
     values, and the modulation's shifts, scales and gates; each is orthogonalized by itself.
@@ -194,13 +200,15 @@ def hidden_matrices(
     blocks = cast(nn.Module, model.blocks)
     in_blocks = {id(parameter) for parameter in blocks.parameters()}
     for name, parameter in trainable(model):
-        if id(parameter) not in in_blocks or parameter.ndim != 2:
-            continue
-        is_modulation = "adaLN_modulation" in name
-        if is_modulation and not with_modulation:
-            continue
         owner = model.get_submodule(name.rpartition(".")[0])
-        yield name, parameter, owner.num_parts if isinstance(owner, StackedLinear) else 1
+        if isinstance(owner, nn.Conv2d):
+            is_taken = config.orthogonalize_convolutions and not name.startswith("x_embedder.")
+        else:
+            is_taken = id(parameter) in in_blocks and (
+                config.orthogonalize_modulation or "adaLN_modulation" not in name
+            )
+        if is_taken and parameter.ndim > 1:
+            yield name, parameter, owner.num_parts if isinstance(owner, StackedLinear) else 1
 
 
 class MuonOptimizer(Optimizer):
@@ -209,10 +217,8 @@ class MuonOptimizer(Optimizer):
     def __init__(self, config: Muon, model: nn.Module, dtype: torch.dtype) -> None:
         self._config = config
         self._matrices: list[_Matrix] = []
-        for name, weight, num_parts in hidden_matrices(
-            model, with_modulation=config.orthogonalize_modulation
-        ):
-            rows, cols = weight.shape[0] // num_parts, weight.shape[1]
+        for name, weight, num_parts in hidden_matrices(model, config):
+            rows, cols = weight.shape[0] // num_parts, weight[0].numel()
             self._matrices.append(
                 _Matrix(
                     name=name,

@@ -303,8 +303,7 @@ def _muon_stacks(recipe: TrainRecipe, backbone: Backbone, dtype: torch.dtype) ->
     """Where Muon gathers the hidden matrices to make them orthogonal."""
     if not isinstance(recipe.optimizer, Muon):
         return 0
-    with_modulation = recipe.optimizer.orthogonalize_modulation
-    matrices = hidden_matrices(backbone, with_modulation=with_modulation)
+    matrices = hidden_matrices(backbone, recipe.optimizer)
     return dtype.itemsize * sum(weight.numel() for _, weight, _ in matrices)
 
 

@@ -58,7 +58,9 @@ class TrainRecipe:
     `stratified_times` the times of any neighbouring samples are spread evenly over the sampler's
     quantiles instead of drawn independently: same density, less scatter of the loss.
     `encoder_dropout` is the probability in [0, 1] with which each text encoder is left out of
-    each sample, independently (arXiv 2403.03206, section 5.1). `caption_mix` gives the weight of
+    each sample, independently (arXiv 2403.03206, section 5.1); `pooled_dropout` that with which
+    the pooled vector is, whatever encoders are there: it is quicker to learn from than the tokens,
+    and a model that always has it hardly reads them. `caption_mix` gives the weight of
     each caption variant of the store; without it all weigh the same. `empty_prompt` is the
     probability that a sample shows the empty prompt instead, so that guidance, which contrasts
     with it, meets something the model has learned. `num_validation` samples are held out.
@@ -107,6 +109,7 @@ class TrainRecipe:
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: Precision = "auto"
     encoder_dropout: float = 0.464
+    pooled_dropout: float = field(default=0.0, metadata=LATER)
     caption_mix: dict[str, float] | None = None
     empty_prompt: float = 0.05
     num_validation: int = 256
@@ -124,7 +127,7 @@ class TrainRecipe:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
-        for name in ("encoder_dropout", "empty_prompt"):
+        for name in ("encoder_dropout", "pooled_dropout", "empty_prompt"):
             probability = getattr(self, name)
             if not 0.0 <= probability <= 1.0:
                 raise ConfigError(f"{name} is {probability}; give a probability from 0 to 1")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +34,7 @@ from rectiflow.training.state import TrainState
 NOISE_STREAM = 16
 CHOICE_STREAM = 17
 ROUTE_STREAM = 18
+POOLED_STREAM = 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +66,22 @@ class StepResult:
 
 
 def draw(batch: Batch, recipe: TrainRecipe) -> Draw:
-    """Choose noise, time and dropped encoders of each sample from its key."""
+    """Choose noise, time and dropped text of each sample from its key."""
     uniforms = philox.uniform(batch.keys, 1 + len(ENCODERS), stream=CHOICE_STREAM)
     levels = uniforms[:, 0]
     if recipe.stratified_times:
         levels = philox.even_uniform(batch.positions, derive_seed(recipe.seed, "times"))
     x0, eps = posterior_and_noise(batch, batch.keys, stream=NOISE_STREAM)
     t = recipe.formulation.timesteps.from_uniform(levels)
+    conditioning = condition(batch, uniforms[:, 1:] >= recipe.encoder_dropout)
+    if recipe.pooled_dropout:
+        keep = philox.uniform(batch.keys, 1, stream=POOLED_STREAM) >= recipe.pooled_dropout
+        conditioning = replace(conditioning, pooled=conditioning.pooled * keep)
     return Draw(
         x0=x0,
         eps=eps,
         t=recipe.shift.along(recipe.formulation.path, t),
-        conditioning=condition(batch, uniforms[:, 1:] >= recipe.encoder_dropout),
+        conditioning=conditioning,
         weights=batch.weights,
     )
 

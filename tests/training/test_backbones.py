@@ -29,7 +29,11 @@ def config_for_fake_feed(kind: str) -> BackboneConfig:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("optimizer", [AdamW(), Muon(rest=AdamW())], ids=["adamw", "muon"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [AdamW(), Muon(orthogonalize_convolutions=True, rest=AdamW())],
+    ids=["adamw", "muon"],
+)
 def test_the_first_loss_is_that_of_predicting_zero_and_it_falls(kind, optimizer) -> None:
     recipe = tiny_recipe(
         backbone=config_for_fake_feed(kind), optimizer=optimizer, max_steps=1000, precision="fp32"

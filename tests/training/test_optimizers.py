@@ -107,10 +107,12 @@ def test_muon_orthogonalizes_fused_projections_part_by_part() -> None:
 
 
 def test_muon_takes_the_blocks_matrices_and_only_them() -> None:
-    names = [name for name, _, _ in hidden_matrices(model(), with_modulation=False)]
+    names = [name for name, _, _ in hidden_matrices(model(), Muon(orthogonalize_convolutions=True))]
     assert all(name.startswith("joint_blocks.") for name in names)
     assert not any("adaLN" in name or "bias" in name for name in names)
-    parts = {name: n for name, _, n in hidden_matrices(model(), with_modulation=True)}
+    parts = {
+        name: n for name, _, n in hidden_matrices(model(), Muon(orthogonalize_modulation=True))
+    }
     assert parts["joint_blocks.0.x_block.attn.qkv.weight"] == 3
     assert parts["joint_blocks.0.x_block.adaLN_modulation.1.weight"] == 6
     assert parts["joint_blocks.1.context_block.adaLN_modulation.1.weight"] == 2
@@ -121,7 +123,8 @@ def test_muon_knows_the_stacked_matrices_of_every_backbone() -> None:
     sizes = {"depth": 1, "context_dim": 32, "pooled_dim": 24, "position_side": 8, "base_side": 4}
     for config in (CrossDiTConfig(**sizes), UViTConfig(**sizes)):
         backbone = build_backbone(config)
-        parts = {name: n for name, _, n in hidden_matrices(backbone, with_modulation=True)}
+        muon = Muon(orthogonalize_modulation=True)
+        parts = {name: n for name, _, n in hidden_matrices(backbone, muon)}
         block = "transformer_blocks.0."
         assert {name.removeprefix(block): n for name, n in parts.items()} == {
             "x_block.adaLN_modulation.1.weight": 6,
@@ -133,6 +136,27 @@ def test_muon_knows_the_stacked_matrices_of_every_backbone() -> None:
             "cross_attn.kv.weight": 2,
             "cross_attn.proj.weight": 1,
         }
+
+
+def test_convolutions_filters_are_the_rows_of_a_matrix() -> None:
+    backbone = build_backbone(
+        UViTConfig(depth=1, context_dim=32, pooled_dim=24, position_side=8, base_side=4)
+    )
+    config = Muon(
+        learning_rate=1.0, weight_decay=0.0, scaling="spectral", orthogonalize_convolutions=True
+    )
+    convolutions = {n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)}
+    taken = {name.removesuffix(".weight"): p for name, p, _ in hidden_matrices(backbone, config)}
+    assert convolutions - taken.keys() == {"x_embedder"}
+    before = {name: taken[name].detach().clone() for name in convolutions & taken.keys()}
+    optimizer = config.build(backbone, torch.float32)
+    give_gradients(backbone, 0)
+    optimizer.step(1.0)
+    for name, old in before.items():
+        update = (taken[name] - old).detach().flatten(1)
+        values = singular_values(update) / max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+        assert values.max() < 1.25
+        assert values.quantile(0.1) > 0.6
 
 
 def test_every_parameter_is_moved_by_muon_or_its_rest() -> None:

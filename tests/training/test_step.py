@@ -93,6 +93,20 @@ def test_each_encoder_is_dropped_on_its_own_at_the_papers_rate() -> None:
     assert abs(dropped.prod(dim=0).mean() - 0.464**3) < 0.03
 
 
+def test_the_pooled_vector_is_dropped_by_itself_and_nothing_else_changes() -> None:
+    feed = FakeFeed(num=4096)
+    batch = feed.rows(torch.arange(4096), epoch=0)
+    recipe = tiny_recipe(encoder_dropout=0.0)
+    always = draw(batch, recipe)
+    half = draw(batch, dataclasses.replace(recipe, pooled_dropout=0.5))
+    dropped = (half.conditioning.pooled == 0).all(dim=1)
+    assert abs(dropped.float().mean() - 0.5) < 0.03
+    assert torch.equal(half.conditioning.pooled[~dropped], always.conditioning.pooled[~dropped])
+    assert torch.equal(half.conditioning.context, always.conditioning.context)
+    assert torch.equal(half.t, always.t)
+    assert torch.equal(half.eps, always.eps)
+
+
 def test_no_dropout_keeps_every_encoder() -> None:
     feed = FakeFeed(num=64)
     recipe = tiny_recipe(encoder_dropout=0.0)
