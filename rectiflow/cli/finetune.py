@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from rectiflow.cli.options import Verbs, add_seed, add_verb, positive_number, whole_number
+from rectiflow.cli.options import (
+    Verbs,
+    add_seed,
+    add_shard_over,
+    add_verb,
+    positive_number,
+    whole_number,
+)
 from rectiflow.cli.released_options import add_released_options, read_load_settings
 
 _DETAILS = """\
@@ -13,6 +20,8 @@ holds images and captions as for `rectiflow encode`. The same command continues 
 Without --lora all weights are trained, and RUN is a model; with --lora a LoRA is, in a file:
   rectiflow sample RUN PROMPT
   rectiflow sample MODEL PROMPT --lora RUN/model/lora.safetensors
+On GPUs, one process for each:
+  torchrun --nproc-per-node 8 -m rectiflow finetune MODEL --data DIR --out RUN
 """
 
 
@@ -24,7 +33,8 @@ def add_parser(verbs: Verbs) -> None:
         run,
         usage="rectiflow finetune MODEL --data DIR --out RUN [--lora RANK] [--max-steps N] "
         "[--learning-rate X] [--batch-size B] [--resolution PX] "
-        "[--prior DIR | --prior-prompt TEXT --prior-count N] [--sample-prompt TEXT ...] [--seed S]",
+        "[--prior DIR | --prior-prompt TEXT --prior-count N] [--sample-prompt TEXT ...] "
+        "[--shard-over N] [--seed S]",
         summary="fine-tune a model, or train a LoRA for it, on a folder of captioned images",
         details=_DETAILS,
     )
@@ -79,6 +89,7 @@ def add_parser(verbs: Verbs) -> None:
         default="fp32",
         help="what a LoRA's frozen model is held in; bf16 is half the memory (default: fp32)",
     )
+    add_shard_over(parser)
     add_seed(parser)
     add_released_options(parser)
 
@@ -96,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
         lora = LoraTraining(rank=options.lora, hold_base=options.hold_base)
     elif options.hold_base != "fp32":
         options.parser.error("--hold-base goes with --lora, whose base is frozen")
-    with open_world() as world:
+    with open_world(shard_over=options.shard_over) as world:
         result = fine_tune(
             FineTuning(
                 model=options.model,

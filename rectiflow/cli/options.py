@@ -92,6 +92,16 @@ def positive_number(text: str) -> float:
     return value
 
 
+def add_shard_over(parser: argparse.ArgumentParser) -> None:
+    """`--shard-over N`, the same in every verb that trains."""
+    parser.add_argument(
+        "--shard-over",
+        type=whole_number(1),
+        metavar="N",
+        help="under torchrun: processes that share one copy of the state (default: all)",
+    )
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """`--seed S`, the same in every verb that draws random numbers."""
     parser.add_argument(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rectiflow.base.errors import UserError
-from rectiflow.cli.options import Verbs, add_verb, whole_number
+from rectiflow.cli.options import Verbs, add_shard_over, add_verb, whole_number
 
 _DETAILS = """\
 Every field of the recipe is an option too:
@@ -41,12 +41,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--wandb", metavar="PROJECT", help="also send the figures to Weights & Biases"
     )
-    parser.add_argument(
-        "--shard-over",
-        type=whole_number(1),
-        metavar="N",
-        help="under torchrun: processes that share one copy of the state (default: all)",
-    )
+    add_shard_over(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this, or RECIPE's fields")
 
 

@@ -61,14 +61,19 @@ class World:
         dist.all_gather(rows, mine)
         return torch.cat(rows)
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """What `make()` returns in the first process; the others do not call it.
+    def from_first(self, make: Callable[[], T], *, patience: timedelta = PATIENCE) -> T:
+        """What `make()` returns in the first process; the others wait for it, up to `patience`.
 
         The value travels pickled, among the processes of one run.
         """
+        if self.num_processes == 1:
+            return make()
+        # How long its members wait for each other is a group's own.
+        group = None
+        if patience != PATIENCE:
+            group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=patience))
         made: list[Any] = [make() if self.is_first else None]
-        if self.num_processes > 1:
-            dist.broadcast_object_list(made, src=0, device=CPU)
+        dist.broadcast_object_list(made, src=0, group=group, device=CPU)
         return cast(T, made[0])
 
     def wait_for_all(self) -> None:

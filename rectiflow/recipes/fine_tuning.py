@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +18,7 @@ from jaxtyping import UInt8
 from torch import nn
 
 from rectiflow.base.config import load_config, save_config
-from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.base.errors import UserError
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.flow import ResolutionShift
@@ -43,7 +44,7 @@ from rectiflow.training.hooks import DrawSamples, Hook
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.prior_feed import PriorFeed
-from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.run_folder import PREPARED_FOLDER, refuse_foreign_folder
 from rectiflow.training.schedule import Trapezoid
 
@@ -53,6 +54,8 @@ LEARNING_RATES = {"all": 1e-5, "lora": 1e-4}
 #: A tenth of the pictures is held out where there are so many, but no more than the second.
 LEAST_TO_HOLD_OUT, MOST_HELD_OUT = 20, 64
 _PREPARED_FILE = "prepared.json"
+#: How long the other processes wait for latents and prior pictures of any number.
+_PREPARATION = timedelta(days=7)
 
 
 def fine_tune(
@@ -64,60 +67,27 @@ def fine_tune(
 ) -> TrainResult:
     """Prepare what training needs, then train; a stopped call is continued by the next one.
 
-    All of it runs on the device of `world`, which is one process.
+    The first process of `world` prepares, on its device, and draws sample pictures; all train.
 
     Raises:
         UserError: the folders cannot be used, the model has no such sizes, or the run was begun
             with other settings.
         CheckpointError: the model is damaged or of another family.
-        ConfigError: a setting is out of range, or there are several processes.
+        ConfigError: a setting is out of range, or the batch does not divide among the processes.
         DivergedError: the loss or the gradient is not finite.
     """
-    if world.num_processes > 1:
-        raise ConfigError(
-            f"{world.num_processes} processes were started, but fine-tuning is prepared and done "
-            "by one; start it without torchrun, or with --nproc-per-node 1 for a GPU"
-        )
-    run = request.out
-    refuse_foreign_folder(run)
-    listing = list_captioned(request.data, request.caption, "--caption 'a photo of sks dog'")
-    prior = None
-    if request.prior is not None:
-        prior = list_captioned(
-            request.prior, request.prior_prompt, "--prior-prompt 'a photo of a dog'"
-        )
-    request = replace(
-        request,
-        model=_place_of(request.model),
-        load=replace(request.load, device=str(world.device)),
-    )
-    model = load_model(request.model, request.load)
-    model = at_size(model, request.resolution_px or model.resolution_px)
-    recipe = fine_tuning_recipe(request, model)
-    _check_fit(model, recipe)
-    prepared = run / PREPARED_FOLDER
-    wanted = Prepared(
-        model=model.digest,
-        data=hash_listing(listing),
-        resolution_px=model.resolution_px,
-        prior=hash_prior(request, prior),
-    )
-    if (prepared / _PREPARED_FILE).is_file():
-        refuse_other(run, load_config(prepared / _PREPARED_FILE, Prepared), wanted)
-    else:
-        prepare(request, model, recipe, prepared, progress=progress)
-        save_config(prepared / _PREPARED_FILE, wanted)
-    store = LatentStore(prepared / "store")
-    store.header.check_made_by(
-        autoencoder=model.autoencoder.fingerprint(), text=encoder_of(model).fingerprints()
-    )
-    recipe = replace(recipe, num_validation=_num_held_out(len(store)))
-    on_sample = _sample_pictures(model, recipe)
-    del model  # the trainer has a backbone of its own
+    on_sample: DrawSamples | None = _left_to_the_first
+
+    def begin() -> TrainRecipe:
+        nonlocal on_sample
+        recipe, on_sample = _begin(request, world, progress=progress)
+        return recipe
+
+    recipe = world.from_first(begin, patience=_PREPARATION)
     return train(
         recipe,
-        _open_feed(store, prepared, recipe),
-        run,
+        _open_feed(request.out / PREPARED_FOLDER, recipe),
+        request.out,
         max_steps=request.max_steps,
         hooks=hooks,
         on_sample=on_sample,
@@ -168,6 +138,48 @@ def fine_tuning_recipe(request: FineTuning, model: Model) -> TrainRecipe:
 # --- before training ------------------------------------------------------------------------------
 
 
+def _begin(
+    request: FineTuning, world: World, *, progress: bool
+) -> tuple[TrainRecipe, DrawSamples | None]:
+    """Make what the run needs, or check that it is there; how to train, and to draw on the way."""
+    run = request.out
+    refuse_foreign_folder(run)
+    listing = list_captioned(request.data, request.caption, "--caption 'a photo of sks dog'")
+    prior = None
+    if request.prior is not None:
+        prior = list_captioned(
+            request.prior, request.prior_prompt, "--prior-prompt 'a photo of a dog'"
+        )
+    request = replace(
+        request,
+        model=_place_of(request.model),
+        load=replace(request.load, device=str(world.device)),
+    )
+    model = load_model(request.model, request.load)
+    model = at_size(model, request.resolution_px or model.resolution_px)
+    recipe = fine_tuning_recipe(request, model)
+    refuse_uneven(recipe, world.num_processes)
+    _check_fit(model, recipe)
+    prepared = run / PREPARED_FOLDER
+    wanted = Prepared(
+        model=model.digest,
+        data=hash_listing(listing),
+        resolution_px=model.resolution_px,
+        prior=hash_prior(request, prior),
+    )
+    if (prepared / _PREPARED_FILE).is_file():
+        refuse_other(run, load_config(prepared / _PREPARED_FILE, Prepared), wanted)
+    else:
+        prepare(request, model, recipe, prepared, progress=progress)
+        save_config(prepared / _PREPARED_FILE, wanted)
+    store = LatentStore(prepared / "store")
+    store.header.check_made_by(
+        autoencoder=model.autoencoder.fingerprint(), text=encoder_of(model).fingerprints()
+    )
+    recipe = replace(recipe, num_validation=_num_held_out(len(store)))
+    return recipe, _sample_pictures(model, recipe)
+
+
 def _place_of(model: str) -> str:
     """An absolute path, or the name of a model that ships, so that a run may go on anywhere."""
     if Path(model).exists():
@@ -208,12 +220,18 @@ def _num_held_out(num_samples: int) -> int:
     return min(MOST_HELD_OUT, num_samples // 10)
 
 
-def _open_feed(store: LatentStore, prepared: Path, recipe: TrainRecipe) -> Feed:
-    at_once = recipe.batch_size
+def _open_feed(prepared: Path, recipe: TrainRecipe) -> Feed:
+    store, at_once = LatentStore(prepared / "store"), recipe.batch_size
     if recipe.prior is None:
         return StoreFeed(store, recipe, validation_batch_size=at_once)
     prior = LatentStore(prepared / "prior_store")
     return PriorFeed(store, prior, recipe, validation_batch_size=at_once)
+
+
+def _left_to_the_first(
+    backbone: nn.Module, prompts: tuple[str, ...]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    raise AssertionError("the first process draws, and it has the model's other parts")
 
 
 def _sample_pictures(model: Model, recipe: TrainRecipe) -> DrawSamples | None:

@@ -116,7 +116,7 @@ def demo() -> TrainRecipe:
     `experiments/2026-11-25_a_backbone_for_ten_minutes`.
     """
     return replace(
-        small("demo", BACKBONES["uvit"](2)),
+        _reading(small("demo", BACKBONES["uvit"](2))),
         batch_size=16,
         max_steps=7000,
         schedule=Trapezoid(warmup_steps=100, decay_fraction=0.4),

@@ -14,14 +14,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from rectiflow.base.errors import CheckpointError, ConfigError
+from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
 from rectiflow.distributed.sharding import own_part, part_for, shard, whole
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.compilation import compile_blocks
 from rectiflow.models.frame import Backbone
-from rectiflow.models.lora import add_lora, lora_tensors
+from rectiflow.models.lora import add_lora, lora_rank, lora_tensors
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.alignment import Aligner, Projector
 from rectiflow.training.ema import Ema
@@ -86,14 +86,8 @@ class TrainState:
 
         Raises:
             CheckpointError: `first` does not fit the recipe's backbone.
-            ConfigError: the recipe's LoRA does not, or several processes were to train it; or this
-                machine cannot compile blocks.
+            ConfigError: the recipe's LoRA does not; or this machine cannot compile blocks.
         """
-        if recipe.lora is not None and world.num_processes > 1:
-            raise ConfigError(
-                f"{world.num_processes} processes were started to train a LoRA, which one process "
-                "does; start one, or train all weights (without lora)"
-            )
         backbone = build_backbone(recipe.backbone)
         generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "backbone"))
         if recipe.lora is None:
@@ -215,10 +209,14 @@ class TrainState:
         average = self._gather(self.ema.model.state_dict())
         if not self.world.is_first:
             return None
-        model = build_backbone(cast(BackboneConfig, self.backbone.config)).to(self.world.device)
-        model.load_state_dict(average)
+        model = build_backbone(cast(BackboneConfig, self.backbone.config))
+        rank = lora_rank(self.backbone)
+        if rank is not None:
+            add_lora(model, rank, torch.Generator())
+        # Each in the type that it is held in.
+        model.load_state_dict(average, assign=True)
         model.pos_embed.copy_(self.backbone.pos_embed)
-        return model.eval().requires_grad_(False)
+        return model.to(self.world.device).eval().requires_grad_(False)
 
     def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         gathered: dict[str, Tensor] = {}

@@ -36,6 +36,7 @@ from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.checkpoint import read_header, read_tensors, write_tensors
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.failure import replay
+from rectiflow.training.fine_tuning import LoraTraining
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
@@ -72,6 +73,15 @@ FASTER = dataclasses.replace(
     routing=TokenRouting(share=0.5),
     log_every=1,
 )
+LORA = dataclasses.replace(
+    ADAMW,
+    ema=EmaConfig(),
+    optimizer=AdamW(learning_rate=1e-2),
+    lora=LoraTraining(rank=2),
+    start_from="set by lora_of",
+    sample_every=4,
+    sample_prompts=("a",),
+)
 LONG = dataclasses.replace(ADAMW, max_steps=50, sample_every=50, sample_prompts=("a", "b"))
 
 
@@ -106,6 +116,21 @@ def go(
     recipe: TrainRecipe, run: Path, world: World, feed: FakeFeed | None = None, **options: Any
 ) -> TrainResult:
     return train(recipe, feed or FakeFeed(), run, progress=False, world=world, **options)
+
+
+def lora_of(base: Path, run: Path, world: World, **options: Any) -> TrainResult:
+    return go(dataclasses.replace(LORA, start_from=str(base)), run, world, **options)
+
+
+def draw_pictures(folder: Path) -> int:
+    return command_line(["shapeworld", "draw", "--count", "3", "--out", str(folder / "pictures")])
+
+
+def fine_tune_in(folder: Path, run: str, *more: str) -> int:
+    """As `rectiflow finetune` does, of the model that ships."""
+    data = ["--data", str(folder / "pictures"), "--out", str(folder / run)]
+    steps = ["--max-steps", "2", "--batch-size", "2", "--learning-rate", "1e-3"]
+    return command_line(["finetune", "tiny", *data, *steps, *more])
 
 
 def until(step: int, recipe: TrainRecipe, run: Path, world: World) -> TrainResult:
@@ -163,6 +188,7 @@ def one_process(folder: Path) -> Callable[[], Any]:
         go(dataclasses.replace(ADAMW, micro_batch=2), folder / "adamw 1 by 2", world)
         go(BF16, folder / "bf16 1", world)
         go(FASTER, folder / "faster 1", world)
+        lora_of(folder / "adamw 1", folder / "lora 1", world)
 
     return in_world(work)
 
@@ -184,6 +210,7 @@ def two_processes(folder: Path) -> Callable[[], Any]:
         go(MUON, folder / "muon 2", world)
         go(dataclasses.replace(BF16, recompute="blocks"), folder / "bf16 2", world)
         go(FASTER, folder / "faster 2", world)
+        lora_of(folder / "adamw 1", folder / "lora 2", world, on_sample=draw)
         stopped = until(3, MUON, folder / "elastic", world)
         uneven = [dataclasses.replace(MUON, **c) for c in ({"batch_size": 3}, {"micro_batch": 3})]
         poisoned = FakeFeed(poisoned_step=2)
@@ -277,6 +304,8 @@ def main(folder: Path) -> None:
     def results_of(num_processes: int, work: Callable[[], Any]) -> list[Any]:
         return start_together(num_processes, work).results
 
+    results_of(1, lambda: draw_pictures(folder) or fine_tune_in(folder, "fine-tuned 1"))
+    results_of(2, lambda: fine_tune_in(folder, "fine-tuned 2"))
     precision.has_fast_bf16 = lambda device="cpu": True  # emulated if need be, by every process
     results_of(1, one_process(folder))
     first, second = results_of(2, two_processes(folder))
@@ -284,7 +313,10 @@ def main(folder: Path) -> None:
     results_of(4, four_processes(folder))
     groups = troubles(folder)
     results_of(2, in_world(lambda world: go(MUON, folder / "muon 2 killed", world)))
-    average = weights(folder / "long 2", "ema").values()
+    long, base, lora = (
+        sum(float(tensor.double().sum()) for tensor in weights(folder / run, "ema").values())
+        for run in ("long 2", "adamw 1", "lora 2")
+    )
     results = {
         "first": first,
         "second": second,
@@ -297,6 +329,8 @@ def main(folder: Path) -> None:
             "two copies": distance(folder / "adamw 1", folder / "adamw 2x2"),
             "faster": distance(folder / "faster 1", folder / "faster 2"),
             "its projector": distance(folder / "faster 1", folder / "faster 2", "projector"),
+            "LoRA": distance(folder / "lora 1", folder / "lora 2"),
+            "LoRA's average": distance(folder / "lora 1", folder / "lora 2", "ema"),
             "bfloat16": distance(folder / "bf16 1", folder / "bf16 2"),
             "micro-batches": distance(folder / "adamw 1", folder / "adamw 1 by 2"),
         },
@@ -312,11 +346,13 @@ def main(folder: Path) -> None:
                 "bf16 2",
                 "faster 1",
                 "faster 2",
+                "fine-tuned 1",
+                "fine-tuned 2",
             )
         },
         "killed": differing(folder / "muon 2", folder / "muon 2 killed"),
         "kept averages": is_kept_as_saved(folder / "long 2"),
-        "average": sum(float(tensor.double().sum()) for tensor in average),
+        "averages": [long, base + lora],
         "kept": {
             path.name: read_header(path)["step"]
             for path in (folder / "muon 2 full" / "checkpoints").glob("[!.]*")

@@ -16,7 +16,6 @@ from rectiflow.base.config import from_json
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json
 from rectiflow.data.latent_store import LatentStore
-from rectiflow.distributed.world import World
 from rectiflow.generation.load_settings import LoadSettings, LoraFile
 from rectiflow.generation.loras import with_loras
 from rectiflow.generation.model import load_model
@@ -242,8 +241,6 @@ def test_what_cannot_be_fine_tuned_is_told_before_anything_is_made(
         with pytest.raises(error, match=text):
             fine_tune(replace(good, **change), progress=False)
         assert not run.exists()
-    with pytest.raises(ConfigError, match="2 processes were started, but fine-tuning is"):
-        fine_tune(good, progress=False, world=World(num_processes=2))
     config = MMDiTConfig(**SIZES, in_channels=33, out_channels=16)
     inpainting = replace(tiny_model(), backbone=MMDiT(config))
     with monkeypatch.context() as patch:

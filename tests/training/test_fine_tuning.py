@@ -11,7 +11,6 @@ from training.fake_feed import FakeFeed, tiny_recipe
 from rectiflow.base.config import from_json, to_json
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
-from rectiflow.distributed.world import World
 from rectiflow.generation.model import load_model
 from rectiflow.models.lora import merge, read_lora
 from rectiflow.training.checkpoint import read_tensors
@@ -126,11 +125,6 @@ def test_resume_is_exact_and_the_export_is_the_average(base: Path, tmp_path: Pat
     assert provenance["start_from"] == read_first_weights(str(base)).origin_of(recipe)
     with pytest.raises(UserError, match=r"holds a LoRA.*--lora .*model/lora.safetensors"):
         load_model(whole.run)
-
-
-def test_several_processes_are_refused(base: Path) -> None:
-    with pytest.raises(ConfigError, match="2 processes were started to train a LoRA"):
-        TrainState.start(lora_recipe(base), None, World(num_processes=2))
 
 
 def test_another_base_is_told(base: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ alpha), `low_rank` is the value, `merging` changes weights and back, `saving` wr
 """
 
 from rectiflow.models.lora.homes import text_sizes
-from rectiflow.models.lora.layers import add_lora, check_lora, lora_of, lora_tensors
+from rectiflow.models.lora.layers import add_lora, check_lora, lora_of, lora_rank, lora_tensors
 from rectiflow.models.lora.low_rank import Lora, LowRank
 from rectiflow.models.lora.merging import Originals, merge, merged, sharing_copy, unmerge
 from rectiflow.models.lora.reading import read_lora
@@ -20,6 +20,7 @@ __all__ = [
     "add_lora",
     "check_lora",
     "lora_of",
+    "lora_rank",
     "lora_tensors",
     "merge",
     "merged",

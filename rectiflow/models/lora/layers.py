@@ -103,6 +103,11 @@ def lora_layers(backbone: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
             yield name, module
 
 
+def lora_rank(backbone: nn.Module) -> int | None:
+    """The rank of the updates that `add_lora` put in; None where there are none."""
+    return next((layer.rank for _, layer in lora_layers(backbone)), None)
+
+
 def lora_tensors(backbone: nn.Module) -> dict[str, Tensor]:
     """The updates' live tensors by name: all that a run which trains a LoRA has to keep."""
     return {
