@@ -118,7 +118,7 @@ def demo() -> TrainRecipe:
     return replace(
         _reading(small("demo", BACKBONES["uvit"](2))),
         batch_size=16,
-        max_steps=7000,
+        max_steps=4500,
         schedule=Trapezoid(warmup_steps=100, decay_fraction=0.4),
         ema=EmaConfig(decay=0.998),
         validate_every=500,

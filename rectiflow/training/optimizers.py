@@ -172,18 +172,15 @@ class _Matrix:
         return self.rows > self.cols
 
     def wide(self, values: Tensor) -> Tensor:
-        """A view [num_parts, short, long] of a tensor shaped like the weight."""
-        parts = values.view(self.num_parts, self.rows, self.cols)
+        """A tensor shaped like the weight, as [num_parts, short, long]."""
+        # No view: convolutions may leave gradients in another order of memory.
+        parts = values.reshape(self.num_parts, self.rows, self.cols)
         return parts.mT if self.is_tall else parts
 
     def add(self, update: Tensor, factor: float) -> None:
         """Move the weight by factor·update; `update` is shaped as `wide` gives it."""
-        weight = own_part(self.weight)
-        if weight is self.weight:
-            self.wide(weight).add_(update, alpha=factor)
-        else:
-            full = (update.mT if self.is_tall else update).reshape(self.weight.shape)
-            weight.add_(part_for(full, self.weight), alpha=factor)
+        full = (update.mT if self.is_tall else update).reshape(self.weight.shape)
+        own_part(self.weight).add_(part_for(full, self.weight), alpha=factor)
 
     def step_scale(self, scaling: str) -> float:
         if scaling == "spectral":

@@ -58,6 +58,7 @@ def start_together(
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / "stderr").touch()  # one may be killed before it opens it
         port = free_port()
         children = [_fork(rank, num_processes, port, folder, work) for rank in range(num_processes)]
         if kill is not None:
