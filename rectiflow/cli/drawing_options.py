@@ -2,10 +2,12 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rectiflow.cli.options import positive_number, whole_number
 from rectiflow.cli.released_options import add_released_options, read_load_settings
+from rectiflow.generation.load_settings import LoadSettings, LoraFile
 
 if TYPE_CHECKING:
     from rectiflow.generation.changes import ModelChanges
@@ -54,6 +56,11 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="run blocks as compiled graphs: pays off for many pictures of a size",
     )
+    parser.add_argument(
+        "--offload-modulation",
+        action="store_true",
+        help="leave a third of the weights in a file, and read it once for each drawing",
+    )
     add_released_options(parser)
 
 
@@ -69,7 +76,6 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
 def read_changes(options: argparse.Namespace) -> "ModelChanges":
     """What is to be done to the model; on stderr, what of it takes long."""
     from rectiflow.generation.changes import ModelChanges
-    from rectiflow.generation.load_settings import LoraFile
 
     loras = tuple(LoraFile.parse(text) for text in options.lora or ())
     if options.compile:
@@ -81,12 +87,18 @@ def read_changes(options: argparse.Namespace) -> "ModelChanges":
     )
 
 
+def read_places(options: argparse.Namespace) -> LoadSettings:
+    """Which parts to load, from where, and what of them stays in a file."""
+    settings = read_load_settings(options)
+    return replace(settings, offload_modulation=options.offload_modulation)
+
+
 def open_model(options: argparse.Namespace, name: str) -> "Model":
     """The model without the changes; on stderr, which text encoders it comes without."""
     from rectiflow.generation.model import load_model
     from rectiflow.models.text.encoded import ENCODERS
 
-    model = load_model(name, read_load_settings(options))
+    model = load_model(name, read_places(options))
     absent = [name for name in ENCODERS if name not in model.conditioner.tokenizers]
     if absent and options.encoders is None:
         print(f"rectiflow: the model comes without {', '.join(absent)}", file=sys.stderr)

@@ -12,10 +12,11 @@ from rectiflow.cli.drawing_options import (
     open_changed_model,
     open_model,
     read_changes,
+    read_places,
     read_settings,
 )
 from rectiflow.cli.options import Verbs, add_seed, add_verb, whole_number
-from rectiflow.cli.released_options import CHOICES, read_load_settings
+from rectiflow.cli.released_options import CHOICES
 from rectiflow.generation.load_settings import LoraFile
 
 _DETAILS = f"""\
@@ -199,7 +200,7 @@ def _replay(options: argparse.Namespace, words: list[str]) -> int:
     result = replay(
         options.replay,
         model=options.replay_model,
-        places=read_load_settings(options),
+        places=read_places(options),
         files=ReplayFiles(image=options.image, mask=options.mask, loras=_replay_loras(options)),
     )
     print(f"{options.replay}: {result}")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from rectiflow.base.errors import ConfigError
 from rectiflow.generation.load_settings import LoraFile
 from rectiflow.generation.loras import WeightedLora, with_loras
 from rectiflow.generation.model import Model
 from rectiflow.generation.quantized import with_quantization
 from rectiflow.models.compilation import with_compiled_blocks
+from rectiflow.models.offloading import is_offloaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,14 @@ class ModelChanges:
 
         Raises:
             UserError, CheckpointError: as `with_loras`.
-            ConfigError: as `with_quantization` and `with_compiled_blocks`.
+            ConfigError: as `with_quantization` and `with_compiled_blocks`; or blocks are to be
+                compiled whose modulation lies in a file.
         """
+        if self.is_compiled and is_offloaded(model.backbone):
+            raise ConfigError(
+                "compiled blocks compute their modulation in every step, and would read its weights"
+                " from a file each time; leave out offload_modulation, or do not compile"
+            )
         changed = with_quantization(with_loras(model, self.loras), self.quantization)
         if self.is_compiled:
             changed = replace(changed, backbone=with_compiled_blocks(changed.backbone))

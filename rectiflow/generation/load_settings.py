@@ -36,6 +36,9 @@ class LoadSettings:
     """What backbone and encoders are held and multiplied in; "auto" is bf16 on hardware that has
     it, else fp32."""
     device: str = "cpu"
+    offload_modulation: bool = False
+    """Leave a third of an MM-DiT's weights in a file, which a drawing reads once, before its first
+    step (`models.offloading`)."""
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):

@@ -29,6 +29,7 @@ from rectiflow.models.model_folder import (
     is_own_model,
     read_model_weights,
 )
+from rectiflow.models.offloading import offload_modulation
 from rectiflow.models.shipped import load_autoencoder, load_prompt_encoder
 from rectiflow.models.substitution import is_compiled
 from rectiflow.models.text.cache import PromptEncoder
@@ -143,8 +144,12 @@ def load_model(name_or_path: str | Path, settings: LoadSettings | None = None) -
     if path is not None:
         from rectiflow.generation.released import load_released
 
-        return replace(load_released(path, settings), name=str(name_or_path)).to(settings.device)
-    return _load_own_model(name_or_path, settings).to(settings.device)
+        model = replace(load_released(path, settings), name=str(name_or_path))
+    else:
+        model = _load_own_model(name_or_path, settings)
+    if settings.offload_modulation:
+        model = replace(model, backbone=offload_modulation(model.backbone))
+    return model.to(settings.device)
 
 
 def _released_path(name_or_path: str | Path) -> Path | None:
@@ -275,7 +280,11 @@ def _refuse_other_shapes(path: Path, backbone: Backbone, tensors: dict[str, torc
 
 def _refuse_foreign_parts(name_or_path: str | Path, settings: LoadSettings) -> None:
     """A model of ours has its parts in the package, its zeros for T5, and computes in float32."""
-    usual = LoadSettings(encoders=settings.encoders, device=settings.device)
+    usual = LoadSettings(
+        encoders=settings.encoders,
+        device=settings.device,
+        offload_modulation=settings.offload_modulation,
+    )
     for field_ in fields(settings):
         given = getattr(settings, field_.name)
         if given != getattr(usual, field_.name) and (field_.name, given) != ("precision", "fp32"):

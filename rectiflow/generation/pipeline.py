@@ -123,6 +123,7 @@ class Pipeline:
         tokenizers: str | Path | None = None,
         encoders: Sequence[str] | None = None,
         t5_tokens: int | None = None,
+        offload_modulation: bool = False,
     ) -> Pipeline:
         """A pipeline from a run, a shipped model, released weights or a name on the Hub.
 
@@ -150,6 +151,7 @@ class Pipeline:
             t5_tokens=t5_tokens,
             precision=_PRECISIONS[chosen],
             device=device,
+            offload_modulation=offload_modulation,
         )
         return Pipeline(load_model(path_or_id, settings))
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models.small_backbones import CONFIGS, inputs, random_backbone
@@ -19,12 +20,15 @@ from rectiflow.base.config import to_json
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
 from rectiflow.generation import model as model_module
+from rectiflow.generation.changes import ModelChanges
+from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.model import (
     ModelCard,
     load_model,
     read_model_card,
 )
 from rectiflow.generation.settings import CardSampling
+from rectiflow.generation.text_to_image import generate
 from rectiflow.models.model_folder import find_model_folder
 
 
@@ -92,6 +96,16 @@ def test_weights_stored_in_bf16_compute_in_fp32(folder: Path) -> None:
     save_file({k: v.bfloat16() for k, v in load_file(path).items()}, path)
     _change_card(folder, lambda card: card["sha256"].update({path.name: sha256_file(path)}))
     assert {p.dtype for p in load_model(folder).backbone.parameters()} == {torch.float32}
+
+
+def test_with_its_modulation_in_a_file_it_draws_the_same(folder: Path) -> None:
+    plain = load_model(folder)
+    model = load_model(folder, LoadSettings(offload_modulation=True))
+    settings = replace(plain.settings, num_steps=2)
+    pictures = [generate(one, ["a red circle"], [3], settings) for one in (plain, model)]
+    assert np.array_equal(*pictures)
+    with pytest.raises(ConfigError, match="would read its weights from a file each time"):
+        ModelChanges(is_compiled=True).of(model)
 
 
 def test_moves_as_a_whole(folder: Path) -> None:
