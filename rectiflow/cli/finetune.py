@@ -33,8 +33,7 @@ def add_parser(verbs: Verbs) -> None:
         run,
         usage="rectiflow finetune MODEL --data DIR --out RUN [--lora RANK] [--max-steps N] "
         "[--learning-rate X] [--batch-size B] [--resolution PX] "
-        "[--prior DIR | --prior-prompt TEXT --prior-count N] [--sample-prompt TEXT ...] "
-        "[--shard-over N] [--seed S]",
+        "[--prior DIR | --prior-prompt TEXT --prior-count N] [--sample-prompt TEXT ...] [--seed S]",
         summary="fine-tune a model, or train a LoRA for it, on a folder of captioned images",
         details=_DETAILS,
     )
