@@ -21,7 +21,7 @@ def add_parser(verbs: Verbs) -> None:
         "draw",
         run_draw,
         usage="rectiflow shapeworld draw --count N --out DIR [--world small|full] "
-        "[--split train|val] [--seed S] [--scale N] [--ratios W:H,...]",
+        "[--split train|val] [--seed S] [--scale N] [--ratios W:H,...] [--tasks TASK=WEIGHT,...]",
         summary="draw N captioned pictures into a new folder, as a user's own data would be",
     )
     draw.add_argument("--count", type=whole_number(1), required=True, metavar="N", help="pictures")
@@ -56,7 +56,25 @@ def add_parser(verbs: Verbs) -> None:
         metavar="W:H,...",
         help="aspect ratios that pictures take turns in, such as 1:1,2:1,1:2 (default: squares)",
     )
+    draw.add_argument(
+        "--tasks",
+        type=_task_weights,
+        default={},
+        metavar="TASK=WEIGHT,...",
+        help="how often tasks are drawn beside the others, such as position=3,counting=2 or "
+        "typography=0 (default: all alike)",
+    )
     add_seed(draw)
+
+
+def _task_weights(text: str) -> dict[str, int]:
+    pairs = [one.partition("=") for one in text.split(",")]
+    try:
+        return {task.strip(): int(weight) for task, _, weight in pairs}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected task=weight, with whole numbers, as in position=3,counting=2, got {text!r}"
+        ) from error
 
 
 def run_help(options: argparse.Namespace) -> None:
@@ -81,6 +99,7 @@ def run_draw(options: argparse.Namespace) -> None:
             seed=options.seed,
             scale=options.scale,
             aspects=aspects,
+            task_weights=options.tasks,
             progress=progress,
         )
     print(f"{options.count} pictures with captions in {options.out}")

@@ -1,6 +1,7 @@
 """A written folder is what a user's own data would be, and appears whole or not at all."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from PIL import Image
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import UserError
 from rectiflow.shapeworld.captions import captions
-from rectiflow.shapeworld.folder import write_folder
+from rectiflow.shapeworld.folder import choose_task, write_folder
 from rectiflow.shapeworld.render import render
-from rectiflow.shapeworld.scene import sample_scene
+from rectiflow.shapeworld.scene import TASKS, sample_scene
 from rectiflow.shapeworld.world import SMALL, World
 
 
@@ -60,6 +61,37 @@ def test_a_scale_enlarges_the_same_scenes(tmp_path: Path) -> None:
         picture = np.asarray(Image.open(tmp_path / "a" / f"images/{index:06d}.png"))
         scene = sample_scene(SMALL, split="train", seed=0, index=index)
         np.testing.assert_array_equal(picture, render(SMALL, scene, scale=2))
+
+
+def test_tasks_are_drawn_as_often_as_their_weights_say(tmp_path: Path) -> None:
+    weights = {"position": 4, "typography": 0}
+    chosen = [choose_task(weights, split="train", seed=1, index=i) for i in range(9000)]
+    counts = Counter(chosen)
+    assert set(counts) == set(TASKS) - {"typography"}
+    # Five tasks of weight 1 and one of 4: 1,000 each beside 4,000, with some five deviations.
+    assert all(abs(counts[t] - 1000 * weights.get(t, 1)) < 250 for t in counts)
+    write_folder(SMALL, tmp_path / "a", count=5, seed=1, task_weights=weights)
+    lines = (tmp_path / "a" / "captions.jsonl").read_text().splitlines()
+    for i, line in enumerate(lines):
+        scene = sample_scene(SMALL, split="train", seed=1, index=i, task=chosen[i])
+        assert json.loads(line)["captions"] == captions(SMALL, scene, seed=1, index=i)
+    assert json.loads((tmp_path / "a" / "world.json").read_text())["task_weights"] == weights
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({"posture": 2}, "unknown task 'posture'; choose one of single_object"),
+        ({"position": -1}, "the weight of position is -1"),
+        (dict.fromkeys(TASKS, 0), "all tasks have the weight 0"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(
+    tmp_path: Path, weights: dict[str, int], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        write_folder(SMALL, tmp_path / "out", count=1, task_weights=weights)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
