@@ -1,5 +1,7 @@
 """Draws the README's pictures with the shipped model: six prompts, seeds 0 to 7, none chosen.
 
+The prompts are of combinations that are seen in training.
+
 python docs/readme/grid.py
 """
 
@@ -17,8 +19,8 @@ PROMPTS = (
     "a photo of a red circle",
     "a photo of a circle and a square",
     "a photo of three crosses",
-    "a photo of a ring left of a triangle",
-    "a photo of a yellow triangle and a blue ring",
+    "a photo of a ring left of a square",
+    "a photo of a yellow triangle and a blue cross",
     'the word "AC" in green',
 )
 NUM_SEEDS = 8

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rectiflow.base.config import save_config, to_json
 from rectiflow.base.files import atomic_directory, read_json, sha256_file
@@ -21,6 +21,7 @@ from rectiflow.evaluation.shapeworld import evaluate
 from rectiflow.generation.model import load_model, read_model_card
 from rectiflow.models.model_folder import CARD_FILE, WEIGHTS_FILE, find_model_folder
 from rectiflow.models.shipped.card import write_card
+from rectiflow.training.checkpoint import write_tensors
 
 PER_TASK = 100
 
@@ -37,7 +38,7 @@ def make_tiny(run: Path, out: Path, on_log: Callable[[dict[str, float]], None]) 
     card = read_model_card(source)
     with atomic_directory(out) as folder:
         weights = load_file(source / WEIGHTS_FILE)
-        save_file({k: v.to(torch.bfloat16) for k, v in weights.items()}, folder / WEIGHTS_FILE)
+        write_tensors(folder / WEIGHTS_FILE, {k: v.to(torch.bfloat16) for k, v in weights.items()})
         digest = sha256_file(folder / WEIGHTS_FILE)
         save_config(folder / CARD_FILE, replace(card, sha256={WEIGHTS_FILE: digest}))
         evaluation = replace(evaluate(load_model(folder), per_task=PER_TASK), model="tiny")
