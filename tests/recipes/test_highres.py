@@ -2,19 +2,27 @@
 
 from dataclasses import replace
 
+import pytest
+
 from rectiflow.generation.model import read_model_card
 from rectiflow.models.model_folder import find_model_folder
+from rectiflow.recipes import highres as highres_module
 from rectiflow.recipes.highres import highres, shift_for
 from rectiflow.sampling import SamplingDefaults
 
 
-def test_it_changes_what_the_paper_changes() -> None:
-    card, recipe = read_model_card(find_model_folder("tiny")), highres("tiny")
-    assert not card.backbone.use_qk_norm
+@pytest.mark.parametrize("has_qk_norm", [False, True])
+def test_it_changes_what_the_paper_changes(
+    has_qk_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = read_model_card(find_model_folder("tiny"))
+    card = replace(card, backbone=replace(card.backbone, use_qk_norm=has_qk_norm))
+    monkeypatch.setattr(highres_module, "read_model_card", lambda folder: card)
+    recipe = highres("tiny")
     assert recipe.backbone == replace(
         card.backbone, use_qk_norm=True, base_side=8, position_side=2 * card.backbone.position_side
     )
-    assert (recipe.start_from, recipe.add_qk_norm) == ("tiny", True)
+    assert (recipe.start_from, recipe.add_qk_norm) == ("tiny", not has_qk_norm)
     assert recipe.resolution_px == 2 * card.resolution_px == 128
     assert recipe.formulation == card.formulation
     assert recipe.optimizer.eps == 1e-15
