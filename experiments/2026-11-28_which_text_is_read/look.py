@@ -7,13 +7,11 @@ Without decay of the rate, with a short average. Prints the losses on held-out s
 captions as they are drawn and with full ones, which leave less open.
 """
 
-import argparse
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from variants import add_options, losses, variant
+from variants import losses, variant, variant_parser
 
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.feed import open_feed
@@ -23,11 +21,8 @@ from rectiflow.training.step import train_step
 
 def main() -> None:
     """Train, and look every so many steps."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("store", type=Path)
-    parser.add_argument("steps", type=int)
+    parser = variant_parser(__doc__)
     parser.add_argument("every", type=int)
-    add_options(parser)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     recipe = replace(variant(chosen, steps=10**9), ema=EmaConfig(decay=0.99))

@@ -4,12 +4,11 @@ rectiflow shapeworld draw --count 50000 --out images && rectiflow encode images 
 OMP_NUM_THREADS=1 python train_and_score.py store 4000 runs/reading --qk-norm --pooled-dropout 0.5
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import torch
-from variants import add_options, losses, variant
+from variants import losses, variant, variant_parser
 
 from rectiflow.cli.main import main as rectiflow
 from rectiflow.generation.model import load_model
@@ -19,11 +18,8 @@ from rectiflow.training.loop import train
 
 def main() -> None:
     """Train, print time and losses, and score."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("store", type=Path)
-    parser.add_argument("steps", type=int)
+    parser = variant_parser(__doc__)
     parser.add_argument("out", type=Path)
-    add_options(parser)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     recipe = variant(chosen, chosen.steps)

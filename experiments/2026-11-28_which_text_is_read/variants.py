@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,8 +20,11 @@ from rectiflow.training.step import condition, posterior_and_noise
 LEVEL = 0.9
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Every option's default is the demo's recipe as it was before."""
+def variant_parser(about: str | None) -> argparse.ArgumentParser:
+    """For a program with this docstring; every option's default is the demo's former recipe."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser.add_argument("store", type=Path)
+    parser.add_argument("steps", type=int)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=64)
@@ -34,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stratified-times", action="store_true")
     parser.add_argument("--contrast", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def variant(chosen: argparse.Namespace, steps: int) -> TrainRecipe:

@@ -70,11 +70,14 @@ def add_parser(verbs: Verbs) -> None:
 def _task_weights(text: str) -> dict[str, int]:
     pairs = [one.partition("=") for one in text.split(",")]
     try:
-        return {task.strip(): int(weight) for task, _, weight in pairs}
+        weights = {task.strip(): int(weight) for task, _, weight in pairs}
     except ValueError as error:
         raise argparse.ArgumentTypeError(
             f"expected task=weight, with whole numbers, as in position=3,counting=2, got {text!r}"
         ) from error
+    if len(weights) < len(pairs):
+        raise argparse.ArgumentTypeError(f"a task is named twice in {text!r}; give each one weight")
+    return weights
 
 
 def run_help(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rectiflow.base.cache import cache_folder
 from rectiflow.base.errors import UserError
 from rectiflow.models.frame import Backbone
 from rectiflow.models.layers.linear import StackedLinear, multiply
@@ -88,14 +89,20 @@ def is_offloaded(backbone: nn.Module) -> bool:
 
 
 def _map_to_file(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    with tempfile.TemporaryDirectory(prefix="rectiflow-", ignore_cleanup_errors=True) as folder:
-        file = Path(folder) / "modulation.safetensors"
-        try:
+    # Not the system's folder for temporary files, which may lie in memory.
+    place = cache_folder()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix="modulation-", dir=place, ignore_cleanup_errors=True
+        ) as folder:
+            file = Path(folder) / "modulation.safetensors"
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"cannot write the modulation's weights to {folder}: {error}; free some space, name"
-                " another place by the environment variable TMPDIR, or leave offload_modulation out"
-            ) from error
-        # Mapped, they outlive the file's name.
-        return load_file(file)
+            # Mapped, they outlive the file's name.
+            return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write the modulation's weights to {place}: {error}; free some space, name "
+            "another place by the environment variable RECTIFLOW_CACHE, or leave "
+            "offload_modulation out"
+        ) from error

@@ -45,3 +45,20 @@ def test_refuses_a_place_under_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_wrong_ratio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert draw(tmp_path / "out", "--ratios", "1:1,2") == 2
     assert "'2' is no aspect ratio; give width:height in whole numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        ("position", "expected task=weight"),
+        ("position=x", "expected task=weight"),
+        ("position=1,position=2", "a task is named twice"),
+        ("posture=2", "unknown task 'posture'"),
+    ],
+)
+def test_wrong_task_weights(
+    tasks: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw(tmp_path / "out", "--tasks", tasks) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,5 @@
 """Modulation that lies in a file computes the same bits, and stays there."""
 
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -83,8 +82,8 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def full(tensors: object, file: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("RECTIFLOW_CACHE", str(tmp_path))
     monkeypatch.setattr("rectiflow.models.offloading.save_file", full)
-    with pytest.raises(UserError, match=r"cannot write the modulation's weights to .*TMPDIR"):
+    with pytest.raises(UserError, match=r"cannot write the modulation's .*RECTIFLOW_CACHE"):
         offload_modulation(random_backbone(CONFIGS["mmdit"]))
     assert not list(tmp_path.iterdir())
