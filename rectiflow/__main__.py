@@ -2,7 +2,7 @@
 
 import sys
 
-from rectiflow.cli.main import main
+from rectiflow.cli.main import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())
