@@ -3,10 +3,11 @@
 Both run in the same loop on the same batch: autocast to bfloat16 where the processor multiplies
 it (the row says which type), flow-matching loss, gradient clipping, torch's fused AdamW. With
 `--theirs bf16` diffusers' model runs in bfloat16 whatever the processor, as its scripts' mixed
-precision does. The limit measured beside them is the time of the step's matrix products alone, at
+precision does. With `--compile` both are measured once more, their blocks as compiled graphs. The
+limit measured beside them is the time of the step's matrix products alone, at
 the rate that one large product of our type reaches.
 
-    python benchmarks/training_step.py [--repeats 20] [--theirs bf16]
+    python benchmarks/training_step.py [--repeats 20] [--theirs bf16] [--compile]
 """
 
 import argparse
@@ -21,9 +22,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rectiflow.flow import flow_matching_loss, rectified_flow
+from rectiflow.models.compilation import compile_blocks
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
 from rectiflow.models.precision import compute_dtype
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--theirs", choices=("auto", "bf16"), default="auto")
+    parser.add_argument("--compile", action="store_true")
     chosen = parser.parse_args()
     repeats, dtype = chosen.repeats, compute_dtype("auto")
     their_dtype = torch.bfloat16 if chosen.theirs == "bf16" else dtype
@@ -161,6 +166,14 @@ def main() -> None:
             "rectiflow": training_step(case, *ours(case), dtype),
             "diffusers": training_step(case, *theirs(case), their_dtype),
         }
+        if chosen.compile:
+            for name, make, type_ in (
+                ("rectiflow", ours, dtype),
+                ("diffusers", theirs, their_dtype),
+            ):
+                model, forward = make(case)
+                compile_blocks(model.get_submodule("transformer_blocks").children(), CPU)
+                steps[f"{name} compiled"] = training_step(case, model, forward, type_)
         gflop, limit_ms = products_alone_ms(steps["rectiflow"])
         times = interleaved_ms(steps, warm_up=3, repeats=repeats)
         print_row(
@@ -172,7 +185,11 @@ def main() -> None:
             tokens=[(case.latent_side // 2) ** 2, case.num_text],
             repeats=repeats,
             step_ms=times,
-            speedup=round(times["diffusers"]["median"] / times["rectiflow"]["median"], 3),
+            speedup={
+                name: round(times["diffusers"]["median"] / times[name]["median"], 3)
+                for name in steps
+                if name != "diffusers"
+            },
             gflop=round(gflop, 2),
             products_alone_ms=round(limit_ms, 2),
         )

@@ -31,6 +31,7 @@ from rectiflow.generation.editing import (
     encode_edit,
     first_step,
 )
+from rectiflow.generation.graphs import GraphsInTheMaking
 from rectiflow.generation.latents import times_of
 from rectiflow.generation.load_settings import (
     LoadedLora,
@@ -110,6 +111,8 @@ class Pipeline:
         self._plain = model
         self._changes = ModelChanges()
         self._changing = threading.Lock()
+        self._waits_for_graphs = True
+        self._graphs: GraphsInTheMaking | None = None
 
     @staticmethod
     def from_pretrained(
@@ -183,16 +186,19 @@ class Pipeline:
         with self._changing:
             self._change(replace(self._changes, quantization=kind))
 
-    def compile(self) -> None:
+    def compile(self, *, wait: bool = True) -> None:
         """Run the blocks as compiled graphs from the next call on, one picture at a time.
 
-        The first call of a size compiles, which takes from seconds to minutes. Pictures differ from
-        those of before in a few pixels by a step or two of 255. LoRAs may come and go as before.
+        The first call of a size compiles, which takes from seconds to minutes. Without `wait` a
+        thread does, and calls draw without graphs until it is done; each result's `is_compiled`
+        tells which, for pictures differ in a few pixels by a step or two of 255. What the compiler
+        raises in that thread, the next call of that size raises. LoRAs may come and go as before.
 
         Raises:
             ConfigError: there is no compiler for the device; nothing has changed then.
         """
         with self._changing:
+            self._waits_for_graphs = wait
             self._change(replace(self._changes, is_compiled=True))
 
     def load_lora_weights(self, path: str | Path, *, weight: float = 1.0) -> None:
@@ -215,7 +221,11 @@ class Pipeline:
             self._change(replace(self._changes, loras=()))
 
     def _change(self, changes: ModelChanges) -> None:
-        self.model = changes.of(self._plain)
+        plain = replace(changes, is_compiled=False).of(self._plain)
+        model = ModelChanges(is_compiled=changes.is_compiled).of(plain)
+        makes_graphs = changes.is_compiled and not self._waits_for_graphs
+        self._graphs = GraphsInTheMaking(model, plain.backbone) if makes_graphs else None
+        self.model = model
         self._changes = changes
 
     def __call__(
@@ -263,7 +273,10 @@ class Pipeline:
                 the guidance.
             DivergedError: latents are not finite any more.
         """
-        model, edit = self.model, _edit(image, mask_image, strength)
+        graphs, model = self._graphs, self.model
+        # One of them may be newer, if another thread is just changing the model.
+        graphs = graphs if graphs is not None and graphs.compiled is model else None
+        edit = _edit(image, mask_image, strength)
         if edit is not None:
             height = edit.source.shape[0] if height is None else height
             width = edit.source.shape[1] if width is None else width
@@ -324,15 +337,11 @@ class Pipeline:
             first = max(first, settings.guidance.num_resting_steps)
             began = times_of(model, noise, settings)[first].item()
             on_step = self._on_step(callback_on_step_end, began)
+        encoded = None if edit is None else encode_edit(model, edit)
+        if graphs is not None:
+            model = graphs.model_for(model, inputs, settings, encoded)
         drawn: list[Tensor] = []
-        draw_in_chunks(
-            model,
-            inputs,
-            settings,
-            drawn.append,
-            edit=None if edit is None else encode_edit(model, edit),
-            on_step=on_step,
-        )
+        draw_in_chunks(model, inputs, settings, drawn.append, edit=encoded, on_step=on_step)
         return PipelineOutput(
             images=_finish(model, torch.cat(drawn), output_type, edit),
             prompts=tuple(prompts[row] for row in rows.tolist()),
