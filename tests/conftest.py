@@ -4,6 +4,7 @@ The import hook wraps every annotated function of `rectiflow`. Compiled graphs c
 the wrappers, so tests of `torch.compile` run their source in a fresh interpreter, by `run_python`.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from collections.abc import Callable
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# As for the command line (`rectiflow.cli.main.command`): what was imported is seldom garbage.
+gc.set_threshold(100_000)
 
 import pytest
 from jaxtyping import install_import_hook

@@ -33,6 +33,20 @@ assert 0.0 < apart < 1e-3, apart
 assert np.array_equal(pipeline("a ring", seed=4, **way).images[0], compiled.images[1])
 """
 
+IN_8_BITS = """
+import numpy as np
+from rectiflow import Pipeline
+
+pipeline = Pipeline.from_pretrained("tiny")
+way = {"seed": 3, "num_inference_steps": 2, "output_type": "np"}
+pipeline.quantize("int8")
+plain = pipeline("a red circle", **way)
+pipeline.compile()
+compiled = pipeline("a red circle", **way)
+assert compiled.is_compiled and compiled.quantization == plain.quantization
+assert np.abs(compiled.images - plain.images).max() < 1e-3
+"""
+
 REPLAY = """
 import sys
 from pathlib import Path
@@ -50,8 +64,11 @@ assert main(["sample", "--replay", str(path), "--compile"]) == 2
 
 @pytest.mark.slow
 @pytest.mark.compile
-def test_compiled_pictures_are_those_of_before(run_python: Callable[..., CompletedProcess[str]]):
-    done = run_python(PICTURES, timeout_s=600.0)
+@pytest.mark.parametrize("source", [PICTURES, IN_8_BITS], ids=["plain", "in 8 bits"])
+def test_compiled_pictures_are_those_of_before(
+    run_python: Callable[..., CompletedProcess[str]], source: str
+) -> None:
+    done = run_python(source, timeout_s=600.0)
     assert done.returncode == 0, done.stderr
 
 

@@ -66,22 +66,27 @@ class Int8Linear(EightBitLinear):
         x = x.float()
         scale = _largest(x, dim=1) / _INPUT_MAX
         held = (x / scale).round_().add_(_INPUT_ZERO).to(torch.uint8)
-        product = torch.ops.onednn.qlinear_pointwise(
-            held,
-            1.0,
-            _INPUT_ZERO,
-            self.weight,
-            self.scale,
-            self.zero,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
+        product = torch.ops.rectiflow.int8_product(held, self.weight, self.scale, self.zero)
         return product.mul_(scale)
+
+
+def _int8_product(held: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """(held − 64)·weightᵀ·scale in float32, of bytes [n, i] and packed weights [o, i]."""
+    return torch.ops.onednn.qlinear_pointwise(
+        held, 1.0, _INPUT_ZERO, weight, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+def _like_int8_product(held: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return held.new_empty((len(held), len(scale)), dtype=torch.float32)
+
+
+# An operator of ours, because compiled graphs take oneDNN's only with weights that are constants.
+# By hand: `torch.library.custom_op` adds a quarter to a small product, and imports the compiler.
+_OPERATORS = torch.library.Library("rectiflow", "DEF")
+_OPERATORS.define("int8_product(Tensor held, Tensor weight, Tensor scale, Tensor zero) -> Tensor")
+_OPERATORS.impl("int8_product", _int8_product, "CompositeExplicitAutograd")
+torch.library.register_fake("rectiflow::int8_product", _like_int8_product, lib=_OPERATORS)
 
 
 class Float8Linear(EightBitLinear):
