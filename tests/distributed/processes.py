@@ -66,9 +66,10 @@ def start_together(
             time.sleep(after_s)
             # Not yet waited for, so the numbers are still theirs.
             os.kill(children[rank], signal.SIGKILL)
-            time.sleep(1)
-            for child in children:  # as torchrun does: who is still starting has no lifeline
-                os.kill(child, signal.SIGTERM)
+            if others := [child for child in children if child != children[rank]]:
+                time.sleep(1)
+                for child in others:  # as torchrun does: who is still starting has no lifeline
+                    os.kill(child, signal.SIGTERM)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         results = [folder / f"result_{rank}" for rank in range(num_processes)]
         return Group(

@@ -1,6 +1,7 @@
 """Kill processes of runs at random moments, go on, and compare with runs never killed.
 
-Prints as JSON what differed. Usage: random_kills.py FOLDER NUM_KILLS
+Prints as JSON what differed, and on stderr after each run how far it is.
+Usage: random_kills.py FOLDER NUM_KILLS
 """
 
 import json
@@ -39,6 +40,12 @@ def kill_and_compare(folder: Path, num_processes: int, num_kills: int) -> dict[s
         differences += differing(undisturbed, run)
         num_runs += 1
         shutil.rmtree(run)
+        print(
+            f"{num_processes} processes: {num_killed} of {num_kills} kills, {num_runs} runs, "
+            f"{len(differences)} differences",
+            file=sys.stderr,
+            flush=True,
+        )
     return {"num_killed": num_killed, "num_runs": num_runs, "differing": differences}
 
 
