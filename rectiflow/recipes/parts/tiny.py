@@ -1,7 +1,12 @@
 """The shipped `tiny` model: a finished run, stored in bfloat16 and scored as it will be loaded.
 
-`rectiflow train tiny --data STORE --out RUN` makes the run, and
-`python -m rectiflow.recipes.parts tiny --run RUN --out DIR` the part from it.
+Its pictures show what is hard more often than what is easy. TASKS are
+single_object=1,colors=1,two_object=2,counting=3,position=2,color_attr=2,typography=4:
+
+    rectiflow shapeworld draw --count 120000 --tasks TASKS --out images
+    rectiflow encode images --out store
+    rectiflow train tiny --data store --out run
+    python -m rectiflow.recipes.parts tiny --run run --out tiny
 """
 
 from __future__ import annotations
