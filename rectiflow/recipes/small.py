@@ -132,7 +132,7 @@ def tiny() -> TrainRecipe:
     return replace(
         _reading(small("tiny", replace(BACKBONES["uvit"](3), width=192))),
         batch_size=32,
-        max_steps=22_000,
+        max_steps=18_000,
         schedule=Trapezoid(warmup_steps=200, decay_fraction=0.6),
         validate_every=1000,
         checkpoint_every=1000,
