@@ -167,12 +167,12 @@ def main() -> None:
             "diffusers": training_step(case, *theirs(case), their_dtype),
         }
         if chosen.compile:
-            for name, make, type_ in (
-                ("rectiflow", ours, dtype),
-                ("diffusers", theirs, their_dtype),
+            for name, make, type_, blocks in (
+                ("rectiflow", ours, dtype, "blocks"),
+                ("diffusers", theirs, their_dtype, "transformer_blocks"),
             ):
                 model, forward = make(case)
-                compile_blocks(model.get_submodule("transformer_blocks").children(), CPU)
+                compile_blocks(getattr(model, blocks), CPU)
                 steps[f"{name} compiled"] = training_step(case, model, forward, type_)
         gflop, limit_ms = products_alone_ms(steps["rectiflow"])
         times = interleaved_ms(steps, warm_up=3, repeats=repeats)

@@ -128,7 +128,7 @@ def demo() -> TrainRecipe:
 
 
 def tiny() -> TrainRecipe:
-    """The model that ships with the package: deeper and wider than the demo's, of 90 minutes."""
+    """The model that ships with the package: deeper and wider than the demo's, of two hours."""
     return replace(
         _reading(small("tiny", replace(BACKBONES["uvit"](3), width=192))),
         batch_size=32,
