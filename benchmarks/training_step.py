@@ -3,11 +3,11 @@
 Both run in the same loop on the same batch: autocast to bfloat16 where the processor multiplies
 it (the row says which type), flow-matching loss, gradient clipping, torch's fused AdamW. With
 `--theirs bf16` diffusers' model runs in bfloat16 whatever the processor, as its scripts' mixed
-precision does. With `--compile` both are measured once more, their blocks as compiled graphs. The
-limit measured beside them is the time of the step's matrix products alone, at
-the rate that one large product of our type reaches.
+precision does. Both are measured once more with their blocks as compiled graphs, which needs a C++
+compiler. The limit measured beside them is the time of the step's matrix products alone, at the
+rate that one large product of our type reaches.
 
-    python benchmarks/training_step.py [--repeats 20] [--theirs bf16] [--compile]
+    python benchmarks/training_step.py [--repeats 20] [--theirs bf16]
 """
 
 import argparse
@@ -157,7 +157,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--theirs", choices=("auto", "bf16"), default="auto")
-    parser.add_argument("--compile", action="store_true")
     chosen = parser.parse_args()
     repeats, dtype = chosen.repeats, compute_dtype("auto")
     their_dtype = torch.bfloat16 if chosen.theirs == "bf16" else dtype
@@ -166,14 +165,13 @@ def main() -> None:
             "rectiflow": training_step(case, *ours(case), dtype),
             "diffusers": training_step(case, *theirs(case), their_dtype),
         }
-        if chosen.compile:
-            for name, make, type_, blocks in (
-                ("rectiflow", ours, dtype, "blocks"),
-                ("diffusers", theirs, their_dtype, "transformer_blocks"),
-            ):
-                model, forward = make(case)
-                compile_blocks(getattr(model, blocks), CPU)
-                steps[f"{name} compiled"] = training_step(case, model, forward, type_)
+        for name, make, type_, blocks in (
+            ("rectiflow", ours, dtype, "blocks"),
+            ("diffusers", theirs, their_dtype, "transformer_blocks"),
+        ):
+            model, forward = make(case)
+            compile_blocks(getattr(model, blocks), CPU)
+            steps[f"{name} compiled"] = training_step(case, model, forward, type_)
         gflop, limit_ms = products_alone_ms(steps["rectiflow"])
         times = interleaved_ms(steps, warm_up=3, repeats=repeats)
         print_row(

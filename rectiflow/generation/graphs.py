@@ -54,7 +54,8 @@ class GraphsInTheMaking:
         with self._deciding:
             found = self._drawn.get(shapes)
             if found is None:
-                # Drawing one picture meets every graph that a call of this kind needs.
+                # Drawing one picture meets the graphs that a call of this kind needs. One that goes
+                # on to others, as under an interval that these steps have missed, waits for them.
                 self._drawn[shapes] = self._thread.submit(
                     draw_in_chunks, model, inputs[:1], settings, lambda _latents: None, edit=edit
                 )
@@ -62,3 +63,7 @@ class GraphsInTheMaking:
             return replace(model, backbone=self._plain)
         found.result()
         return model
+
+    def finish(self) -> None:
+        """Wait until nothing is drawn for graphs any more; no call may come after."""
+        self._thread.shutdown()

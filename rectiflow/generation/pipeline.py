@@ -170,6 +170,8 @@ class Pipeline:
                 check_device(self._changes.quantization, torch.device(device))
             if self._changes.is_compiled:
                 check_compiler(torch.device(device))
+            if self._graphs is not None:
+                self._graphs.finish()
             self._plain = self._plain.to(device)
             self._change(self._changes)
         return self
