@@ -4,10 +4,14 @@ import re
 from collections.abc import Callable
 
 from rectiflow.base.errors import ConfigError
-from rectiflow.recipes.small import BACKBONES, demo, small, tiny
+from rectiflow.recipes.small import BACKBONES, demo, small, tiny, tiny_mmdit
 from rectiflow.training.recipe import TrainRecipe
 
-RECIPES: dict[str, Callable[[], TrainRecipe]] = {"demo": demo, "tiny": tiny}
+RECIPES: dict[str, Callable[[], TrainRecipe]] = {
+    "demo": demo,
+    "tiny": tiny,
+    "tiny-mmdit": tiny_mmdit,
+}
 _HIGHRES = "highres-"
 _SIZED = re.compile(r"(\w+)-d([1-9]\d{0,2})")
 

@@ -86,13 +86,13 @@ def small(name: str, backbone: BackboneConfig) -> TrainRecipe:
     )
 
 
-def _reading(recipe: TrainRecipe) -> TrainRecipe:
+def _reading(recipe: TrainRecipe, *, haste: float = 1.0) -> TrainRecipe:
     """The recipe changed so that its model soon reads the tokens of its text.
 
     With AdamW and SD3's dropout a small model of hours makes do with the pooled vector, which
     cannot tell it well what goes where. Measured in `experiments/2026-11-28_which_text_is_read`.
     """
-    rate = recipe.optimizer.learning_rate
+    rate = haste * recipe.optimizer.learning_rate
     return replace(
         recipe,
         backbone=replace(recipe.backbone, use_qk_norm=True),
@@ -133,6 +133,19 @@ def tiny() -> TrainRecipe:
         _reading(small("tiny", replace(BACKBONES["uvit"](3), width=192))),
         batch_size=32,
         max_steps=18_000,
+        schedule=Trapezoid(warmup_steps=200, decay_fraction=0.6),
+        validate_every=1000,
+        checkpoint_every=1000,
+        sample_every=4000,
+    )
+
+
+def tiny_mmdit() -> TrainRecipe:
+    """The shipped MM-DiT, of the released models' layout and proportions."""
+    return replace(
+        _reading(small("tiny-mmdit", BACKBONES["mmdit"](3)), haste=2.0),
+        batch_size=32,
+        max_steps=40_000,
         schedule=Trapezoid(warmup_steps=200, decay_fraction=0.6),
         validate_every=1000,
         checkpoint_every=1000,
