@@ -16,7 +16,7 @@ from rectiflow.base.files import read_json
 from rectiflow.base.log import read_events
 from rectiflow.evaluation.results import read_evaluation
 from rectiflow.recipes.demo import DemoRecord
-from rectiflow.recipes.parts.tiny import scores_of
+from rectiflow.recipes.parts.finished import scores_of
 from rectiflow.training.recipe import TrainRecipe
 
 

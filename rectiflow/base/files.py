@@ -141,6 +141,35 @@ def refuse_unwritable(path: Path | str) -> None:
     raise explain_os_error(OSError(reason, os.strerror(reason)), path, "write")
 
 
+def link_tree(source: Path | str, target: Path | str) -> None:
+    """Put a folder's files into another one where they are not; weights take no room if possible.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    try:
+        for file in sorted(source.rglob("*")):
+            place = target / file.relative_to(source)
+            if file.is_dir() or place.exists():
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix != ".safetensors" or not _link(file, place):
+                shutil.copyfile(file, place)
+    except OSError as error:
+        raise explain_os_error(error, target, "write files to") from error
+
+
+def _link(file: Path, place: Path) -> bool:
+    """A second name for the file's bytes, which last as long as either; False where none can be."""
+    try:
+        # The file itself: in the Hub's cache names are links to it, which go with the cache.
+        os.link(file.resolve(), place)
+    except OSError:  # another disk, or one that knows no such links
+        return False
+    return True
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON, atomically.
 

@@ -32,7 +32,6 @@ from rectiflow.models.published.text_loading import StoredEncoders, find_text_en
 from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.models.text.conditioner import FOLDERS, bare_tokenizers
 from rectiflow.models.text.encoded import ENCODERS
-from rectiflow.models.text.loading import SD3_LENGTHS
 from rectiflow.sampling import DPMSolverPP2M, Euler, ReleasedGrid
 
 #: As Stability's own code samples each; shift 3 for SD3-medium too, as all code but one has it.
@@ -68,6 +67,8 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     identity, dtype = stored.identity(), _dtype(settings)
     name = name_released(mmdit.config, path)
     sampling = RELEASED_SAMPLING.get(name or "", _SAMPLING)
+    if checkpoint.shift is not None:
+        sampling = replace(sampling, shift=checkpoint.shift)
     side_px = (
         mmdit.config.base_side * mmdit.config.patch_size * autoencoder.config.downsample_factor
     )
@@ -170,9 +171,9 @@ def _text_encoders(
             "(--text-encoders)"
         )
     t5_tokens = settings.t5_tokens
-    if t5_tokens is None:
-        # T5 left out is left out of the sequence too, unless zeros are asked for.
-        t5_tokens = SD3_LENGTHS["t5"] if "t5" in chosen else 0
+    if t5_tokens is None and "t5" not in chosen:
+        # Left out, it is left out of the sequence too, unless zeros are asked for.
+        t5_tokens = 0
     return find_text_encoders(
         source,
         tokenizers=_tokenizer_folder(checkpoint, source, settings),
@@ -184,11 +185,9 @@ def _text_encoders(
 
 
 def _tokenizer_folder(checkpoint: Checkpoint, source: Checkpoint, settings: LoadSettings) -> Path:
-    if settings.tokenizers is not None:
-        return settings.tokenizers
-    for path in (source.path, checkpoint.path):
-        if any((path / tokenizer).is_dir() for _, tokenizer in FOLDERS.values()):
-            return path
+    for folder in (settings.tokenizers, source.tokenizers, checkpoint.tokenizers):
+        if folder is not None:
+            return folder
     raise UserError(
         f"{source.path} comes without tokenizers; give the folder of a released model, which holds "
         f"{', '.join(tokenizer for _, tokenizer in FOLDERS.values())} (--tokenizers)"

@@ -6,13 +6,13 @@ All are made once, in the run's `prepared/`, and kept.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rectiflow.base.files import atomic_write, read_json, write_json
+from rectiflow.base.files import atomic_write, link_tree, read_json, write_json
 from rectiflow.data.encode import encode_folder
 from rectiflow.data.encoded_rows import PromptEncoder
 from rectiflow.generation.load_settings import LoadSettings
@@ -20,21 +20,24 @@ from rectiflow.generation.model import Model
 from rectiflow.generation.pictures import encode_png
 from rectiflow.generation.text_to_image import generate
 from rectiflow.models.model_folder import PIPELINE_FILE
-from rectiflow.models.published import Checkpoint, Part, open_checkpoint, save_diffusers_folder
-from rectiflow.models.published.folder import COMPONENTS
+from rectiflow.models.published import (
+    Checkpoint,
+    Part,
+    open_checkpoint,
+    save_diffusers_folder,
+    scheduler_of,
+)
+from rectiflow.models.published.components import COMPONENTS
 from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.models.text.conditioner import FOLDERS
 from rectiflow.recipes.fine_tuning_request import FineTuning, hash_prior
 from rectiflow.recipes.progress import Counter
-from rectiflow.training.export_fine_tuned import PARTS_FOLDER, link_tree
+from rectiflow.training.export_fine_tuned import PARTS_FOLDER
 from rectiflow.training.recipe import TrainRecipe
 
 _CHUNK = 4
 #: Pictures that the autoencoder sees at once have no more pixels together.
 _PIXELS_AT_ONCE, _PICTURES_AT_ONCE = 2**20, 16
-_SCHEDULER = "scheduler"
-#: Classes of transformers by a tokenizer's encoder, for a folder whose index does not say.
-_TOKENIZERS = {"clip_l": "CLIPTokenizer", "clip_g": "CLIPTokenizer", "t5": "T5TokenizerFast"}
 
 
 def prepare(
@@ -153,14 +156,17 @@ def prepare_pipeline(source: str, settings: LoadSettings, target: Path, *, shift
     copied = {kind: part for kind, part in parts.items() if kind not in linked}
     fresh = target.with_name(f".{target.name}.tmp-new")
     shutil.rmtree(fresh, ignore_errors=True)
-    save_diffusers_folder(fresh, copied)
+    save_diffusers_folder(
+        fresh,
+        copied,
+        tokenizers=settings.tokenizers or settings.text_encoders or checkpoint.tokenizers,
+        scheduler=checkpoint.scheduler or scheduler_of(shift),
+    )
     index: dict[str, Any] = read_json(fresh / PIPELINE_FILE)
     for kind, part in linked.items():
         name = COMPONENTS[kind][0]
         link_tree(part.path, fresh / name)
         index[name] = read_json(part.path.parent / PIPELINE_FILE)[name]
-    index |= _add_tokenizers(_tokenizer_folder(checkpoint, settings), fresh)
-    index |= _add_scheduler(checkpoint.path / _SCHEDULER, fresh / _SCHEDULER, shift)
     write_json(fresh / PIPELINE_FILE, index)
     fresh.rename(target)
 
@@ -178,28 +184,3 @@ def _other_parts(checkpoint: Checkpoint, settings: LoadSettings) -> dict[str, Pa
 def _is_component(kind: str, part: Part) -> bool:
     """Whether a part lies in a pipeline's folder as diffusers saves it."""
     return part.path.name == COMPONENTS[kind][0] and (part.path.parent / PIPELINE_FILE).is_file()
-
-
-def _tokenizer_folder(checkpoint: Checkpoint, settings: LoadSettings) -> Path:
-    return settings.tokenizers or settings.text_encoders or checkpoint.path
-
-
-def _add_tokenizers(source: Path, target: Path) -> Mapping[str, Any]:
-    known = read_json(source / PIPELINE_FILE) if (source / PIPELINE_FILE).is_file() else {}
-    index: dict[str, Any] = {}
-    for encoder, (_, name) in FOLDERS.items():
-        if (source / name).is_dir():
-            link_tree(source / name, target / name)
-            index[name] = known.get(name, ["transformers", _TOKENIZERS[encoder]])
-    return index
-
-
-def _add_scheduler(source: Path, target: Path, shift: float) -> Mapping[str, Any]:
-    name = "FlowMatchEulerDiscreteScheduler"
-    if source.is_dir():
-        link_tree(source, target)
-    else:
-        target.mkdir(parents=True)
-        settings = {"_class_name": name, "num_train_timesteps": 1000, "shift": shift}
-        write_json(target / "scheduler_config.json", settings)
-    return {_SCHEDULER: ["diffusers", name]}

@@ -6,8 +6,6 @@ before training, in the run's `PARTS_FOLDER`; each export links to their files.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,11 @@ import torch
 from torch import Tensor
 
 from rectiflow.base.errors import UserError
-from rectiflow.base.files import (
-    atomic_directory,
-    explain_os_error,
-    read_json,
-    write_json,
-)
+from rectiflow.base.files import atomic_directory, link_tree, read_json, write_json
 from rectiflow.models.lora import lora_of, save_lora
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
 from rectiflow.models.model_folder import LORA_FILE, PIPELINE_FILE
 from rectiflow.models.published import part_of, save_diffusers_folder
-from rectiflow.models.published.header import SUFFIX
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import PREPARED_FOLDER
 
@@ -86,31 +78,3 @@ def _model_of(average: Mapping[str, Tensor], recipe: TrainRecipe) -> MMDiT:
     model.pos_embed = tensors.pop("pos_embed")
     model.load_state_dict(tensors, assign=True)
     return model
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """Put a folder's files into another one where they are not; weights take no room if possible.
-
-    Raises:
-        UserError: they cannot be written.
-    """
-    try:
-        for file in sorted(source.rglob("*")):
-            place = target / file.relative_to(source)
-            if file.is_dir() or place.exists():
-                continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if file.suffix != SUFFIX or not _link(file, place):
-                shutil.copyfile(file, place)
-    except OSError as error:
-        raise explain_os_error(error, target, "write the model's parts in") from error
-
-
-def _link(file: Path, place: Path) -> bool:
-    """A second name for the file's bytes, which last as long as either; False where none can be."""
-    try:
-        # The file itself: in the Hub's cache names are links to it, which go with the cache.
-        os.link(file.resolve(), place)
-    except OSError:  # another disk, or one that knows no such links
-        return False
-    return True

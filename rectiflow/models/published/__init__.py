@@ -1,12 +1,19 @@
 """Released SD3 checkpoints: recognised from their tensors, loaded, and saved in their layouts.
 
-`checkpoint` and `folder` say what a file or folder is, `loading` makes networks of it, `saving`
-writes either layout, `inspection` describes it. `names` is the map between our tensor names and the
-layouts', `configs` and `text_configs` read sizes off the tensors; `stored` and `header` are tensors
-as byte ranges of safetensors files. `text_loading` stands apart, because it needs transformers.
+`checkpoint`, `folder` and `own` say what a file, a folder or a model of ours is, `loading` makes
+networks of it, `saving` writes either layout, `inspection` describes it. `components` reads those
+of diffusers' folders. `names` is the map between our tensor names and the layouts', `configs` and
+`text_configs` read sizes off the tensors; `stored` and `header` are tensors as byte ranges of
+safetensors files. `text_loading` stands apart, because it needs transformers.
 """
 
-from rectiflow.models.published.checkpoint import PART_TITLES, Checkpoint, Part
+from rectiflow.models.published.checkpoint import (
+    PART_TITLES,
+    Checkpoint,
+    Part,
+    part_of,
+    scheduler_of,
+)
 from rectiflow.models.published.configs import RELEASED
 from rectiflow.models.published.folder import open_checkpoint
 from rectiflow.models.published.inspection import describe_checkpoint
@@ -18,7 +25,6 @@ from rectiflow.models.published.loading import (
 )
 from rectiflow.models.published.saving import (
     convert,
-    part_of,
     save_diffusers_folder,
     save_single_file,
 )
@@ -38,4 +44,5 @@ __all__ = [
     "part_of",
     "save_diffusers_folder",
     "save_single_file",
+    "scheduler_of",
 ]

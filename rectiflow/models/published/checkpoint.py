@@ -15,8 +15,9 @@ from typing import Any
 from rectiflow.base.cache import cached_sha256
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import CheckpointError, ConfigError
-from rectiflow.models.autoencoder import AutoencoderConfig
-from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
+from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
+from rectiflow.models.layers.embeddings import TIME_SCALE
+from rectiflow.models.mmdit import MMDiT, MMDiTConfig, MMDiTXConfig
 from rectiflow.models.published.configs import (
     NetworkConfig,
     entries_of,
@@ -125,11 +126,23 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The parts of a file or folder; `unknown` are tensors that belong to none of them."""
+    """The parts of a file or folder; `unknown` are tensors that belong to none of them.
+
+    `tokenizers` is the folder that has those of its text encoders, `scheduler` what diffusers' is
+    made from; None where there are none.
+    """
 
     path: Path
     parts: dict[str, Part]
     unknown: tuple[str, ...] = ()
+    tokenizers: Path | None = None
+    scheduler: Mapping[str, Any] | None = None
+
+    @property
+    def shift(self) -> float | None:
+        """How its scheduler shifts times, α of arXiv 2403.03206, section 5.3.2, if it says so."""
+        shift = (self.scheduler or {}).get("shift")
+        return float(shift) if isinstance(shift, int | float) and shift > 0 else None
 
     def part(self, kind: str) -> Part:
         """The part of that kind.
@@ -292,6 +305,34 @@ def _check_tensors(
                 f"{path}: {name} is stored as {HEADER_NAMES[found.dtype]}, a quantised format; "
                 "give the model in F32, F16, BF16 or F8"
             )
+
+
+def part_of(model: MMDiT | Autoencoder) -> Part:
+    """A network in memory as a part of a checkpoint to save; nothing is copied.
+
+    Raises:
+        CheckpointError: it has no released layout.
+    """
+    config = model.config
+    assert isinstance(config, MMDiTConfig | AutoencoderConfig)
+    tensors = {name: StoredTensor.of(value) for name, value in model.state_dict().items()}
+    kind = "autoencoder"
+    if isinstance(model, MMDiT):
+        kind = "mmdit"
+        tensors["pos_embed"] = StoredTensor.of(model.pos_embed.flatten(0, 1)[None])
+    released: dict[str, StoredTensor] = {}
+    for entry in entries_of(config):
+        released |= entry.from_ours("sai", tensors[entry.ours])
+    return recognise_part(kind, "sai", Path("memory"), released, config=config)
+
+
+def scheduler_of(shift: float) -> dict[str, Any]:
+    """What diffusers makes SD3's scheduler from, at this shift of times."""
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "num_train_timesteps": int(TIME_SCALE),
+        "shift": shift,
+    }
 
 
 # --- what tensors cannot tell ----------------------------------------------------------------

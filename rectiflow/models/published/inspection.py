@@ -13,7 +13,8 @@ from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.models.model_folder import is_own_model
 from rectiflow.models.published.checkpoint import PART_TITLES, Part, PartConfig
 from rectiflow.models.published.configs import RELEASED
-from rectiflow.models.published.folder import OwnModel, open_checkpoint, open_own_model
+from rectiflow.models.published.folder import open_checkpoint
+from rectiflow.models.published.own import OwnModel, open_own_model
 from rectiflow.models.published.stored import HEADER_NAMES, StoredTensor
 from rectiflow.models.published.text_configs import RELEASED_TEXT
 
@@ -56,11 +57,11 @@ def _describe_part(part: Part) -> list[str]:
 
 def _describe_own(model: OwnModel) -> list[str]:
     return _describe(
-        f"{model.backbone.title}, trained by rectiflow",
+        f"{model.card.backbone.title}, trained by rectiflow",
         names="rectiflow's",
         num_parameters=sum(tensor.num_elements for tensor in model.tensors.values()),
         tensors=model.tensors.values(),
-        config=model.backbone,
+        config=model.card.backbone,
     )
 
 

@@ -15,9 +15,10 @@ import torch
 
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import CheckpointError, UserError
-from rectiflow.base.files import atomic_directory, write_json
-from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
-from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.base.files import atomic_directory, link_tree, write_json
+from rectiflow.models.autoencoder import AutoencoderConfig
+from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.model_folder import PIPELINE_FILE
 from rectiflow.models.published.checkpoint import (
     PREFIXES,
     Checkpoint,
@@ -25,38 +26,27 @@ from rectiflow.models.published.checkpoint import (
     metadata_key,
     recognise_part,
 )
-from rectiflow.models.published.configs import entries_of
-from rectiflow.models.published.folder import (
+from rectiflow.models.published.components import (
     COMPONENTS,
     CONFIG_FILE,
     IDENTITY_KEY,
-    open_checkpoint,
+    SCHEDULER,
+    SCHEDULER_FILE,
+    read_object,
 )
+from rectiflow.models.published.folder import open_checkpoint
 from rectiflow.models.published.header import SUFFIX
 from rectiflow.models.published.stored import StoredTensor, write_safetensors
 from rectiflow.models.published.text_configs import PROJECTION, CLIPTextSize, T5TextSize
+from rectiflow.models.text.conditioner import FOLDERS
 
 #: The first version of diffusers that knows all released models.
 _DIFFUSERS_VERSION = "0.31.0"
-
-
-def part_of(model: MMDiT | Autoencoder) -> Part:
-    """A network in memory as a part of a checkpoint to save; nothing is copied.
-
-    Raises:
-        CheckpointError: it has no released layout.
-    """
-    config = model.config
-    assert isinstance(config, MMDiTConfig | AutoencoderConfig)
-    tensors = {name: StoredTensor.of(value) for name, value in model.state_dict().items()}
-    kind = "autoencoder"
-    if isinstance(model, MMDiT):
-        kind = "mmdit"
-        tensors["pos_embed"] = StoredTensor.of(model.pos_embed.flatten(0, 1)[None])
-    released: dict[str, StoredTensor] = {}
-    for entry in entries_of(config):
-        released |= entry.from_ours("sai", tensors[entry.ours])
-    return recognise_part(kind, "sai", Path("memory"), released, config=config)
+#: Classes of transformers by a tokenizer's encoder, for a folder whose index does not say.
+_TOKENIZERS = {"clip_l": "CLIPTokenizer", "clip_g": "CLIPTokenizer", "t5": "T5TokenizerFast"}
+#: Those that are nothing but their `tokenizer.json`, by a name that all versions know.
+_GENERIC_TOKENIZER = "PreTrainedTokenizerFast"
+_GENERIC_NAMES = (_GENERIC_TOKENIZER, "TokenizersBackend")
 
 
 def convert(source: Path | str, target: Path | str) -> Checkpoint:
@@ -69,8 +59,15 @@ def convert(source: Path | str, target: Path | str) -> Checkpoint:
         CheckpointError: the source is damaged, incomplete or of another family.
     """
     checkpoint, target = open_checkpoint(source), Path(target)
-    save = save_single_file if target.suffix == SUFFIX else save_diffusers_folder
-    save(target, checkpoint.parts)
+    if target.suffix == SUFFIX:
+        save_single_file(target, checkpoint.parts)
+    else:
+        save_diffusers_folder(
+            target,
+            checkpoint.parts,
+            tokenizers=checkpoint.tokenizers,
+            scheduler=checkpoint.scheduler,
+        )
     return checkpoint
 
 
@@ -101,8 +98,16 @@ def _tells_its_config(part: Part, tensors: dict[str, StoredTensor]) -> bool:
         return False
 
 
-def save_diffusers_folder(folder: Path | str, parts: Mapping[str, Part]) -> None:
+def save_diffusers_folder(
+    folder: Path | str,
+    parts: Mapping[str, Part],
+    *,
+    tokenizers: Path | None = None,
+    scheduler: Mapping[str, Any] | None = None,
+) -> None:
     """Write the parts as the folder of a diffusers pipeline, complete or not at all.
+
+    `tokenizers` is a folder with `tokenizer` and its like, `scheduler` the config of one.
 
     Raises:
         UserError: the folder is not empty or cannot be written.
@@ -129,7 +134,26 @@ def save_diffusers_folder(folder: Path | str, parts: Mapping[str, Part]) -> None
                 if "_class_name" in config
                 else ["transformers", config["architectures"][0]]
             )
-        write_json(unfinished / "model_index.json", index)
+        if tokenizers is not None:
+            index |= _add_tokenizers(tokenizers, unfinished)
+        if scheduler is not None:
+            write_json(unfinished / SCHEDULER / SCHEDULER_FILE, scheduler)
+            index[SCHEDULER] = ["diffusers", scheduler["_class_name"]]
+        write_json(unfinished / PIPELINE_FILE, index)
+
+
+def _add_tokenizers(source: Path, target: Path) -> dict[str, list[str]]:
+    """Copy a folder's tokenizers, and name their classes of transformers."""
+    known = read_object(source / PIPELINE_FILE) if (source / PIPELINE_FILE).is_file() else {}
+    index: dict[str, list[str]] = {}
+    for encoder, (_, name) in FOLDERS.items():
+        if not (source / name).is_dir():
+            continue
+        link_tree(source / name, target / name)
+        own = read_object(target / name / "tokenizer_config.json").get("tokenizer_class")
+        usual = _GENERIC_TOKENIZER if own in _GENERIC_NAMES else _TOKENIZERS[encoder]
+        index[name] = known.get(name, ["transformers", usual])
+    return index
 
 
 def _pipeline_class(parts: Mapping[str, Part]) -> str:

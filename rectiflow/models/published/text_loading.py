@@ -87,7 +87,7 @@ def find_text_encoders(
     *,
     tokenizers: Path | str,
     encoders: Sequence[str] = ENCODERS,
-    t5_tokens: int = SD3_LENGTHS["t5"],
+    t5_tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
     context_dim: int | None = None,
 ) -> StoredEncoders:
@@ -96,6 +96,10 @@ def find_text_encoders(
     `context_dim` is the width that a T5 has which is not there; SD3's when None.
     """
     parts = {name: checkpoint.part(name) for name in choose_encoders(encoders)}
+    loaded = _load_tokenizers(Path(tokenizers), tuple(parts))
+    if t5_tokens is None:
+        longest = loaded["t5"].model_max_length if "t5" in loaded else SD3_LENGTHS["t5"]
+        t5_tokens = min(SD3_LENGTHS["t5"], longest)
     # An encoder that is left out keeps its size: its own where the file has it, else SD3's.
     configs = RELEASED_TEXT | {
         name: part.config
@@ -110,7 +114,7 @@ def find_text_encoders(
         config=TextConditionerConfig(
             clip_l=sizes["clip_l"], clip_g=sizes["clip_g"], t5=sizes["t5"]
         ),
-        tokenizers=_load_tokenizers(Path(tokenizers), tuple(parts)),
+        tokenizers=loaded,
         dtype=dtype,
     )
 
@@ -120,7 +124,7 @@ def load_conditioner(
     *,
     tokenizers: Path | str,
     encoders: Sequence[str] = ENCODERS,
-    t5_tokens: int = SD3_LENGTHS["t5"],
+    t5_tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TextConditioner:
     """The text encoders of a checkpoint with the tokenizers of a folder.
@@ -129,8 +133,9 @@ def load_conditioner(
         path: a file or folder that `open_checkpoint` knows.
         tokenizers: a folder with `tokenizer`, `tokenizer_2` and `tokenizer_3`, as released.
         encoders: which to load; the others give zeros.
-        t5_tokens: what T5 cuts and pads a prompt to; may be 0 where it is left out. CLIP's length
-            is that of its table of positions.
+        t5_tokens: what T5 cuts and pads a prompt to, SD3's 256 or its tokenizer's most where that
+            is less unless said; may be 0 where it is left out. CLIP's length is that of its table
+            of positions.
         dtype: what the encoders compute in, whatever the file stores.
 
     Raises:

@@ -108,6 +108,7 @@ class CachedConditioner:
             if self._max_kept is None or len(missing) <= self._max_kept:
                 for i, prompt in enumerate(missing):
                     self._write(prompt, encoded[i : i + 1])
+                _forget_oldest(cache_folder() / _FOLDER)
         rows = [row for prompt in prompts if (row := found[prompt]) is not None]
         return EncodedText.concat(rows).to(device=self._device)
 
@@ -191,7 +192,6 @@ class CachedConditioner:
         columns = {name: value.contiguous() for name, value in row.columns().items()}
         with suppress(UserError), atomic_write(path) as file:
             file.write(save(columns))
-        _forget_oldest(path.parent)
 
 
 def _forget_oldest(folder: Path) -> None:

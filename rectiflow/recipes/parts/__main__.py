@@ -13,15 +13,15 @@ from rectiflow.base.errors import UserError
 def main() -> int:
     """Make one part; prints a line now and then."""
     parser = argparse.ArgumentParser(prog="python -m rectiflow.recipes.parts", description=__doc__)
-    parser.add_argument("part", choices=("text", "autoencoder", "tiny"))
+    parser.add_argument("part", choices=("text", "autoencoder", "model"))
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
-    parser.add_argument("--run", type=Path, help="for tiny: the finished run to ship")
+    parser.add_argument("--run", type=Path, help="for model: the finished run to ship")
     parser.add_argument(
         "--start", type=Path, help="for autoencoder: what its first stage made, to skip that stage"
     )
     arguments = parser.parse_args()
-    if (arguments.run is None) == (arguments.part == "tiny"):
-        parser.error("--run goes with tiny, and only with it")
+    if (arguments.run is None) == (arguments.part == "model"):
+        parser.error("--run goes with model, and only with it")
     if arguments.start is not None and arguments.part != "autoencoder":
         parser.error("--start goes with autoencoder only")
     start = time.monotonic()
@@ -35,10 +35,10 @@ def main() -> int:
             from rectiflow.recipes.parts.text import TextPartRecipe, make_text_part
 
             make_text_part(TextPartRecipe(), arguments.out, show)
-        elif arguments.part == "tiny":
-            from rectiflow.recipes.parts.tiny import make_tiny
+        elif arguments.part == "model":
+            from rectiflow.recipes.parts.finished import make_model
 
-            make_tiny(arguments.run, arguments.out, show)
+            make_model(arguments.run, arguments.out, show)
         else:
             from rectiflow.recipes.parts.autoencoder import make_autoencoder
 

@@ -11,7 +11,7 @@ from rectiflow.base.errors import UserError
 from rectiflow.base.files import read_json, write_json
 from rectiflow.generation.model import load_model
 from rectiflow.models.shipped import shipped_path, verify
-from rectiflow.recipes.parts import tiny
+from rectiflow.recipes.parts import finished
 from rectiflow.recipes.parts.__main__ import main
 
 
@@ -22,12 +22,12 @@ def test_a_run_becomes_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("model.json", "weights.safetensors"):
         shutil.copy(shipped_path("tiny") / name, run / "model")
     write_json(run / "recipe.json", {"name": "of a test"})
-    monkeypatch.setattr(tiny, "PER_TASK", 1)
-    tiny.make_tiny(run, tmp_path / "part", lambda fields: None)
+    monkeypatch.setattr(finished, "PER_TASK", 1)
+    finished.make_model(run, tmp_path / "part", lambda fields: None)
     verify(tmp_path / "part")
     card = read_json(tmp_path / "part" / "card.json")
     assert card["recipe"] == {"name": "of a test"}
-    assert card["scores"]["model"] == "tiny"
+    assert card["scores"]["model"] == "of a test"
     assert str(tmp_path) not in (tmp_path / "part" / "card.json").read_text()
     tensors = load_file(tmp_path / "part" / "weights.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
@@ -36,13 +36,13 @@ def test_a_run_becomes_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_missing_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no model"):
-        tiny.make_tiny(tmp_path / "none", tmp_path / "part", lambda fields: None)
+        finished.make_model(tmp_path / "none", tmp_path / "part", lambda fields: None)
 
 
-def test_run_goes_with_tiny_only(
+def test_run_goes_with_model_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["parts", "tiny", "--out", "x"])
+    monkeypatch.setattr("sys.argv", ["parts", "model", "--out", "x"])
     with pytest.raises(SystemExit):
         main()
-    assert "--run goes with tiny, and only with it" in capsys.readouterr().err
+    assert "--run goes with model, and only with it" in capsys.readouterr().err
