@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SHIPPED = ROOT / "rectiflow" / "models" / "shipped"
+MODELS = ("tiny", "tiny-mmdit")
 START, END = "<!-- measured -->\n", "<!-- /measured -->\n"
 WITH_AND_WITHOUT_T5 = (["clip_l", "clip_g", "t5"], ["clip_l", "clip_g"])
 TASKS = {
@@ -62,9 +63,24 @@ def both_compiled(row: dict[str, Any]) -> str:
     return f"{theirs['median'] / ours['median']:.2f}×"
 
 
+def rows_of_model(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the card of a shipped model says of its scores and of what they took."""
+    scores, data = model["scores"], model["data"]
+    title = model["recipe"]["backbone"]["kind"].removesuffix("Config").replace("MMDiT", "MM-DiT")
+    return [
+        (
+            f"shipped `{scores['model']}` ({title}), overall ({scores['per_task']} prompts a task; "
+            f"{data['images_seen']:,} pictures, {seconds(data['training_s'])})",
+            f"{interval(scores['overall']['seen'])}; unseen combinations "
+            f"{interval(scores['overall']['unseen'])}",
+        ),
+        (f"– {' / '.join(TASKS.values())}", by_task(scores)),
+    ]
+
+
 def make_table() -> str:
     """The table in Markdown, and what it was measured on."""
-    demo, tiny = last_row("demo", minutes=10.0), card("tiny")
+    demo, models = last_row("demo", minutes=10.0), [card(name) for name in MODELS]
     small, full = (card("autoencoder")["scores"][world] for world in ("small", "full"))
     objects = [task for task in TASKS if task != "typography"]
     steps = [
@@ -88,7 +104,6 @@ def make_table() -> str:
         return f"{value:.0%}".replace("%", " %")
 
     machine = demo["environment"]
-    trained = tiny["data"]
     installed = "installed before" if demo["was_installed"] else "installation included"
     rows = [
         (
@@ -103,13 +118,7 @@ def make_table() -> str:
             f"{interval(demo['scores']['overall']['unseen'])}",
         ),
         (f"– {' / '.join(TASKS.values())}", by_task(demo["scores"])),
-        (
-            f"shipped `tiny`, overall ({tiny['scores']['per_task']} prompts a task; "
-            f"{trained['images_seen']:,} pictures, {seconds(trained['training_s'])})",
-            f"{interval(tiny['scores']['overall']['seen'])}; unseen combinations "
-            f"{interval(tiny['scores']['overall']['unseen'])}",
-        ),
-        (f"– {' / '.join(TASKS.values())}", by_task(tiny["scores"])),
+        *(row for model in models for row in rows_of_model(model)),
         (
             "autoencoder, objects read back from reconstructions, worlds `small` / `full`",
             f"{least(small)} / {least(full)}",

@@ -29,7 +29,7 @@ def add_parser(verbs: Verbs) -> None:
         summary="score a model on a benchmark",
         details=_DETAILS,
     )
-    parser.add_argument("model", metavar="MODEL", help='a run folder, or "tiny"')
+    parser.add_argument("model", metavar="MODEL", help='a run folder, "tiny" or "tiny-mmdit"')
     parser.add_argument(
         "--benchmark", choices=("shapeworld",), default="shapeworld", help="(default: shapeworld)"
     )

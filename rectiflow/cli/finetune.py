@@ -14,8 +14,9 @@ from rectiflow.cli.options import (
 from rectiflow.cli.released_options import add_released_options, read_load_settings
 
 _DETAILS = """\
-MODEL is released weights (a file, a folder, or on the Hub), the folder of a run, or "tiny". DIR
-holds images and captions as for `rectiflow encode`. The same command continues a stopped run.
+MODEL is released weights (a file, a folder, or on the Hub), the folder of a run, or a shipped model
+such as "tiny". DIR holds images and captions as for `rectiflow encode`. The same command continues
+a stopped run.
 
 Without --lora all weights are trained, and RUN is a model; with --lora a LoRA is, in a file:
   rectiflow sample RUN PROMPT

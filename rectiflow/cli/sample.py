@@ -52,7 +52,7 @@ def add_parser(verbs: Verbs) -> None:
         takes_overrides=True,
     )
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help='a run folder, released weights, or "tiny"'
+        "model", nargs="?", metavar="MODEL", help='a run folder, released weights, "tiny", …'
     )
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to draw")
     parser.add_argument(

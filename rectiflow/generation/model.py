@@ -1,6 +1,6 @@
 """A model ready to draw: backbone, formulation, autoencoder and text encoders that belong together.
 
-First stop on the walk of a prompt. A name that ships ("tiny"), a run's folder or a model folder
+First stop on the walk of a prompt. The name of one that ships, a run's folder or a model folder
 with `model.json` becomes a `Model`; files and encoders are checked by hash before they are used.
 Released weights go through `generation.released`.
 """

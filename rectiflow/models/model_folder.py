@@ -17,7 +17,7 @@ from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.base.files import sha256_file
 from rectiflow.models.shipped import shipped_path
 
-SHIPPED_MODELS = ("tiny",)
+SHIPPED_MODELS = ("tiny", "tiny-mmdit")
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 #: What the model of a run holds instead where it was fine-tuned from released weights.

@@ -33,7 +33,7 @@ def test_no_model_is_one_line(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text("{}")
     for name, message in (
-        ("absent", 'there is no model .*give "tiny", the folder of a run'),
+        ("absent", 'there is no model .*give "tiny", "tiny-mmdit", the folder of a run'),
         ("empty", "holds no weights: neither .safetensors files, nor the folders"),
         ("run", "has no model yet"),
     ):

@@ -1,7 +1,8 @@
 """Frozen parts that ship with the package, each checked byte by byte when it is loaded.
 
 A part is a folder here with `card.json`: the recipe, commit and data that made it, its scores, and
-the SHA-256 of every file. Parts: "text" (three encoders, image tower), "autoencoder", "tiny".
+the SHA-256 of every file. Parts: "text" (three encoders, image tower), "autoencoder", and the
+models "tiny" and "tiny-mmdit".
 """
 
 from __future__ import annotations
