@@ -92,7 +92,11 @@ def test_a_folders_shift_and_lengths_are_its_own(tmp_path: Path) -> None:
     assert model.conditioner.config.t5.length == 16
     scheduler = tmp_path / "folder" / "scheduler" / "scheduler_config.json"
     write_json(scheduler, read_json(scheduler) | {"shift": 2.0})
+    assert open_checkpoint(tmp_path / "folder").shift == 2.0
     assert Pipeline.from_pretrained(tmp_path / "folder").model.settings.shift == 2.0
+    for changes in ({"use_dynamic_shifting": True}, {"shift": None}, {"shift": "3"}):
+        write_json(scheduler, read_json(scheduler) | changes)
+        assert open_checkpoint(tmp_path / "folder").shift is None
 
 
 def test_parts_that_it_was_not_trained_with_stay_out(tmp_path: Path) -> None:

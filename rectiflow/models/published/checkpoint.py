@@ -140,8 +140,12 @@ class Checkpoint:
 
     @property
     def shift(self) -> float | None:
-        """How its scheduler shifts times, α of arXiv 2403.03206, section 5.3.2, if it says so."""
-        shift = (self.scheduler or {}).get("shift")
+        """How its scheduler shifts times, α of arXiv 2403.03206, section 5.3.2, if it says so.
+
+        None also where the shift follows each picture's size, which then is not in its config.
+        """
+        config = self.scheduler or {}
+        shift = None if config.get("use_dynamic_shifting") else config.get("shift")
         return float(shift) if isinstance(shift, int | float) and shift > 0 else None
 
     def part(self, kind: str) -> Part:
