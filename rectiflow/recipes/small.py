@@ -145,7 +145,7 @@ def tiny_mmdit() -> TrainRecipe:
     return replace(
         _reading(small("tiny-mmdit", BACKBONES["mmdit"](3)), haste=2.0),
         batch_size=32,
-        max_steps=40_000,
+        max_steps=26_000,
         schedule=Trapezoid(warmup_steps=200, decay_fraction=0.6),
         validate_every=1000,
         checkpoint_every=1000,

@@ -5,6 +5,9 @@ import torch
 
 import rectiflow.models.shipped as shipped
 from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.generation.model import load_model
+from rectiflow.generation.text_to_image import generate
+from rectiflow.models.model_folder import SHIPPED_MODELS
 from rectiflow.models.shipped import (
     load_conditioner,
     load_image_tower,
@@ -15,11 +18,14 @@ from rectiflow.models.shipped import (
     write_card,
 )
 from rectiflow.models.text import assemble
-from rectiflow.shapeworld.captions import captions
+from rectiflow.shapeworld.captions import captions, parse_caption
+from rectiflow.shapeworld.oracle import Oracle
 from rectiflow.shapeworld.scene import TASKS, sample_scene
-from rectiflow.shapeworld.world import FULL, SMALL
+from rectiflow.shapeworld.scoring import score
+from rectiflow.shapeworld.world import FULL, SMALL, is_held_out_pair
 
 MAX_TEXT_PARAMETERS = 2_400_000
+MAX_BYTES = 30 * 10**6
 
 
 @pytest.fixture
@@ -137,3 +143,25 @@ def test_the_card_of_the_text_part_shows_what_it_must_reach():
     assert all(value >= 0.99 for value in scores["probe_clip"]["seen"].values())
     assert all(value >= 0.99 for value in scores["probe_t5"]["seen"].values())
     assert scores["retrieval_at_256"]["full"] >= 0.5
+
+
+def test_all_that_ships_is_small():
+    folder = shipped_path("text").parent
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= MAX_BYTES
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", SHIPPED_MODELS)
+def test_a_shipped_model_draws_what_it_is_asked_for(name):
+    model, world = load_model(name), SMALL
+    assert read_card(shipped_path(name)).scores["model"] == name
+    shown = [color for color in world.colors if not is_held_out_pair("circle", color)]
+    prompts = [f"a photo of a {color} circle" for color in shown]
+    wanted = [parse_caption(world, prompt) for prompt in prompts]
+    oracle = Oracle(world)
+    pictures = generate(model, prompts, range(len(prompts)))
+    verdicts = [
+        score(world, oracle.read(picture), record).correct
+        for picture, record in zip(pictures, wanted, strict=True)
+    ]
+    assert sum(verdicts) > len(verdicts) / 2
