@@ -117,7 +117,9 @@ def test_moves_as_a_whole(folder: Path) -> None:
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no model 'no-such': give \"tiny\", the folder of"):
+    with pytest.raises(
+        UserError, match=r"no model 'no-such': give \"tiny\", \"tiny-mmdit\", the folder"
+    ):
         load_model("no-such")
     with pytest.raises(UserError, match="holds no weights: neither .safetensors files, nor"):
         load_model(tmp_path)

@@ -26,7 +26,9 @@ def test_every_recipe_builds_its_model_and_survives_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "Demo", "mmdit", "mmdit-d0", "mmdit-d2x", "vit-d3"])
 def test_an_unknown_recipe_lists_the_names(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"unknown recipe .*; choose one of demo, tiny, mmdit-dN"):
+    with pytest.raises(
+        ConfigError, match=r"unknown recipe .*; choose one of demo, tiny, tiny-mmdit, mmdit-dN"
+    ):
         recipe(name)
 
 
