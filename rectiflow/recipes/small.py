@@ -129,23 +129,21 @@ def demo() -> TrainRecipe:
 
 def tiny() -> TrainRecipe:
     """The model that ships with the package: deeper and wider than the demo's, of two hours."""
-    return replace(
-        _reading(small("tiny", replace(BACKBONES["uvit"](3), width=192))),
-        batch_size=32,
-        max_steps=18_000,
-        schedule=Trapezoid(warmup_steps=200, decay_fraction=0.6),
-        validate_every=1000,
-        checkpoint_every=1000,
-        sample_every=4000,
-    )
+    recipe = _reading(small("tiny", replace(BACKBONES["uvit"](3), width=192)))
+    return _of_two_hours(recipe, max_steps=18_000)
 
 
 def tiny_mmdit() -> TrainRecipe:
     """The shipped MM-DiT, of the released models' layout and proportions."""
+    recipe = _reading(small("tiny-mmdit", BACKBONES["mmdit"](3)), haste=2.0)
+    return _of_two_hours(recipe, max_steps=26_000)
+
+
+def _of_two_hours(recipe: TrainRecipe, *, max_steps: int) -> TrainRecipe:
     return replace(
-        _reading(small("tiny-mmdit", BACKBONES["mmdit"](3)), haste=2.0),
+        recipe,
         batch_size=32,
-        max_steps=26_000,
+        max_steps=max_steps,
         schedule=Trapezoid(warmup_steps=200, decay_fraction=0.6),
         validate_every=1000,
         checkpoint_every=1000,

@@ -9,7 +9,7 @@ from models.small_backbones import randomised
 from safetensors.torch import save_file
 
 from rectiflow.base.config import to_json
-from rectiflow.base.errors import UserError
+from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
 from rectiflow.generation.pipeline import Pipeline
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
@@ -106,6 +106,15 @@ def test_parts_that_it_was_not_trained_with_stay_out(tmp_path: Path) -> None:
     other = own_model(tmp_path / "alone", text={}, autoencoder={"fingerprint": "another"})
     assert set(open_checkpoint(other).parts) == {"mmdit"}
     assert open_checkpoint(other).tokenizers is None
+
+
+def test_a_card_without_a_key_is_told(tmp_path: Path) -> None:
+    own = own_model(tmp_path / "own")
+    card = read_json(own / "model.json")
+    del card["text"]
+    write_json(own / "model.json", card)
+    with pytest.raises(ConfigError, match="text"):
+        convert(own, tmp_path / "folder")
 
 
 @pytest.mark.parametrize("part", ["path", "prediction"])

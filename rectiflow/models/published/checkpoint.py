@@ -45,6 +45,7 @@ PREFIXES = {
     "clip_g": "text_encoders.clip_g.transformer.",
     "t5": "text_encoders.t5xxl.transformer.",
 }
+SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
 PART_TITLES = {
     "mmdit": "MM-DiT",
     "autoencoder": "autoencoder",
@@ -333,7 +334,7 @@ def part_of(model: MMDiT | Autoencoder) -> Part:
 def scheduler_of(shift: float) -> dict[str, Any]:
     """What diffusers makes SD3's scheduler from, at this shift of times."""
     return {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_class_name": SCHEDULER_CLASS,
         "num_train_timesteps": int(TIME_SCALE),
         "shift": shift,
     }

@@ -58,10 +58,12 @@ def open_own_model(name_or_path: Path | str) -> OwnModel:
     Raises:
         UserError: there is none.
         CheckpointError: its weights are cut or damaged.
+        ConfigError: its `model.json` lacks a key or holds a wrong one.
     """
     folder = find_model_folder(name_or_path)
     found = read_json(folder / CARD_FILE)
-    card = from_json(OwnCard, {field.name: found[field.name] for field in fields(OwnCard)})
+    wanted = [field.name for field in fields(OwnCard)]
+    card = from_json(OwnCard, {name: found[name] for name in wanted if name in found})
     return OwnModel(
         folder=folder,
         card=card,

@@ -21,6 +21,7 @@ from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.models.model_folder import PIPELINE_FILE
 from rectiflow.models.published.checkpoint import (
     PREFIXES,
+    SCHEDULER_CLASS,
     Checkpoint,
     Part,
     metadata_key,
@@ -138,7 +139,7 @@ def save_diffusers_folder(
             index |= _add_tokenizers(tokenizers, unfinished)
         if scheduler is not None:
             write_json(unfinished / SCHEDULER / SCHEDULER_FILE, scheduler)
-            index[SCHEDULER] = ["diffusers", scheduler["_class_name"]]
+            index[SCHEDULER] = ["diffusers", scheduler.get("_class_name", SCHEDULER_CLASS)]
         write_json(unfinished / PIPELINE_FILE, index)
 
 
