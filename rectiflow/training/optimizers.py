@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rectiflow.base.config import LATER
+from rectiflow.base.errors import ConfigError
 from rectiflow.distributed.sharding import own_part, own_parts, part_for, share_work, whole
 from rectiflow.models.layers.linear import StackedLinear
 from rectiflow.training.newton_schulz import orthogonalize
@@ -43,14 +44,35 @@ class Optimizer(ABC):
         """The state by name; the tensors are the live ones, so that copying into them loads."""
 
 
+def _check(config: AdamW | Muon, averages: dict[str, float]) -> None:
+    """Refuse numbers that make no step, or a step into nowhere."""
+    kind = type(config).__name__
+    for name in ("learning_rate", "weight_decay"):
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= 0.0):
+            raise ConfigError(f"{kind}'s {name} is {value}; give a number of at least 0")
+    for name, share in averages.items():
+        if not 0.0 <= share < 1.0:
+            raise ConfigError(f"{kind}'s {name} is {share}; give a number from 0 to below 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """AdamW for all parameters; biases, norms and embeddings are not decayed."""
+    """AdamW for all parameters; biases, norms and embeddings are not decayed.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
 
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check(self, {f"betas[{i}]": beta for i, beta in enumerate(self.betas)})
+        if not (math.isfinite(self.eps) and self.eps > 0.0):
+            raise ConfigError(f"AdamW's eps is {self.eps}; give a number above 0, such as 1e-8")
 
     def build(self, model: nn.Module, dtype: torch.dtype) -> AdamWOptimizer:
         """An optimizer over all of `model`; the update itself is float32 whatever `dtype`."""
@@ -67,6 +89,9 @@ class Muon:
     `scaling` turns an orthogonal update into a step of `learning_rate`: "spectral" multiplies
     by max(1, rows / cols)^0.5 (rates near 0.02); "match_adamw" by 0.2 * max(rows, cols)^0.5,
     which gives the update AdamW's usual root mean square, so that AdamW's rates carry over.
+
+    Raises:
+        ConfigError: a number out of its range.
     """
 
     learning_rate: float = 1e-3
@@ -77,6 +102,14 @@ class Muon:
     orthogonalize_modulation: bool = False
     orthogonalize_convolutions: bool = field(default=False, metadata=LATER)
     rest: AdamW = field(default_factory=AdamW)
+
+    def __post_init__(self) -> None:
+        _check(self, {"momentum": self.momentum})
+        if self.num_newton_schulz_steps < 1:
+            raise ConfigError(
+                f"Muon's num_newton_schulz_steps is {self.num_newton_schulz_steps}; it must be at "
+                "least 1 (5 are usual)"
+            )
 
     def build(self, model: nn.Module, dtype: torch.dtype) -> MuonOptimizer:
         """An optimizer over all of `model`; Newton-Schulz runs in `dtype`."""

@@ -1,12 +1,16 @@
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rectiflow.base.errors import ConfigError
 from rectiflow.models.backbones import build_backbone
 from rectiflow.models.baselines.crossdit import CrossDiTConfig
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
-from rectiflow.training.newton_schulz import orthogonalize
+from rectiflow.training.newton_schulz import QUINTIC, orthogonalize
 from rectiflow.training.optimizers import AdamW, Muon, hidden_matrices, is_decayed, trainable
 
 CONFIG = MMDiTConfig(depth=2, context_dim=32, pooled_dim=24, position_side=8, base_side=4)
@@ -53,6 +57,23 @@ def test_newton_schulz_makes_every_matrix_nearly_orthogonal(dtype: torch.dtype) 
         core = u.T @ after.double() @ vh.T
         assert core.diagonal().min() > 0.6
         assert (core - core.diagonal().diag()).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("cols", [40, 64, 320])
+@pytest.mark.parametrize("num_steps", [1, 3, 5])
+def test_newton_schulz_is_its_polynomial_of_the_singular_values(cols: int, num_steps: int) -> None:
+    """By whichever products, for matrices of any shape, and of singular values down to 1e-4."""
+    generator = torch.Generator().manual_seed(0)
+    u, _, vh = torch.linalg.svd(
+        torch.randn(2, 32, cols, generator=generator, dtype=torch.float64), full_matrices=False
+    )
+    values = torch.logspace(0, -4, 32, dtype=torch.float64)
+    result = orthogonalize(((u * values) @ vh).float(), num_steps=num_steps)
+    values = values / values.norm()
+    for _ in range(num_steps):
+        a, b, c = QUINTIC
+        values = a * values + b * values**3 + c * values**5
+    torch.testing.assert_close(result.double(), (u * values) @ vh, rtol=0, atol=5e-4)
 
 
 def test_newton_schulz_of_zeros_is_zero() -> None:
@@ -196,6 +217,26 @@ def test_adamw_is_torchs_adamw() -> None:
         peer.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "momentum"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_a_number_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is {value}; give"):
+        Muon(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"betas": (0.9, 1.0)}, {"eps": 0.0}, {"eps": math.nan}, {"learning_rate": -1.0}]
+)
+def test_a_number_out_of_adamws_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"AdamW's {next(iter(wrong))}"):
+        AdamW(**wrong)
+
+
+def test_no_newton_schulz_step_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        Muon(num_newton_schulz_steps=0)
 
 
 @pytest.mark.parametrize("config", [AdamW(), Muon(), Muon(orthogonalize_modulation=True)])
