@@ -66,6 +66,12 @@ def whole(tensor: Tensor) -> Tensor:
     return cut.full_tensor() if is_cut(tensor) else tensor
 
 
+def shares_memory(full: Tensor, tensor: Tensor) -> bool:
+    """Whether what is written to this process's part of `tensor` may be seen in `full`."""
+    part = own_part(tensor)
+    return full.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
+
+
 @torch.no_grad()
 def part_for(full: Tensor, like: Tensor) -> Tensor:
     """The part of `full` that belongs where `own_part(like)` is, without asking others."""

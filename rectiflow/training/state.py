@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
-from rectiflow.distributed.sharding import own_part, part_for, shard, whole
+from rectiflow.distributed.sharding import own_part, part_for, shard, shares_memory, whole
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.compilation import compile_blocks
@@ -176,7 +176,10 @@ class TrainState:
 
         Every process must call it. A process alone on the CPU copies nothing.
         """
-        tensors = {stem: self._gather(tensors) for stem, tensors in self.tensors().items()}
+        is_copy = self.world.mesh is not None or self.world.device.type != "cpu"
+        tensors = {
+            stem: self._gather(tensors, as_copy=is_copy) for stem, tensors in self.tensors().items()
+        }
         if not self.world.is_first:
             return None
         return Snapshot(
@@ -186,7 +189,7 @@ class TrainState:
             loss_window=tuple(self.loss_window),
             origin=self.origin,
             spikes=replace(self.spikes),
-            is_copy=self.world.mesh is not None or self.world.device.type != "cpu",
+            is_copy=is_copy,
         )
 
     def power_averages(self) -> dict[float, dict[str, Tensor]] | None:
@@ -218,12 +221,16 @@ class TrainState:
         model.pos_embed.copy_(self.backbone.pos_embed)
         return model.to(self.world.device).eval().requires_grad_(False)
 
-    def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _gather(self, tensors: Mapping[str, Tensor], *, as_copy: bool = False) -> dict[str, Tensor]:
+        """Whole tensors on the CPU in the first process; none of them live with `as_copy`."""
         gathered: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             full = whole(tensor)
             if self.world.is_first:
-                gathered[name] = full.cpu()
+                full = full.cpu()
+                # What was never cut, or lies whole in each process, has come here uncopied.
+                is_live = as_copy and shares_memory(full, tensor)
+                gathered[name] = full.clone() if is_live else full
         return gathered
 
     def load_tensors(self, saved: Mapping[str, Mapping[str, Tensor]]) -> None:

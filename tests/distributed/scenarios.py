@@ -3,6 +3,7 @@
 A program of its own: it loads torch once and forks every process. Usage: scenarios.py FOLDER
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -41,6 +42,8 @@ from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.routing import TokenRouting
+from rectiflow.training.state import TrainState
+from rectiflow.training.step import train_step
 
 # Sizes that four processes do not divide.
 BACKBONE = MMDiTConfig(
@@ -180,6 +183,24 @@ def differing(run: Path, other: Path) -> list[str]:
     return [k for k in mine | theirs if mine.get(k) != theirs.get(k)]
 
 
+def changed_by_a_step(world: World) -> list[str] | None:
+    """Which tensors of a snapshot the next step has changed; None in a process that has none."""
+    state, share = TrainState.start(ADAMW, world=world), FakeFeed().shard(world.rank, 2)
+    train_step(state, share.batch_at(0), ADAMW)
+    snapshot = state.snapshot()
+    before = copy.deepcopy(snapshot)
+    train_step(state, share.batch_at(1), ADAMW)
+    if snapshot is None or before is None:
+        return None
+    assert snapshot.is_copy
+    return [
+        f"{stem} {name}"
+        for stem, tensors in snapshot.tensors.items()
+        for name, tensor in tensors.items()
+        if not torch.equal(tensor, before.tensors[stem][name])
+    ]
+
+
 def one_process(folder: Path) -> Callable[[], Any]:
     def work(world: World) -> None:
         go(LONG, folder / "long 1", world)
@@ -214,7 +235,10 @@ def two_processes(folder: Path) -> Callable[[], Any]:
         stopped = until(3, MUON, folder / "elastic", world)
         uneven = [dataclasses.replace(MUON, **c) for c in ({"batch_size": 3}, {"micro_batch": 3})]
         poisoned = FakeFeed(poisoned_step=2)
+        whole_each = mesh_of(world.device, num_copies=2, num_parts=1)
         return {
+            "torn": changed_by_a_step(world),
+            "torn copies": changed_by_a_step(dataclasses.replace(world, mesh=whole_each)),
             "stopped": (stopped.step, stopped.interrupted),
             "drawn": drawn,
             "uneven": [

@@ -71,6 +71,15 @@ def test_averages_are_kept_in_one_piece(outcome: dict[str, Any]) -> None:
     assert outcome["kept averages"]
 
 
+@pytest.mark.parametrize("mesh", ["torn", "torn copies"])
+def test_what_a_thread_writes_is_not_changed_by_the_next_step(
+    outcome: dict[str, Any], mesh: str
+) -> None:
+    """Cut in two parts, and as two whole copies, whose weights are each process's own tensors."""
+    assert outcome["first"][mesh] == []
+    assert outcome["second"][mesh] is None
+
+
 def test_killed_and_continued_by_as_many_processes_is_never_killed(outcome: dict[str, Any]) -> None:
     assert outcome["killed"] == []
 
