@@ -55,8 +55,14 @@ Stable Diffusion 3 as one straight walk: captioned images become a model, captio
 """
 
 # System states that a user can fix; any other OSError is a defect and keeps its traceback.
-_FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-
+_FIXABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+)
 
 #: Objects between two searches for unreachable cycles. Python's 700 make importing torch and
 #: transformers a tenth slower; the cycles of this many objects are a few megabytes.

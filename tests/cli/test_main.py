@@ -188,6 +188,16 @@ def test_a_full_disk_anywhere_is_told(
     assert "cannot use the output: no permission" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["evaluate {}", "sample {} cat", "info {}", "inspect {}"])
+def test_a_name_too_long_for_the_file_system_is_one_line(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.format("x" * 300).split()) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "the name is too long; choose a shorter one" in err
+
+
 def test_defects_keep_their_traceback(ends_with: Callable[[BaseException], int]) -> None:
     with pytest.raises(FileNotFoundError):
         ends_with(FileNotFoundError(errno.ENOENT, "No such file", "a"))
