@@ -47,7 +47,10 @@ class EventLog:
 
     def close(self) -> None:
         """Closes the file; writing afterwards is an error."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:  # what a full disk did not take is tried once more
+            raise explain_os_error(error, self.path, "write the log") from error
 
     def __enter__(self) -> "EventLog":
         return self

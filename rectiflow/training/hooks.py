@@ -9,26 +9,24 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from torch import nn
 
-from rectiflow.base.files import atomic_write
+from rectiflow.base.files import atomic_write, explain_os_error
 from rectiflow.base.log import EventLog, read_events
 from rectiflow.flow.emphasis import Emphasis
 from rectiflow.training.diagnosis import Diagnosis
 from rectiflow.training.meter import Usage
 from rectiflow.training.spikes import Spike
 from rectiflow.training.validation import ValidationLoss
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard.writer import SummaryWriter
 
 # (EMA model, prompts) -> pictures [n h w 3], one a prompt.
 DrawSamples = Callable[[nn.Module, tuple[str, ...]], UInt8[np.ndarray, "n h w 3"]]
@@ -188,19 +186,34 @@ class MetricsFile(Hook):
 
 
 class TensorBoard(Hook):
-    """The same figures, and sample pictures, as a TensorBoard log."""
+    """The same figures, and sample pictures, as a TensorBoard log.
+
+    Raises:
+        UserError: the log cannot be written; the disk is full, say.
+    """
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
         self._folder = folder
-        self._writer = self._open(after_step)
+        with self._explained():
+            self._writer = _EventsFile(folder, after_step=after_step)
 
-    def _open(self, after_step: int) -> SummaryWriter:
-        # Slow to import, and not needed before the first run starts.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        return SummaryWriter(str(self._folder), purge_step=after_step + 1)
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise explain_os_error(error, self._folder, "write the log") from error
 
     def handle(self, event: Event) -> None:
+        with self._explained():
+            self._write(event)
+            self._writer.flush()
+
+    def close(self) -> None:
+        with self._explained():
+            self._writer.close()
+
+    def _write(self, event: Event) -> None:
         writer = self._writer
         match event:
             case TrainLogged():
@@ -227,15 +240,52 @@ class TensorBoard(Hook):
                         if value is not None:
                             writer.add_scalar(f"{figure}/{name}", value, event.step)
             case Sampled():
-                writer.add_images("samples", event.images, event.step, dataformats="NHWC")
+                writer.add_images("samples", event.images, event.step)
             case RolledBack():
                 writer.close()
-                self._writer = self._open(event.back_to)
+                self._writer = _EventsFile(self._folder, after_step=event.back_to)
             case _:
                 pass
 
+
+class _EventsFile:
+    """One file of a TensorBoard log, with records as torch's `SummaryWriter` makes them.
+
+    That one writes from a thread of its own: a full disk puts the thread's traceback on stderr, and
+    reaches the run at some later figure, or never. Here the write that fails raises.
+    """
+
+    def __init__(self, folder: Path, *, after_step: int) -> None:
+        # Slow to import, and not needed before the first run starts.
+        from tensorboard.compat.proto.event_pb2 import Event as Record
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        self._record, self._summary = Record, summary
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads a folder's files by name, so that the youngest comes last.
+        self._file = (folder / f"events.out.tfevents.{time.time():.6f}").open("xb")
+        self._records = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        # What earlier files say of this step and later ones is forgotten.
+        self._add(step=after_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, **fields: Any) -> None:
+        record = self._record(wall_time=time.time(), **fields)
+        self._records.write(record.SerializeToString())
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self._add(summary=self._summary.scalar(name, value), step=step)
+
+    def add_images(self, name: str, images: UInt8[np.ndarray, "n h w 3"], step: int) -> None:
+        self._add(summary=self._summary.image(name, images, dataformats="NHWC"), step=step)
+
+    def flush(self) -> None:
+        self._file.flush()
+
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 def usage_figures(usage: Usage) -> dict[str, float]:

@@ -1,9 +1,14 @@
 import io
+import resource
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rectiflow.base.errors import UserError
 from rectiflow.base.log import read_events
 from rectiflow.flow import rectified_flow
 from rectiflow.flow.emphasis import emphasis_of
@@ -12,6 +17,7 @@ from rectiflow.training.hooks import (
     Progress,
     Started,
     StepDone,
+    TensorBoard,
     TrainLogged,
     Validated,
     clock,
@@ -74,6 +80,55 @@ def test_metrics_past_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
         ("train", 6),
     ]
     assert events[-1]["loss"] == 2.0
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Generator[None]:
+    """The kernel refuses to let a file grow further, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("log", [MetricsFile, TensorBoard])
+def test_a_log_that_cannot_grow_is_told_by_the_event_that_did_not_fit(
+    log: type[MetricsFile | TensorBoard], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hook = log(tmp_path / "log", after_step=0)
+    hook.handle(logged(1))
+    threads, before = threading.active_count(), threading.excepthook
+    with files_of_at_most(2048):
+        with pytest.raises(UserError, match=r"cannot write the log .*log: File too large"):
+            for step in range(2, 100):
+                hook.handle(logged(step))
+        with pytest.raises(UserError, match="cannot write the log"):
+            hook.close()
+    assert (threading.active_count(), threading.excepthook) == (threads, before)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_log_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    with pytest.raises(UserError, match="cannot write the log .* a file is in the way"):
+        TensorBoard(tmp_path / "log", after_step=0)
+
+
+def test_tensorboard_forgets_what_is_done_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = TensorBoard(tmp_path, after_step=0)
+    for step in (2, 4, 6):
+        first.handle(logged(step))
+    first.close()
+    again = TensorBoard(tmp_path, after_step=4)
+    again.handle(logged(6, loss=2.0))
+    again.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(2, 1), (4, 1), (6, 2)]
 
 
 def test_a_log_file_gets_plain_lines_now_and_then() -> None:
