@@ -165,6 +165,38 @@ def load_state(
     Raises:
         CheckpointError: it was written with others; the text says what differs.
     """
+    _refuse_other_run(path, header, recipe, store)
+    # What a LoRA changes is not in the checkpoint, as it never changes.
+    base = None
+    if recipe.lora is not None and recipe.start_from is not None:
+        base = read_same_weights(recipe.start_from, header["origin"], dtype=recipe.lora.base_dtype)
+    state = TrainState.start(recipe, base, world)
+    _load_into(state, path, header)
+    state.elapsed_s = header["elapsed_s"]
+    return state
+
+
+def return_to_latest(state: TrainState, run: Path, recipe: TrainRecipe, store: str) -> bool:
+    """Load the newest complete checkpoint of `state`'s run into it; False where there is none.
+
+    The time that has passed stays. No second state is built, and a checkpoint that cannot be used
+    changes nothing. Every process of the state's world calls it.
+
+    Raises:
+        CheckpointError: as `load_latest`.
+    """
+    found = state.world.from_first(lambda: _newest_complete(run))
+    if found is None:
+        return False
+    path, header = found
+    _refuse_other_run(path, header, recipe, store)
+    _load_into(state, path, header)
+    return True
+
+
+def _refuse_other_run(
+    path: Path, header: Mapping[str, Any], recipe: TrainRecipe, store: str
+) -> None:
     refuse_other_recipe(from_json(TrainRecipe, header["recipe"]), recipe, where=path)
     if header["store"] != store:
         raise CheckpointError(
@@ -172,20 +204,18 @@ def load_state(
             f"{store[:12]}…); continue with the store that it began with, or choose another run "
             "folder"
         )
-    # What a LoRA changes is not in the checkpoint, as it never changes.
-    base = None
-    if recipe.lora is not None and recipe.start_from is not None:
-        base = read_same_weights(recipe.start_from, header["origin"], dtype=recipe.lora.base_dtype)
-    state = TrainState.start(recipe, base, world)
+
+
+def _load_into(state: TrainState, path: Path, header: Mapping[str, Any]) -> None:
+    """Tensors first, which may be refused, then the counters."""
+    # Mapped, not read: their pages come from the files one after the other.
     state.load_tensors(
         {stem: read_tensors(path / f"{stem}.safetensors") for stem in state.tensors()}
     )
     state.step = header["step"]
-    state.elapsed_s = header["elapsed_s"]
     state.loss_window = list(header["loss_window"])
     state.origin = header["origin"]
     state.spikes = SpikeMemory(**header.get("spikes", {}))
-    return state
 
 
 def refuse_other_recipe(saved: TrainRecipe, given: TrainRecipe, *, where: Path) -> None:

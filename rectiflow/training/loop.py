@@ -27,7 +27,12 @@ from rectiflow.base.files import read_json, write_json
 from rectiflow.data.records import Batch
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.flow.emphasis import emphasis_of
-from rectiflow.training.checkpoint import clear_unfinished, load_latest, remove_old
+from rectiflow.training.checkpoint import (
+    clear_unfinished,
+    load_latest,
+    remove_old,
+    return_to_latest,
+)
 from rectiflow.training.diagnosis import Diagnose
 from rectiflow.training.environment import describe_environment
 from rectiflow.training.failure import failure_of, save_failure
@@ -370,20 +375,18 @@ class _Loop:
     def roll_back(self, spike: Spike, step: int) -> None:
         """Go back to the last checkpoint, or the start, and leave out what led to the spike."""
         self.tell_saved(wait=True)
-        world, recipe, fingerprint = self.state.world, self.recipe, self.feed.facts.fingerprint
-        place = self.state.spikes.place_of(step - 1)
-        earlier = load_latest(self.run, recipe, fingerprint, world) or _first_state(recipe, world)
+        state, recipe = self.state, self.recipe
+        place, left_out = state.spikes.place_of(step - 1), state.spikes.skipped
+        if not return_to_latest(state, self.run, recipe, self.feed.facts.fingerprint):
+            state.become(_first_state(recipe, state.world))
         # What was left out before stays left out, also where this checkpoint is older than that.
-        earlier.spikes.skip(self.state.spikes.skipped)
-        skipped = recipe.spikes.places_to_skip(
-            place, from_place=earlier.spikes.place_of(earlier.step)
-        )
-        if world.is_first:
-            record_spike(self.run, spike, step=step, back_to=earlier.step, skipped=skipped)
-            drop_averages(self.run, after_step=earlier.step)
-        earlier.spikes.skip(skipped)
-        self.state.become(earlier)
-        self.tell(RolledBack(step=step, back_to=earlier.step, spike=spike, skipped=tuple(skipped)))
+        state.spikes.skip(left_out)
+        skipped = recipe.spikes.places_to_skip(place, from_place=state.spikes.place_of(state.step))
+        if state.world.is_first:
+            record_spike(self.run, spike, step=step, back_to=state.step, skipped=skipped)
+            drop_averages(self.run, after_step=state.step)
+        state.spikes.skip(skipped)
+        self.tell(RolledBack(step=step, back_to=state.step, spike=spike, skipped=tuple(skipped)))
 
     def fail(self, result: StepResult) -> None:
         step = self.state.step + 1

@@ -234,13 +234,18 @@ class TrainState:
         return gathered
 
     def load_tensors(self, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Copy saved tensors in.
+        """Copy saved tensors in, all or none.
 
         Raises:
             CheckpointError: a name or shape is not this recipe's; the text gives the first one.
         """
-        for stem, own in self.tensors().items():
-            copy_exactly(saved[stem], own, what=f"{stem}.safetensors")
+        live = self.tensors()
+        for stem, own in live.items():
+            refuse_unlike(saved[stem], own, what=f"{stem}.safetensors")
+        with torch.no_grad():
+            for stem, own in live.items():
+                for name, value in own.items():
+                    own_part(value).copy_(part_for(saved[stem][name], value))
 
 
 def _place(model: nn.Module, world: World, dtype: torch.dtype) -> None:
@@ -259,9 +264,8 @@ def _first_aligner(recipe: TrainRecipe, world: World, dtype: torch.dtype) -> Ali
     return Aligner(projector=projector, optimizer=recipe.optimizer.build(projector, dtype))
 
 
-@torch.no_grad()
-def copy_exactly(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], *, what: str) -> None:
-    """Copy tensors by name where names, shapes and types all agree.
+def refuse_unlike(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], *, what: str) -> None:
+    """Pass if names, shapes and types all agree.
 
     Raises:
         CheckpointError: they do not; `what` names the source in the text.
@@ -280,5 +284,3 @@ def copy_exactly(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], *, what
                 f"{value.dtype} {list(value.shape)}; continue with the recipe that it was trained "
                 "with, or start a new run folder"
             )
-    for name, value in own.items():
-        own_part(value).copy_(part_for(saved[name], value))

@@ -12,14 +12,16 @@ import torch
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.files import sha256_file
 from rectiflow.training.checkpoint import (
     load_latest,
     read_header,
     read_tensors,
+    return_to_latest,
     save_checkpoint,
     write_tensors,
 )
-from rectiflow.training.state import TrainState, copy_exactly
+from rectiflow.training.state import TrainState, refuse_unlike
 from rectiflow.training.step import train_step
 
 STORE = "store"
@@ -146,14 +148,75 @@ def test_a_checkpoint_of_another_depth_is_refused(run: Path) -> None:
         load_latest(run, deeper, STORE)
 
 
+def live_tensors(state: TrainState) -> dict[str, torch.Tensor]:
+    return {f"{s}.{k}": v for s, tensors in state.tensors().items() for k, v in tensors.items()}
+
+
+def test_going_back_loads_into_the_tensors_that_are_there(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, expected = (load_latest(run, RECIPE, STORE) for _ in range(2))
+    assert state is not None
+    assert expected is not None
+    for step in (2, 3):
+        train_step(state, FakeFeed().batch_at(step), RECIPE)
+    state.elapsed_s = 99.0
+    places = {name: tensor.data_ptr() for name, tensor in live_tensors(state).items()}
+    monkeypatch.setattr(TrainState, "start", lambda *_: pytest.fail("built a second state"))
+    assert return_to_latest(state, run, RECIPE, STORE)
+    found = live_tensors(state)
+    assert {name: tensor.data_ptr() for name, tensor in found.items()} == places
+    assert all(torch.equal(found[k], v) for k, v in live_tensors(expected).items())
+    assert (state.step, state.loss_window) == (2, expected.loss_window)
+    # The time that was spent on what is taken back has passed nevertheless.
+    assert state.elapsed_s == 99.0
+
+
+def test_there_may_be_nothing_to_go_back_to(tmp_path: Path) -> None:
+    state = TrainState.start(RECIPE)
+    assert not return_to_latest(state, tmp_path, RECIPE, STORE)
+
+
+def rename_a_tensor(path: Path) -> None:
+    """In a file that is whole: its hash is right."""
+    tensors = read_tensors(path)
+    tensors["other"] = tensors.pop("num_steps").clone()
+    write_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()})
+    header = json.loads((path.parent / "state.json").read_text())
+    header["sha256"][path.name] = sha256_file(path)
+    (path.parent / "state.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (cut_in_half, "no usable checkpoint in .*optimizer.safetensors is cut or damaged"),
+        (rename_a_tensor, "optimizer.safetensors (lacks|has an unknown) tensor"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_not_loaded_in_part(
+    run: Path, damage: Callable[[Path], None], text: str
+) -> None:
+    state = load_latest(run, RECIPE, STORE)
+    assert state is not None
+    train_step(state, FakeFeed().batch_at(2), RECIPE)
+    before = {name: tensor.clone() for name, tensor in live_tensors(state).items()}
+    for path in (run / "checkpoints").iterdir():
+        damage(path / "optimizer.safetensors")  # loaded after the weights
+    with pytest.raises(CheckpointError, match=text):
+        return_to_latest(state, run, RECIPE, STORE)
+    assert state.step == 3
+    assert all(torch.equal(before[k], v) for k, v in live_tensors(state).items())
+
+
 def test_tensors_of_another_model_are_refused_by_name() -> None:
     own = {"a": torch.zeros(2), "b": torch.zeros(3)}
     with pytest.raises(CheckpointError, match=r"w.safetensors lacks tensor 'b': it was written"):
-        copy_exactly({"a": torch.zeros(2)}, own, what="w.safetensors")
+        refuse_unlike({"a": torch.zeros(2)}, own, what="w.safetensors")
     with pytest.raises(CheckpointError, match=r"has an unknown tensor 'c'"):
-        copy_exactly(own | {"c": torch.zeros(1)}, own, what="w.safetensors")
+        refuse_unlike(own | {"c": torch.zeros(1)}, own, what="w.safetensors")
     with pytest.raises(CheckpointError, match=r"'b' is torch.float32 \[4\], this recipe needs"):
-        copy_exactly(own | {"b": torch.zeros(4)}, own, what="w.safetensors")
+        refuse_unlike(own | {"b": torch.zeros(4)}, own, what="w.safetensors")
 
 
 def test_a_cut_or_missing_tensor_file_is_told(tmp_path: Path) -> None:

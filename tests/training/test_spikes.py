@@ -19,6 +19,7 @@ from rectiflow.training.loop import train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.spikes import SpikeGuard, SpikeMemory
+from rectiflow.training.state import TrainState
 
 GUARD = SpikeGuard(threshold=30.0, window=10)
 
@@ -170,6 +171,20 @@ def test_the_memory_survives_a_stop(tmp_path: Path) -> None:
     train(recipe_with(), SpikyFeed(12), run, progress=False)
     (record,) = read_events(run / "spikes.jsonl")
     assert (record["step"], record["back_to"]) == (13, 12)
+
+
+def test_going_back_builds_no_second_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[TrainState] = []
+    start = TrainState.start
+
+    def counted(*arguments: object, **keywords: object) -> TrainState:
+        built.append(start(*arguments, **keywords))
+        return built[-1]
+
+    monkeypatch.setattr(TrainState, "start", counted)
+    train(recipe_with(), SpikyFeed(12), tmp_path / "run", progress=False)
+    assert len(read_events(tmp_path / "run" / "spikes.jsonl")) == 1
+    assert len(built) == 1
 
 
 def test_before_the_first_checkpoint_a_run_starts_over(tmp_path: Path) -> None:
