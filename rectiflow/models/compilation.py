@@ -18,12 +18,16 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.models.frame import Backbone
 from rectiflow.models.substitution import with_modules
 
-#: Kinds of blocks, times shapes, times training and validation; torch's own 8 are too few.
-MAX_GRAPHS = 64
+#: Of one block: room for three kinds of blocks, times 40 buckets' shapes, times training,
+#: validation and its smaller last batch. torch's own limits are too few.
+MAX_GRAPHS = 512
 
 
 def compile_blocks(blocks: Iterable[nn.Module], device: torch.device) -> None:
-    """Let each block run as one compiled graph, made when it is first called; in place.
+    """Let each block run as one compiled graph for each shape, made when it first meets it; in place.
+
+    A shape's graph does not depend on the shapes before it, so that a run that goes on computes
+    what one that never stopped does.
 
     Raises:
         ConfigError: as `check_compiler`.
@@ -31,7 +35,7 @@ def compile_blocks(blocks: Iterable[nn.Module], device: torch.device) -> None:
     _prepare(device)
     for block in blocks:
         # Whole, or an error: a block that falls back to running as it is would only be slow.
-        block.compile(fullgraph=True)
+        block.compile(fullgraph=True, dynamic=False)
 
 
 def with_compiled_blocks(backbone: Backbone) -> Backbone:
@@ -73,6 +77,7 @@ def _prepare(device: torch.device) -> None:
     # Of the whole process. Beyond the limit torch gives up with an error, never silently.
     config = torch._dynamo.config  # pyright: ignore
     config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, MAX_GRAPHS)
 
 
 def _compiled(block: nn.Module) -> nn.Module:
