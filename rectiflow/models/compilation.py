@@ -18,13 +18,13 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.models.frame import Backbone
 from rectiflow.models.substitution import with_modules
 
-#: Of one block: room for three kinds of blocks, times 40 buckets' shapes, times training,
+#: Of one process: room for three kinds of blocks, times 40 buckets' shapes, times training,
 #: validation and its smaller last batch. torch's own limits are too few.
 MAX_GRAPHS = 512
 
 
 def compile_blocks(blocks: Iterable[nn.Module], device: torch.device) -> None:
-    """Let each block run as one compiled graph for each shape, made when it first meets it; in place.
+    """Let each block run as a compiled graph, made when it first meets a shape; in place.
 
     A shape's graph does not depend on the shapes before it, so that a run that goes on computes
     what one that never stopped does.
