@@ -5,6 +5,9 @@ from pathlib import Path
 
 from rectiflow.cli.options import Verbs, add_seed, add_verb, whole_number
 
+#: Sides of 1024 px, the largest that the paper trains on; what a shape of more takes is kept too.
+MAX_SCALE = 16
+
 
 def add_parser(verbs: Verbs) -> None:
     """Adds the verb and its only action, `draw`."""
@@ -46,10 +49,10 @@ def add_parser(verbs: Verbs) -> None:
     )
     draw.add_argument(
         "--scale",
-        type=whole_number(1),
+        type=whole_number(1, MAX_SCALE),
         default=1,
         metavar="N",
-        help="pixels for each of the world's own, which has 64 on a side (default: 1)",
+        help="pixels for each of the world's own, which has 64 on a side; at most 16 (default: 1)",
     )
     draw.add_argument(
         "--ratios",

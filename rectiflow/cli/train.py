@@ -50,8 +50,13 @@ def run(options: argparse.Namespace) -> int:
     if options.help and options.recipe is None:
         options.parser.print_help()
         return 0
+    if options.recipe is None and options.overrides:
+        raise UserError(
+            f"train does not know {options.overrides[0]!r} without a RECIPE, whose fields are "
+            f"options too; usage: {options.parser.usage}"
+        )
     for name, given in (
-        ("RECIPE", options.recipe or options.overrides),
+        ("RECIPE", options.recipe),
         ("--data", options.data or options.help),
         ("--out", options.out or options.help),
     ):

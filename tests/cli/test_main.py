@@ -45,8 +45,16 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
         ("shapeworld draw --count 1.5 --out x", "--count: expected a whole number of at least 1"),
         ("shapeworld draw --count 3 --out x --world big", "--world: invalid choice: 'big'"),
         ("shapeworld draw --count 3 --out x --split test", "--split: invalid choice: 'test'"),
+        (
+            "shapeworld draw --count 3 --out x --scale 100000",
+            "argument --scale: expected a whole number from 1 to 16, got '100000'",
+        ),
         ("encode", "the following arguments are required: FOLDER, --out"),
         ("train", "train needs RECIPE; usage: rectiflow train RECIPE --data STORE --out RUN"),
+        (
+            "train --foo --data x --out y",
+            "train does not know '--foo' without a RECIPE, whose fields are options too; usage: rec",
+        ),
         ("train demo", "train needs --data; usage: rectiflow train"),
         ("train demo --data store", "train needs --out; usage: rectiflow train"),
         ("train demo --data s --out r --max-steps 0", "--max-steps: expected a whole number of"),
