@@ -186,7 +186,7 @@ def read_json(path: Path | str) -> Any:
     """The value in a JSON file.
 
     Raises:
-        UserError: the file is missing, unreadable or not JSON; the text names it.
+        UserError: the file is missing, unreadable, not JSON or nests too deeply; the text names it.
     """
     try:
         return json.loads(Path(path).read_bytes())
@@ -194,6 +194,8 @@ def read_json(path: Path | str) -> Any:
         raise explain_os_error(error, path, "read") from error
     except ValueError as error:  # also covers bytes that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); it may be cut or damaged") from error
+    except RecursionError as error:
+        raise UserError(f"{path} nests too deeply to be read; it may be damaged") from error
 
 
 def read_text(path: Path | str, *, doing: str = "read") -> str:

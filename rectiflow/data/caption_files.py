@@ -77,6 +77,8 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, CaptionEntry]]:
             data = json.loads(line)
         except ValueError as error:
             raise _malformed(path, number, f"is not JSON ({error})") from error
+        except RecursionError as error:
+            raise _malformed(path, number, "nests too deeply") from error
         if not isinstance(data, dict):
             raise _malformed(path, number, "is not a JSON object")
         yield number, _entry(cast(dict[str, Any], data), path, number)
@@ -84,16 +86,16 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, CaptionEntry]]:
 
 def _parse_csv(path: Path, text: str) -> Iterator[tuple[int, CaptionEntry]]:
     rows = csv.reader(io.StringIO(text), strict=True)
-    header = next(rows, [])
-    variants = {
-        name: name.removeprefix("caption_") for name in header if name.startswith("caption_")
-    }
-    if "file" not in header or not ("caption" in header or variants):
-        raise UserError(
-            f"{path}:1: the first line names the columns {header}; it needs file and caption, or "
-            "caption_VARIANT for each variant"
-        )
     try:
+        header = next(rows, [])
+        variants = {
+            name: name.removeprefix("caption_") for name in header if name.startswith("caption_")
+        }
+        if "file" not in header or not ("caption" in header or variants):
+            raise UserError(
+                f"{path}:1: the first line names the columns {header}; it needs file and caption, "
+                "or caption_VARIANT for each variant"
+            )
         for row in rows:
             if not row:
                 continue

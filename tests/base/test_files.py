@@ -202,6 +202,12 @@ def test_read_json_names_a_damaged_file(tmp_path: Path, content: bytes) -> None:
         read_json(path)
 
 
+def test_read_json_of_endless_brackets(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"deep\.json nests too deeply to be read"):
+        read_json(tmp_path / "deep.json")
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     for read in (read_json, sha256_file):
         with pytest.raises(UserError, match="cannot read .*absent: it does not exist"):

@@ -53,7 +53,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
         ("train", "train needs RECIPE; usage: rectiflow train RECIPE --data STORE --out RUN"),
         (
             "train --foo --data x --out y",
-            "train does not know '--foo' without a RECIPE, whose fields are options too; usage: rec",
+            "train does not know '--foo' without a RECIPE, whose fields are options too; usage:",
         ),
         ("train demo", "train needs --data; usage: rectiflow train"),
         ("train demo --data store", "train needs --out; usage: rectiflow train"),

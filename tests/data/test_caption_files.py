@@ -58,6 +58,7 @@ def test_text_file_is_one_caption(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         ('{"file": "a.png", ', "is not JSON"),
+        ("[" * 100_000, "nests too deeply"),
         ("[1]", "is not a JSON object"),
         ({"caption": "x"}, 'lacks "file"'),
         ({"file": 3, "caption": "x"}, 'has 3 as "file", which must be a string'),
@@ -99,6 +100,7 @@ def test_duplicate_entry_names_both_lines(tmp_path: Path) -> None:
         ("", ":1: the first line names the columns []; it needs file and caption"),
         ("name,caption\na.png,x\n", "the columns ['name', 'caption']; it needs file"),
         ("file,text\na.png,x\n", "it needs file and caption, or caption_VARIANT"),
+        ('"file"x,caption\na.png,x\n', ":1: the line is not CSV"),
         ("file,caption\na.png\n", ":2: the line has 1 cells, the first line names 2 columns"),
         ('file,caption\na.png,"x" y\n', ":2: the line is not CSV"),
         ("file,caption\n../a.png,x\n", ":2: the line names '../a.png'"),
