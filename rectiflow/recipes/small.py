@@ -1,7 +1,7 @@
 """Recipes for the embedded world, sized for two processor cores.
 
-They follow arXiv 2403.03206 in path, prediction and dropout and differ in size; `demo` and `tiny`
-drop text otherwise (`_reading`). The text widths are those of the shipped encoders.
+They follow arXiv 2403.03206 in path, prediction and dropout and differ in size; `demo`, `tiny` and
+`tiny-mmdit` drop text otherwise (`_reading`). The text widths are those of the shipped encoders.
 
 Times are shifted towards noise, in training and in sampling, as the paper does for pictures of
 many pixels (section 5.3.2). The reason holds here for another cause: a shape tells the same thing
