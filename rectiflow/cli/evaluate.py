@@ -25,7 +25,7 @@ def add_parser(verbs: Verbs) -> None:
         "evaluate",
         run,
         usage="rectiflow evaluate MODEL [--benchmark shapeworld] [--per-task N] "
-        "[--out FILE.json] [--seed S] [--steps N] ...",
+        "[--out FILE.json] [--world small|full] [--seed S] [--steps N] ...",
         summary="score a model on a benchmark",
         details=_DETAILS,
     )
@@ -43,6 +43,11 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--seed", type=whole_number(0), default=0, metavar="S", help="of the pictures (default: 0)"
     )
+    parser.add_argument(
+        "--world",
+        choices=("small", "full"),
+        help="whose prompts are drawn and read back (default: what the model was trained on)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to keep the result")
     add_drawing_options(parser)
 
@@ -59,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
     from rectiflow.evaluation.results import format_table, write_evaluation
     from rectiflow.evaluation.shapeworld import evaluate
     from rectiflow.recipes.progress import Counter
+    from rectiflow.shapeworld.world import world_by_name
 
     changes, model = read_settings(options), open_changed_model(options, options.model)
     with Counter("pictures") as progress:
@@ -67,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
             per_task=options.per_task,
             seed=options.seed,
             settings=replace(model.settings, **changes),
+            world=world_by_name(options.world) if options.world else None,
             progress=progress,
         )
     if options.out is not None:

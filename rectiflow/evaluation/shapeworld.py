@@ -225,7 +225,7 @@ def _world_of(model: Model) -> World:
     if model.world is None:
         raise UserError(
             f"the model {model.name} was not trained on an embedded world, which this benchmark "
-            "is about; name a world to try it all the same"
+            "is about; name one (--world small) to try it all the same"
         )
     return world_by_name(model.world)
 
