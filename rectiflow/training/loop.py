@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 
 from rectiflow.base.config import save_config
 from rectiflow.base.errors import DivergedError, UserError
@@ -62,7 +63,7 @@ from rectiflow.training.spikes import Spike, read_spikes, record_spike
 from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
-from rectiflow.training.validation import validate
+from rectiflow.training.validation import ValidationLoss, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,12 +313,13 @@ class _Loop:
         state.loss_window = []
 
     def validate(self) -> None:
-        batches = self.feed.validation
+        def losses_of(model: nn.Module) -> ValidationLoss:
+            return validate(model, self.feed.validation, self.recipe, self.state.world)
+
         with self.meter.spending("validation"):
-            raw = validate(self.state.backbone, batches, self.recipe)
-            ema = validate(self.state.ema.model, batches, self.recipe)
+            raw, ema = losses_of(self.state.backbone), losses_of(self.state.ema.model)
             power_emas = {
-                str(sigma_rel): validate(average.model, batches, self.recipe)
+                str(sigma_rel): losses_of(average.model)
                 for sigma_rel, average in self.state.power_emas.items()
             }
         self.count_time()

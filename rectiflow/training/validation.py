@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from rectiflow.data.records import Batch
+from rectiflow.distributed.world import ALONE, World
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.step import Draw, condition, forward, posterior_and_noise
 
@@ -38,25 +39,57 @@ class ValidationLoss:
     per_level_error: tuple[float, ...]
 
 
-@torch.no_grad()
-def validate(backbone: nn.Module, batches: Iterable[Batch], recipe: TrainRecipe) -> ValidationLoss:
+def validate(
+    backbone: nn.Module, batches: Iterable[Batch], recipe: TrainRecipe, world: World = ALONE
+) -> ValidationLoss:
     """The loss of `backbone` over held-out batches.
 
-    Noise is a function of (a batch's keys, level); give the same keys each time. If the backbone is
-    cut among processes, each calls it with the same batches.
+    Noise is a function of (a batch's keys, level); give the same keys each time. Every process of
+    `world` calls it with the same batches, and has the same answer.
     """
+    losses = held_out_losses(backbone, batches, recipe, world)
+    return summarize(losses, _levels_of(recipe).tolist())
+
+
+@torch.no_grad()
+def held_out_losses(
+    backbone: nn.Module, batches: Iterable[Batch], recipe: TrainRecipe, world: World = ALONE
+) -> Float64[Tensor, "n k"]:
+    """The losses of the batches' samples, in order, at the k levels; on the CPU.
+
+    The processes of `world` take the batches in turn. Each makes as many forward passes as any
+    other, since a backbone cut among them meets in every one: who has no batch left in the last
+    round repeats one in vain.
+    """
+    batches, turns = list(batches), world.num_processes
+    rows: list[Tensor] = []
+    for first in range(0, len(batches), turns):
+        taken = batches[first : first + turns]
+        mine = _losses(backbone, taken[min(world.rank, len(taken) - 1)], recipe)
+        padded = mine.new_zeros(max(map(len, taken)), mine.shape[1])
+        padded[: len(mine)] = mine
+        # A row a process; those that repeated a batch are left out.
+        together = world.gather(*padded.flatten().tolist())
+        rows += [
+            row.view_as(padded)[: len(batch)] for row, batch in zip(together, taken, strict=False)
+        ]
+    return torch.cat(rows)
+
+
+def _losses(backbone: nn.Module, batch: Batch, recipe: TrainRecipe) -> Float64[Tensor, "b k"]:
     device = next(backbone.parameters()).device
-    levels = recipe.shift.along(recipe.formulation.path, torch.tensor(LEVELS)).to(device)
-    rows: list[Tensor] = []  # [b, number of levels] each
-    for batch in (held_out.to(device) for held_out in batches):
-        conditioning = condition(batch, None)
-        losses: list[Tensor] = []
-        for level, t in enumerate(levels):
-            x0, eps = posterior_and_noise(batch, batch.keys, stream=level)
-            example = Draw(x0=x0, eps=eps, t=t.expand(len(x0)), conditioning=conditioning)
-            losses.append(forward(backbone, example, recipe).per_sample.double().cpu())
-        rows.append(torch.stack(losses, dim=1))
-    return summarize(torch.cat(rows), levels.tolist())
+    batch = batch.to(device)
+    conditioning = condition(batch, None)
+    losses: list[Tensor] = []
+    for level, t in enumerate(_levels_of(recipe).to(device)):
+        x0, eps = posterior_and_noise(batch, batch.keys, stream=level)
+        example = Draw(x0=x0, eps=eps, t=t.expand(len(x0)), conditioning=conditioning)
+        losses.append(forward(backbone, example, recipe).per_sample.double().cpu())
+    return torch.stack(losses, dim=1)
+
+
+def _levels_of(recipe: TrainRecipe) -> Float[Tensor, " k"]:
+    return recipe.shift.along(recipe.formulation.path, torch.tensor(LEVELS))
 
 
 def summarize(losses: Float[Tensor, "n k"], levels: Sequence[float]) -> ValidationLoss:

@@ -44,6 +44,7 @@ from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.routing import TokenRouting
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import train_step
+from rectiflow.training.validation import held_out_losses
 
 # Sizes that four processes do not divide.
 BACKBONE = MMDiTConfig(
@@ -68,7 +69,7 @@ POWER_EMA = EmaConfig(sigma_rels=(0.1,), snapshot_every=50)
 ADAMW = small_recipe(
     optimizer=AdamW(), max_steps=4, checkpoint_every=0, validate_every=0, ema=POWER_EMA
 )
-BF16 = dataclasses.replace(MUON, max_steps=3, validate_every=0, precision="bf16")
+BF16 = dataclasses.replace(MUON, max_steps=3, validate_every=0, diagnose_every=0, precision="bf16")
 FASTER = dataclasses.replace(
     ADAMW,
     alignment=RepresentationAlignment(weight=0.5, feature_dim=FEATURE_DIM, projector_dim=10),
@@ -201,8 +202,18 @@ def changed_by_a_step(world: World) -> list[str] | None:
     ]
 
 
+def validated(world: World) -> dict[str, Any]:
+    """Losses of three held-out batches of different sizes, and the forward passes made for them."""
+    backbone, feed = TrainState.start(MUON, world=world).backbone, FakeFeed()
+    passes: list[None] = []
+    backbone.register_forward_pre_hook(lambda *_: passes.append(None))
+    batches = [feed.rows(rows, epoch=-1) for rows in torch.arange(9).split([3, 2, 4])]
+    losses = held_out_losses(backbone, batches, MUON, world)
+    return {"losses": losses.tolist(), "num_passes": len(passes)}
+
+
 def one_process(folder: Path) -> Callable[[], Any]:
-    def work(world: World) -> None:
+    def work(world: World) -> dict[str, Any]:
         go(LONG, folder / "long 1", world)
         go(MUON, folder / "muon 1", world)
         go(ADAMW, folder / "adamw 1", world)
@@ -210,6 +221,7 @@ def one_process(folder: Path) -> Callable[[], Any]:
         go(BF16, folder / "bf16 1", world)
         go(FASTER, folder / "faster 1", world)
         lora_of(folder / "adamw 1", folder / "lora 1", world)
+        return validated(world)
 
     return in_world(work)
 
@@ -237,6 +249,7 @@ def two_processes(folder: Path) -> Callable[[], Any]:
         poisoned = FakeFeed(poisoned_step=2)
         whole_each = mesh_of(world.device, num_copies=2, num_parts=1)
         return {
+            "validated": validated(world),
             "torn": changed_by_a_step(world),
             "torn copies": changed_by_a_step(dataclasses.replace(world, mesh=whole_each)),
             "stopped": (stopped.step, stopped.interrupted),
@@ -252,10 +265,11 @@ def two_processes(folder: Path) -> Callable[[], Any]:
 
 
 def four_processes(folder: Path) -> Callable[[], Any]:
-    def work(world: World) -> None:
+    def work(world: World) -> dict[str, Any]:
         go(MUON, folder / "elastic", world)
         two_by_two = mesh_of(world.device, num_copies=2, num_parts=2)
         go(ADAMW, folder / "adamw 2x2", dataclasses.replace(world, mesh=two_by_two))
+        return validated(world)
 
     return in_world(work)
 
@@ -331,10 +345,10 @@ def main(folder: Path) -> None:
     results_of(1, lambda: draw_pictures(folder) or fine_tune_in(folder, "fine-tuned 1"))
     results_of(2, lambda: fine_tune_in(folder, "fine-tuned 2"))
     precision.has_fast_bf16 = lambda device="cpu": True  # emulated if need be, by every process
-    results_of(1, one_process(folder))
+    (alone,) = results_of(1, one_process(folder))
     first, second = results_of(2, two_processes(folder))
     results_of(1, in_world(lambda world: until(6, MUON, folder / "elastic", world)))
-    results_of(4, four_processes(folder))
+    four = results_of(4, four_processes(folder))
     groups = troubles(folder)
     results_of(2, in_world(lambda world: go(MUON, folder / "muon 2 killed", world)))
     long, base, lora = (
@@ -344,6 +358,11 @@ def main(folder: Path) -> None:
     results = {
         "first": first,
         "second": second,
+        "validated": {
+            "alone": [alone],
+            "two": [first["validated"], second["validated"]],
+            "four": four,
+        },
         "distances": {
             "AdamW": distance(folder / "long 1", folder / "long 2"),
             "its average": distance(folder / "long 1", folder / "long 2", "ema"),

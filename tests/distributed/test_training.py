@@ -57,6 +57,18 @@ def test_losses_and_gradients_are_those_of_one_process(
                 assert found == pytest.approx(expected[weights]["per_level"], rel=1e-6)
 
 
+@pytest.mark.parametrize(("processes", "num_passes"), [("two", 2 * 7), ("four", 7)])
+def test_held_out_batches_are_shared_out_and_every_sample_has_the_same_loss(
+    outcome: dict[str, Any], processes: str, num_passes: int
+) -> None:
+    """Three batches of different sizes; all processes make as many passes as any other."""
+    (alone,) = outcome["validated"]["alone"]
+    assert (len(alone["losses"]), alone["num_passes"]) == (9, 3 * 7)
+    for found in outcome["validated"][processes]:
+        assert found["losses"] == alone["losses"]
+        assert found["num_passes"] == num_passes
+
+
 def test_fine_tuning_prepares_in_the_first_process_and_trains_in_both(
     outcome: dict[str, Any],
 ) -> None:
