@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rectiflow.distributed.sharding import whole
+from rectiflow.distributed.world import ALONE, World
 from rectiflow.models.attention_probe import BlockSeen, observe_attention
 from rectiflow.models.frame import Backbone
 from rectiflow.models.substitution import is_compiled
@@ -47,15 +48,16 @@ class Diagnosis:
 class Diagnose:
     """A context around one training step; `before_update` is to be called when gradients are there.
 
-    Every process calls it; of the attention each sees its own rows of the batch.
+    Every process of `world` opens and reads it. Of the attention each sees its own rows of the
+    batch; what is told is the largest logit, and the mean entropy, of all.
     It holds a copy of the weights while the step lasts. Compiled blocks are left alone: they have
     no logits here.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, world: World = ALONE) -> None:
         parts: list[nn.Module] = list(backbone.blocks)
         inside = {id(p) for part in parts for p in part.parameters()}
-        self._backbone = backbone
+        self._backbone, self._world = backbone, world
         self._parts = [list(part.parameters()) for part in parts]
         self._parts.append([p for p in backbone.parameters() if id(p) not in inside])
         self._gradient_norms: list[float] = []
@@ -100,14 +102,24 @@ class Diagnose:
             BlockDiagnosis(
                 gradient_norm=gradient_norm,
                 update_ratio=ratio,
-                largest_logit=seen.max_logit if seen and seen.attentions else None,
-                entropy=seen.entropy if seen and seen.attentions else None,
+                largest_logit=largest_logit,
+                entropy=entropy,
             )
-            for gradient_norm, ratio, seen in zip(
-                self._gradient_norms, ratios, [*self._seen, None], strict=True
+            for gradient_norm, ratio, (largest_logit, entropy) in zip(
+                self._gradient_norms, ratios, [*self._attentions(), (None, None)], strict=True
             )
         ]
         return Diagnosis(blocks=tuple(found[:-1]), around=found[-1])
+
+    def _attentions(self) -> list[tuple[float | None, float | None]]:
+        """Largest logit and mean entropy of each block, None where nothing was seen."""
+        logits = self._world.gather(*(seen.max_logit for seen in self._seen)).amax(dim=0).tolist()
+        # Each process has an equal share of the batch, so that their means weigh the same.
+        entropies = self._world.gather(*(seen.entropy for seen in self._seen)).mean(dim=0).tolist()
+        return [
+            (logit, entropy) if seen.attentions else (None, None)
+            for seen, logit, entropy in zip(self._seen, logits, entropies, strict=True)
+        ]
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:

@@ -272,7 +272,7 @@ class _Loop:
         every, number = self.recipe.diagnose_every, self.state.step + 1
         if every == 0 or (number % every and number != self.recipe.max_steps):
             return train_step(self.state, batch, self.recipe)
-        with Diagnose(self.state.backbone) as diagnose:
+        with Diagnose(self.state.backbone, self.state.world) as diagnose:
             result = train_step(
                 self.state, batch, self.recipe, before_update=diagnose.before_update
             )

@@ -64,7 +64,7 @@ def small_recipe(**changes: Any) -> TrainRecipe:
     return tiny_recipe(**(settings | changes))
 
 
-MUON = small_recipe(max_steps=9, validate_every=9)
+MUON = small_recipe(max_steps=9, validate_every=9, diagnose_every=9)
 POWER_EMA = EmaConfig(sigma_rels=(0.1,), snapshot_every=50)
 ADAMW = small_recipe(
     optimizer=AdamW(), max_steps=4, checkpoint_every=0, validate_every=0, ema=POWER_EMA

@@ -51,6 +51,9 @@ def test_losses_and_gradients_are_those_of_one_process(
             assert event["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-5)
             if expected["similarity"] is not None:
                 assert event["similarity"] == pytest.approx(expected["similarity"], rel=1e-5)
+        elif event["kind"] == "diagnosis":  # of all rows, not of one process's own
+            for block, whole in zip(event["blocks"], expected["blocks"], strict=True):
+                assert block == pytest.approx(whole, rel=1e-4)
         else:
             for weights in ("raw", "ema"):
                 found = event[weights]["per_level"]
