@@ -78,10 +78,12 @@ def run(options: argparse.Namespace) -> int:
             return 0
         chosen = apply_overrides(chosen, options.overrides, prog=prog)
 
+        from rectiflow.recipes.encoding import refuse_store_of_other_parts
         from rectiflow.recipes.previews import previews
         from rectiflow.training.loop import train
         from rectiflow.training.weights_and_biases import WeightsAndBiases
 
+        refuse_store_of_other_parts(options.data)
         is_sending = options.wandb and world.is_first
         hooks = [WeightsAndBiases(options.wandb, options.out, chosen)] if is_sending else []
         result = train(

@@ -8,7 +8,13 @@ from pathlib import Path
 from rectiflow.data.buckets import buckets_for
 from rectiflow.data.encode import EncodeReport, encode_folder
 from rectiflow.data.folder import list_folder
-from rectiflow.models.shipped import load_autoencoder, load_conditioner, load_image_tower
+from rectiflow.data.store_format import read_header
+from rectiflow.models.shipped import (
+    load_autoencoder,
+    load_conditioner,
+    load_image_tower,
+    load_prompt_encoder,
+)
 
 #: The side of the pictures that the shipped autoencoder and models were trained on.
 RESOLUTION_PX = 64
@@ -50,3 +56,16 @@ def encode_with_shipped_parts(
         image_encoder=load_image_tower() if with_features else None,
         progress=progress,
     )
+
+
+def refuse_store_of_other_parts(store: Path) -> None:
+    """Passes when the parts that ship have made a store, without loading the text encoders.
+
+    A model is opened with those parts alone, so that one trained on another store is lost.
+
+    Raises:
+        StoreError: other parts have made it, or it is missing or unfinished.
+        UserError, ConfigError: its header cannot be read.
+    """
+    header, text = read_header(store), load_prompt_encoder()
+    header.check_made_by(autoencoder=load_autoencoder().fingerprint(), text=text.fingerprints())

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data.parts import encode, make_folder
 
 from rectiflow.cli.main import main
 from rectiflow.distributed.world import ALONE
 from rectiflow.models.baselines.uvit import UViTConfig
+from rectiflow.recipes import encoding
 from rectiflow.recipes import previews as previews_module
 from rectiflow.training import loop
 from rectiflow.training.ema import EmaConfig
@@ -45,6 +47,7 @@ def replace_training(
 
     monkeypatch.setattr(loop, "train", train)
     monkeypatch.setattr(previews_module, "previews", lambda recipe, store: None)
+    monkeypatch.setattr(encoding, "refuse_store_of_other_parts", lambda store: None)
     return received
 
 
@@ -160,6 +163,17 @@ def test_a_missing_store_leaves_no_run_behind(
     run = tmp_path / "run"
     assert main(["train", "demo", "--data", str(tmp_path / "none"), "--out", str(run)]) == 2
     assert "rectiflow encode makes one" in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_a_store_of_other_parts_is_refused_also_without_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode(make_folder(tmp_path / "folder", 2), tmp_path / "store")
+    run = tmp_path / "run"
+    call = ["train", "demo", "--data", str(tmp_path / "store"), "--out", str(run)]
+    assert main([*call, "--sample-every", "0"]) == 2
+    assert "the store was encoded by another autoencoder" in capsys.readouterr().err
     assert not run.exists()
 
 

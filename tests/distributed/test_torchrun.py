@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from data.parts import encode, make_folder
 
 import rectiflow
+from rectiflow.recipes.encoding import encode_with_shipped_parts
+from rectiflow.shapeworld.folder import write_folder
+from rectiflow.shapeworld.world import SMALL
 from rectiflow.training.checkpoint import read_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -25,8 +27,6 @@ SETTINGS = {
     "precision": "fp32",
     "backbone.depth": 1,
     "backbone.width": 64,
-    "backbone.context-dim": 20,
-    "backbone.pooled-dim": 16,
 }
 
 
@@ -42,7 +42,8 @@ def start(arguments: list[str], *, timeout_s: float) -> subprocess.CompletedProc
 
 
 def test_torchrun_makes_the_model_of_one_process(tmp_path: Path) -> None:
-    encode(make_folder(tmp_path / "folder", 13), tmp_path / "store")
+    write_folder(SMALL, tmp_path / "folder", count=13, split="train", seed=0)
+    encode_with_shipped_parts(tmp_path / "folder", tmp_path / "store")
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     launchers: dict[str, list[str]] = {"one": [], "two": TORCHRUN}
     for name, launcher in launchers.items():
