@@ -43,6 +43,10 @@ class Optimizer(ABC):
     def state(self) -> dict[str, Tensor]:
         """The state by name; the tensors are the live ones, so that copying into them loads."""
 
+    def working_bytes(self, num_processes: int = 1) -> int:
+        """About the most that a step holds beside state and gradients, in each process."""
+        return 0
+
 
 def _check(config: AdamW | Muon, averages: dict[str, float]) -> None:
     """Refuse numbers that make no step, or a step into nowhere."""
@@ -204,6 +208,10 @@ class _Matrix:
     def is_tall(self) -> bool:
         return self.rows > self.cols
 
+    @property
+    def wide_shape(self) -> tuple[int, int]:
+        return min(self.rows, self.cols), max(self.rows, self.cols)
+
     def wide(self, values: Tensor) -> Tensor:
         """A tensor shaped like the weight, as [num_parts, short, long]."""
         # No view: convolutions may leave gradients in another order of memory.
@@ -265,14 +273,8 @@ class MuonOptimizer(Optimizer):
         )
         self._groups: dict[tuple[int, int], list[_Matrix]] = {}
         for matrix in self._matrices:
-            shape = (min(matrix.rows, matrix.cols), max(matrix.rows, matrix.cols))
-            self._groups.setdefault(shape, []).append(matrix)
-        self._stacks = {
-            shape: torch.empty(
-                sum(m.num_parts for m in group), *shape, dtype=dtype, device=group[0].weight.device
-            )
-            for shape, group in self._groups.items()
-        }
+            self._groups.setdefault(matrix.wide_shape, []).append(matrix)
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
@@ -284,21 +286,40 @@ class MuonOptimizer(Optimizer):
         # Nesterov: look ahead along the momentum. Overwrites the gradients, which end here.
         torch._foreach_lerp_(gradients, momenta, config.momentum)  # pyright: ignore[reportPrivateUsage]
         torch._foreach_mul_(weights, 1.0 - rate * config.weight_decay)  # pyright: ignore[reportPrivateUsage]
-        for shape, group in self._groups.items():
-            stack, offset = self._stacks[shape], 0
-            for matrix in group:
-                gradient = whole(gradient_of(matrix.weight))
-                stack[offset : offset + matrix.num_parts] = matrix.wide(gradient)
-                offset += matrix.num_parts
-            updates = share_work(
-                partial(orthogonalize, num_steps=config.num_newton_schulz_steps),
-                stack,
-                like=group[0].weight,
-            ).split([matrix.num_parts for matrix in group])
-            for matrix, update in zip(group, updates, strict=True):
-                matrix.add(update, -rate * matrix.step_scale(config.scaling))
+        for group in self._groups.values():
+            self._move(group, rate)
         self._rest.step(factor)
+
+    def _move(self, group: list[_Matrix], rate: float) -> None:
+        """Take the step of all matrices of one shape, whose gradients look ahead by now."""
+        # Made for the group and let go with it: all of them kept would be half of AdamW's state,
+        # and uncut in each process.
+        stack = torch.empty(
+            sum(matrix.num_parts for matrix in group),
+            *group[0].wide_shape,
+            dtype=self._dtype,
+            device=group[0].weight.device,
+        )
+        offset = 0
+        for matrix in group:
+            gradient = whole(gradient_of(matrix.weight))
+            stack[offset : offset + matrix.num_parts] = matrix.wide(gradient)
+            offset += matrix.num_parts
+        updates = share_work(
+            partial(orthogonalize, num_steps=self._config.num_newton_schulz_steps),
+            stack,
+            like=group[0].weight,
+        ).split([matrix.num_parts for matrix in group])
+        for matrix, update in zip(group, updates, strict=True):
+            matrix.add(update, -rate * matrix.step_scale(self._config.scaling))
 
     def state(self) -> dict[str, Tensor]:
         momenta = {f"momentum.{matrix.name}": matrix.momentum for matrix in self._matrices}
         return momenta | self._rest.state()
+
+    def working_bytes(self, num_processes: int = 1) -> int:
+        sizes = (sum(m.weight.numel() for m in group) for group in self._groups.values())
+        stack = self._dtype.itemsize * max(sizes, default=0)
+        # `share_work` pads and joins stacks; `orthogonalize` holds up to three more, of its share.
+        num_stacks = 1 if num_processes == 1 else 3
+        return num_stacks * stack + 3 * stack // num_processes

@@ -60,6 +60,7 @@ def _memory(plan: Plan, number: int) -> list[str]:
             ("weights in 16 bits", memory.weight_copies),
             ("kept for the backward pass", memory.activations),
             ("working memory of a block", memory.working),
+            ("working memory of the step", memory.update),
         )
     ]
     if plan.fleet is not None:

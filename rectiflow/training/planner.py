@@ -25,7 +25,6 @@ from rectiflow.training.accelerators import Accelerator, accelerator
 from rectiflow.training.calibration import time_steps
 from rectiflow.training.feed import Feed
 from rectiflow.training.meter import input_size, routed_flops, step_flops
-from rectiflow.training.optimizers import Muon, hidden_matrices
 from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.state import TrainState
 from rectiflow.training.validation import LEVELS
@@ -61,7 +60,7 @@ class MemoryPlan:
     matrix products in 16 bits read, on several devices of two blocks at a time.
 
     `activations` are kept for the backward pass, `working` is what it needs for itself in a block,
-    which includes what it computes again.
+    which includes what it computes again; `update` is what the optimizer's step needs for itself.
     """
 
     weights: int
@@ -71,6 +70,7 @@ class MemoryPlan:
     weight_copies: int
     activations: int
     working: int
+    update: int
 
     @property
     def standing(self) -> int:
@@ -82,10 +82,10 @@ class MemoryPlan:
         """The most at any moment.
 
         Gradients come into being while activations are let go, so that the largest moment is
-        either the begin of the backward pass or its end.
+        either the begin of the backward pass or the step after its end.
         """
         begin = self.weight_copies + self.activations + self.working
-        return self.standing + max(begin, self.gradients)
+        return self.standing + max(begin, self.gradients + self.update)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,11 +222,12 @@ def memory_of(
     return MemoryPlan(
         weights=_share(4 * count, num_devices),
         ema=_share(4 * count * recipe.ema.num_averages, num_devices),
-        optimizer=_share(states + _muon_stacks(recipe, backbone, dtype), num_devices),
+        optimizer=_share(states, num_devices),
         gradients=_share(4 * count, num_devices),
         weight_copies=copies,
         activations=num_at_once * activations,
         working=num_at_once * (_working_bytes(recipe, size, dtype) + again),
+        update=optimizer.working_bytes(num_devices),
     )
 
 
@@ -297,14 +298,6 @@ def _working_bytes(recipe: TrainRecipe, size: InputSize, dtype: torch.dtype) -> 
     p = recipe.backbone.patch_size
     num_tokens = (size.height // p) * (size.width // p)
     return 2 * MLP_RATIO * num_tokens * recipe.backbone.hidden_dim * dtype.itemsize
-
-
-def _muon_stacks(recipe: TrainRecipe, backbone: Backbone, dtype: torch.dtype) -> int:
-    """Where Muon gathers the hidden matrices to make them orthogonal."""
-    if not isinstance(recipe.optimizer, Muon):
-        return 0
-    matrices = hidden_matrices(backbone, recipe.optimizer)
-    return dtype.itemsize * sum(weight.numel() for _, weight, _ in matrices)
 
 
 def _largest_block(backbone: Backbone) -> int:

@@ -1,9 +1,11 @@
 import math
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.backbones import build_backbone
@@ -187,6 +189,29 @@ def test_every_parameter_is_moved_by_muon_or_its_rest() -> None:
     give_gradients(backbone, 0)
     optimizer.step(1.0)
     assert all((p != before[name]).any() for name, p in trainable(backbone))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_holds_its_state_alone_between_steps(dtype: torch.dtype) -> None:
+    backbone = model()
+    give_gradients(backbone, 0)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as built:
+        optimizer = Muon().build(backbone, dtype)
+    state = sum(t.nbytes for t in optimizer.state().values())
+    assert state <= sum(_changes(built)) < 1.01 * state
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as moved:
+        optimizer.step(1.0)
+    assert sum(_changes(moved)) == 0
+    within = max(accumulate(_changes(moved)))
+    assert 0.75 * optimizer.working_bytes() < within < optimizer.working_bytes()
+
+
+def _changes(profiled: profile) -> list[int]:
+    """Bytes allocated and, below 0, given back, in the order of time."""
+    assert profiled.profiler is not None
+    events = profiled.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return [num_bytes for _, num_bytes in sorted(changes)]
 
 
 def test_weight_decay_spares_norms_biases_and_embeddings() -> None:

@@ -24,6 +24,7 @@ from rectiflow.training.planner import (
     plan_here,
     random_batch,
 )
+from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
 
 SIZE = InputSize(height=4, width=4, num_text=4)
@@ -39,17 +40,28 @@ def test_standing_memory_is_that_of_the_state(optimizer: AdamW | Muon) -> None:
     held = {stem: sum(t.nbytes for t in each.values()) for stem, each in tensors.items()}
     assert (found.weights, found.ema) == (held["weights"], held["ema"])
     assert found.gradients == held["weights"]
-    stacks = found.optimizer - held["optimizer"]
-    # Muon's hidden matrices, gathered; half of what AdamW would keep for them.
-    assert stacks == (0 if isinstance(optimizer, AdamW) else _hidden_bytes(recipe))
+    assert found.optimizer == held["optimizer"]
     kept = activations_of(recipe.backbone, SIZE, Arithmetic.of(torch.float32, "cpu"))
     assert found.activations == 4 * (kept.around + kept.blocks)
     assert found.peak == found.standing + max(
-        found.weight_copies + found.activations + found.working, found.gradients
+        found.weight_copies + found.activations + found.working, found.gradients + found.update
     )
 
 
-def _hidden_bytes(recipe) -> int:
+def test_muons_stacks_are_whole_in_each_process() -> None:
+    """Those of one shape at a time; what is computed of them is shared out, they are not."""
+    recipe = tiny_recipe(depth=2, optimizer=Muon(), precision="fp32", batch_size=8)
+    alone, shared = (
+        memory_of(recipe, SIZE, torch.float32, device_type="cpu", num_devices=n) for n in (1, 8)
+    )
+    assert 0 < alone.update < 4 * _hidden_bytes(recipe)
+    assert shared.update > 0.75 * alone.update
+    assert shared.optimizer == pytest.approx(alone.optimizer / 8, rel=1e-3)
+    plain = replace(recipe, optimizer=AdamW())
+    assert memory_of(plain, SIZE, torch.float32, device_type="cpu").update == 0
+
+
+def _hidden_bytes(recipe: TrainRecipe) -> int:
     backbone = TrainState.start(recipe).backbone
     matrices = [
         p for name, p in backbone.blocks.named_parameters() if p.ndim == 2 and "adaLN" not in name
