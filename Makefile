@@ -45,7 +45,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@echo "== bench: one JSON row for each measurement, added to benchmarks/results/"
-	@set -e; for name in $(BENCHMARKS); do echo "-- $$name"; \
+	@set -e -o pipefail; for name in $(BENCHMARKS); do echo "-- $$name"; \
 		$(BIN)/python benchmarks/$$name.py | tee -a benchmarks/results/$$name.jsonl; done
 
 $(VENV)/.python:
