@@ -3,9 +3,11 @@
 Writes a store of random rows, then times `Loader.batch_at` over random steps: in memory, memory-
 mapped, and in memory with the next batch read ahead. Measured in the same run: what a plain
 `torch.utils.data.DataLoader` over the same tensors gives (the peer), and gathering the rows alone,
-without order, keys or captions (the limit).
+without order, keys or captions (the limit), and how many samples the demo's training takes of the
+same store.
 
     python benchmarks/store_to_batches.py [--samples 8192] [--batch-size 64] [--repeats 200]
+        [--training-s 20]
 """
 
 import argparse
@@ -23,6 +25,8 @@ from rectiflow.data.latent_store import LatentStore
 from rectiflow.data.loader import Loader, Prefetcher
 from rectiflow.data.store_format import LATENT_DTYPE, TEXT_DTYPES
 from rectiflow.data.store_writer import open_store_writer
+from rectiflow.recipes.small import demo
+from rectiflow.training.calibration import calibrate
 from rectiflow.training.environment import describe_environment
 
 LATENT_SHAPE = (16, 8, 8)
@@ -34,7 +38,6 @@ TEXT_SHAPES = {
     "t5.context": (16, 192),
 }
 VARIANTS = ("full", "terse")
-TRAINING_SAMPLES_PER_S = 400
 WARM_UP = 20
 
 
@@ -104,6 +107,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8192)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--training-s", type=float, default=20.0)
     options = parser.parse_args()
     size, repeats = options.batch_size, options.repeats
     with tempfile.TemporaryDirectory() as folder:
@@ -122,14 +126,16 @@ def main() -> None:
         makers: dict[str, Callable[[int], object]] = {
             "in_memory": Loader(store, batch_size=size, seed=0).batch_at,
             "memory_mapped": Loader(mapped, batch_size=size, seed=0).batch_at,
-            "prefetched": ahead.batch_at,
+            "prefetched": lambda step: ahead.batch_at(step, then=step + 1),
             "peer_torch_dataloader": lambda _: next(peer),
             "limit_gather": lambda step: [c.index_select(0, picks[step]) for c in columns],
         }
         results = {n: summarize(seconds_each(make, repeats), size) for n, make in makers.items()}
         ahead.close()
+        recipe = demo()
+        training = recipe.batch_size * calibrate(recipe, path, options.training_s)
         store_bytes = sum(file.stat().st_size for file in path.iterdir())
-    ratio = results["in_memory"]["samples_per_s"] / TRAINING_SAMPLES_PER_S
+    ratio = results["in_memory"]["samples_per_s"] / training
     print(
         json.dumps(
             {
@@ -145,7 +151,8 @@ def main() -> None:
                 "repeats": repeats,
                 "open_and_verify_s": round(open_s, 3),
                 "results": results,
-                "training_samples_per_s": TRAINING_SAMPLES_PER_S,
+                "training": {"recipe": recipe.name, "batch_size": recipe.batch_size},
+                "training_samples_per_s": round(training, 1),
                 "times_training": round(ratio, 1),
             }
         )
