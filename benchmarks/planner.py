@@ -36,6 +36,21 @@ CASES: dict[str, tuple[TrainRecipe, InputSize]] = {
         replace(demo(), batch_size=64),
         InputSize(height=8, width=8, num_text=32),
     ),
+    # Gradients of one half stand beside the other's activations.
+    "depth 4, two micro-batches of 9": (
+        replace(
+            small(
+                "depth-4",
+                MMDiTConfig(
+                    depth=4, context_dim=256, pooled_dim=192, position_side=16, base_side=4
+                ),
+            ),
+            batch_size=18,
+            micro_batch=9,
+            precision="fp32",
+        ),
+        InputSize(height=8, width=8, num_text=32),
+    ),
     "depth 8, 256+154 tokens": (
         replace(
             small(

@@ -61,6 +61,7 @@ class MemoryPlan:
 
     `activations` are kept for the backward pass, `working` is what it needs for itself in a block,
     which includes what it computes again; `update` is what the optimizer's step needs for itself.
+    `is_accumulated` says that a step takes several micro-batches.
     """
 
     weights: int
@@ -71,6 +72,7 @@ class MemoryPlan:
     activations: int
     working: int
     update: int
+    is_accumulated: bool
 
     @property
     def standing(self) -> int:
@@ -82,9 +84,12 @@ class MemoryPlan:
         """The most at any moment.
 
         Gradients come into being while activations are let go, so that the largest moment is
-        either the begin of the backward pass or the step after its end.
+        either the begin of the backward pass or the step after its end. From the second
+        micro-batch on, gradients are there at the begin already.
         """
         begin = self.weight_copies + self.activations + self.working
+        if self.is_accumulated:
+            begin += self.gradients
         return self.standing + max(begin, self.gradients + self.update)
 
 
@@ -208,7 +213,8 @@ def memory_of(
         raise ConfigError(
             "a LoRA's memory is not planned for; plan the training of all weights, which takes more"
         )
-    num_at_once = recipe.micro_batch or recipe.batch_size // num_devices
+    share = recipe.batch_size // num_devices
+    num_at_once = recipe.micro_batch or share
     with torch.device("meta"):
         backbone = build_backbone(recipe.backbone)
         optimizer = recipe.optimizer.build(backbone, dtype)
@@ -228,6 +234,7 @@ def memory_of(
         activations=num_at_once * activations,
         working=num_at_once * (_working_bytes(recipe, size, dtype) + again),
         update=optimizer.working_bytes(num_devices),
+        is_accumulated=num_at_once < share,
     )
 
 

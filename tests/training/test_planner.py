@@ -1,9 +1,11 @@
 """A plan's figures are those of the state that it plans, and follow from each other."""
 
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from training.fake_feed import tiny_recipe
 
 from rectiflow.base.errors import ConfigError
@@ -26,6 +28,7 @@ from rectiflow.training.planner import (
 )
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
+from rectiflow.training.step import train_step
 
 SIZE = InputSize(height=4, width=4, num_text=4)
 SD3 = tiny_recipe(backbone=MMDiTConfig(depth=24), batch_size=512, precision="auto")
@@ -67,6 +70,34 @@ def _hidden_bytes(recipe: TrainRecipe) -> int:
         p for name, p in backbone.blocks.named_parameters() if p.ndim == 2 and "adaLN" not in name
     ]
     return sum(p.nbytes for p in matrices)
+
+
+def test_gradients_stand_beside_the_next_micro_batch() -> None:
+    recipe = tiny_recipe(
+        depth=2, optimizer=AdamW(), precision="fp32", batch_size=6, micro_batch=3, max_steps=4
+    )
+    found = memory_of(recipe, SIZE, torch.float32, device_type="cpu")
+    assert found.peak == found.standing + found.gradients + found.activations + found.working
+    assert found.peak == pytest.approx(_held_bytes(recipe), rel=0.1)
+    # A process that takes its share at once has none of them.
+    shared = memory_of(recipe, SIZE, torch.float32, device_type="cpu", num_devices=2)
+    assert shared.peak == shared.standing + max(
+        shared.gradients, shared.weight_copies + shared.activations + shared.working
+    )
+
+
+def _held_bytes(recipe: TrainRecipe, size: InputSize = SIZE) -> int:
+    """The most that tensors hold in a step: the state's, and what the step allocates."""
+    state, batch = TrainState.start(recipe), random_batch(recipe, size)
+    train_step(state, batch, recipe)
+    state.backbone.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        train_step(state, batch, recipe)
+    assert profiled.profiler is not None
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    standing = sum(t.nbytes for tensors in state.tensors().values() for t in tensors.values())
+    return standing + max(accumulate(num_bytes for _, num_bytes in changes))
 
 
 def test_state_is_sharded_and_the_batch_is_shared_out() -> None:
