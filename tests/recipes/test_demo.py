@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_model import tiny_autoencoder, tiny_backbone, tiny_conditioner
@@ -18,6 +20,7 @@ from rectiflow.recipes import previews as previews_module
 from rectiflow.recipes.demo import run_demo
 from rectiflow.recipes.small import demo as demo_recipe
 from rectiflow.sampling import SamplingDefaults
+from rectiflow.training.hooks import CheckpointSaved, Event, Hook
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.recipe import TrainRecipe
 
@@ -113,6 +116,29 @@ def test_an_interrupted_demo_goes_on_where_it_was(
     sessions = read_json(tmp_path / "run" / "environment.json")["sessions"]
     assert [session["from_step"] for session in sessions] == [0, 2, 2, 2]
     assert read_json(tmp_path / "demo.json")["stages"]["Train"] > record["stages"]["Train"]
+
+
+@pytest.mark.usefixtures("_no_calibration")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_step_stops_the_walk(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kill(Hook):
+        def handle(self, event: Event) -> None:
+            if isinstance(event, CheckpointSaved):
+                os.kill(os.getpid(), number)
+
+    def killed(*args: Any, hooks: list[Hook], **kwargs: Any) -> TrainResult:
+        result = train(*args, hooks=[*hooks, Kill()], **kwargs)
+        assert result.interrupted is None
+        return result
+
+    monkeypatch.setattr(demo_module, "train", killed)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        run_demo(tmp_path, minutes=0.02, per_task=1)
+    record = read_json(tmp_path / "demo.json")
+    assert (record["done"], record["is_paced"]) == (STAGES[:3], False)
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
