@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectiflow.base.errors import UserError
-from rectiflow.cli.options import Verbs, add_verb, positive_number, whole_number
+from rectiflow.cli.options import (
+    Verbs,
+    add_shard_over,
+    add_verb,
+    positive_number,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from rectiflow.models.flops import InputSize
@@ -27,14 +33,15 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "plan",
         run,
-        usage="rectiflow plan RECIPE [--devices 8xH100] [--price-per-hour X] [--data STORE] "
-        "[--FIELD VALUE ...]",
+        usage="rectiflow plan RECIPE [--devices 8xH100] [--shard-over N] [--price-per-hour X] "
+        "[--data STORE] [--FIELD VALUE ...]",
         summary="say what a training run will need: memory, time, operations, cost",
         details=_DETAILS,
         takes_overrides=True,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe")
     parser.add_argument("--devices", metavar="NxKIND", help="such as 8xH100 (default: this CPU)")
+    add_shard_over(parser)
     parser.add_argument(
         "--price-per-hour", type=positive_number, metavar="X", help="of one device, any currency"
     )
@@ -68,6 +75,8 @@ def run(options: argparse.Namespace) -> None:
     """Prints the plan."""
     if options.devices is None and options.mfu is not None:
         raise UserError("--mfu is assumed of --devices; this machine is measured")
+    if options.devices is None and options.shard_over not in (None, 1):
+        raise UserError("--shard-over is for --devices; this machine is planned as one process")
     if options.mfu is not None and options.mfu > 1.0:
         raise UserError(f"--mfu is {options.mfu:g}; it is a share of the peak, at most 1")
 
@@ -82,7 +91,13 @@ def run(options: argparse.Namespace) -> None:
     if options.devices is None:
         plan = plan_here(chosen, size)
     else:
-        plan = plan_for(chosen, size, Fleet.parse(options.devices), mfu=options.mfu or ASSUMED_MFU)
+        plan = plan_for(
+            chosen,
+            size,
+            Fleet.parse(options.devices),
+            mfu=options.mfu or ASSUMED_MFU,
+            shard_over=options.shard_over,
+        )
     print(describe_plan(plan, price_per_hour=options.price_per_hour))
 
 

@@ -48,6 +48,8 @@ def describe_plan(plan: Plan, *, price_per_hour: float | None = None) -> str:
 def _memory(plan: Plan, number: int) -> list[str]:
     memory = plan.memory
     each = " on each device, all state sharded" if number > 1 else ""
+    if plan.num_parts < number:
+        each = f" on each device, state sharded over {plan.num_parts} of {number}"
     recomputed = _RECOMPUTED[plan.recipe.recompute]
     lines = [f"memory       {_gb(memory.peak)} at most{each}, {recomputed}"]
     lines += [
@@ -63,6 +65,8 @@ def _memory(plan: Plan, number: int) -> list[str]:
             ("working memory of the step", memory.update),
         )
     ]
+    if plan.recipe.lora is not None:
+        lines.append("  less is kept with a LoRA; it is counted as if all weights were trained")
     if plan.fleet is not None:
         limit = plan.fleet.kind.memory_bytes
         if plan.does_fit:

@@ -8,24 +8,30 @@ from a short measurement here. `benchmarks/planner.py` compares the prediction w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
+from torch import nn
 
 from rectiflow.base import philox
 from rectiflow.base.errors import ConfigError
 from rectiflow.data.records import Batch
 from rectiflow.models.activations import Activations, Arithmetic, activations_of, weight_copies
-from rectiflow.models.backbones import build_backbone
-from rectiflow.models.flops import InputSize, forward_flops, num_parameters
+from rectiflow.models.backbones import BackboneConfig, build_backbone
+from rectiflow.models.flops import InputSize, forward_flops, num_image_tokens, num_parameters
 from rectiflow.models.frame import Backbone
 from rectiflow.models.layers.feed_forward import MLP_RATIO
+from rectiflow.models.lora import add_lora
+from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
 from rectiflow.models.precision import compute_dtype
 from rectiflow.training.accelerators import Accelerator, accelerator
+from rectiflow.training.alignment import NUM_LAYERS, Projector
 from rectiflow.training.calibration import time_steps
 from rectiflow.training.feed import Feed
 from rectiflow.training.meter import input_size, routed_flops, step_flops
+from rectiflow.training.optimizers import trainable
 from rectiflow.training.recipe import TrainRecipe, refuse_uneven
+from rectiflow.training.start_from import FirstWeights
 from rectiflow.training.state import TrainState
 from rectiflow.training.validation import LEVELS
 
@@ -99,7 +105,7 @@ class Plan:
 
     `step_s` and `validation_s` are seconds of one step and of one validation; `basis` says where
     they come from. `flops_per_step` are the model's own, over all devices; what is computed again
-    is not among them, but takes its time.
+    is not among them, but takes its time. Each copy of the state is cut into `num_parts`.
     """
 
     recipe: TrainRecipe
@@ -112,6 +118,7 @@ class Plan:
     step_s: float
     validation_s: float
     basis: str
+    num_parts: int = 1
 
     @property
     def num_samples(self) -> int:
@@ -132,12 +139,20 @@ class Plan:
 
 
 def plan_for(
-    recipe: TrainRecipe, size: InputSize, fleet: Fleet, *, mfu: float = ASSUMED_MFU
+    recipe: TrainRecipe,
+    size: InputSize,
+    fleet: Fleet,
+    *,
+    mfu: float = ASSUMED_MFU,
+    shard_over: int | None = None,
 ) -> Plan:
-    """A plan for accelerators, with an assumed MFU. All state is sharded over all of them.
+    """A plan for accelerators, with an assumed MFU.
+
+    Each copy of the state is cut among `shard_over` of them, by default all.
 
     Raises:
-        ConfigError: the batch does not divide among the devices, or the latents into patches.
+        ConfigError: the batch does not divide among the devices, the devices into copies, or the
+            latents into patches.
     """
     dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
     peak = fleet.kind.peak_flops(dtype)
@@ -145,17 +160,22 @@ def plan_for(
     flops = recipe.batch_size * step_flops(recipe, size)
     again = recipe.batch_size * _recomputed_flops(recipe, size)
     speed = fleet.number * peak * mfu
+    num_parts = fleet.number if shard_over is None else shard_over
+    memory = memory_of(
+        recipe, size, dtype, device_type="cuda", num_devices=fleet.number, num_parts=num_parts
+    )
     return Plan(
         recipe=recipe,
         size=size,
         fleet=fleet,
         dtype=dtype,
         num_parameters=num_parameters(recipe.backbone),
-        memory=memory_of(recipe, size, dtype, device_type="cuda", num_devices=fleet.number),
+        memory=memory,
         flops_per_step=flops,
         step_s=(flops + again) / speed,
         validation_s=_validation_flops(recipe, size) / speed,
         basis=f"an assumed {mfu:.0%} of {peak / 1e12:,.0f} dense TFLOP/s a device",
+        num_parts=num_parts,
     )
 
 
@@ -169,7 +189,7 @@ def plan_here(recipe: TrainRecipe, size: InputSize, *, seconds: float = 10.0) ->
     memory = memory_of(recipe, size, dtype, device_type="cpu")
     flops = recipe.batch_size * step_flops(recipe, size)
     batch = random_batch(recipe, size)
-    step_s = time_steps(TrainState.start(recipe), lambda step: batch, recipe, seconds)
+    step_s = time_steps(_first_state(recipe), lambda step: batch, recipe, seconds)
     return Plan(
         recipe=recipe,
         size=size,
@@ -191,49 +211,50 @@ def memory_of(
     *,
     device_type: str,
     num_devices: int = 1,
+    num_parts: int | None = None,
 ) -> MemoryPlan:
-    """Memory on each of `num_devices`, with all state sharded evenly.
+    """Memory on each of `num_devices`, `num_parts` of which (by default all) share a copy of state.
+
+    Where a LoRA is trained, activations are counted as if all weights were, which is the most
+    that it can take.
 
     Raises:
-        ConfigError: the batch does not divide among the devices, or the latents into patches; or
-            a LoRA is trained, hidden tokens are aligned, or some pass by blocks.
+        ConfigError: the batch does not divide among the devices, the devices into copies, or the
+            latents into patches; or the backbone cannot have the LoRA.
     """
     refuse_uneven(recipe, num_devices)
-    if recipe.alignment.is_on:
+    num_parts = num_devices if num_parts is None else num_parts
+    if num_parts < 1 or num_devices % num_parts:
         raise ConfigError(
-            "an alignment's projector is not planned for; plan without it (alignment.weight 0), "
-            "which takes a little less"
-        )
-    if recipe.routing.is_on:
-        raise ConfigError(
-            "memory is not planned where tokens pass by blocks; plan without that (routing.share "
-            "0), which takes more"
-        )
-    if recipe.lora is not None:
-        raise ConfigError(
-            "a LoRA's memory is not planned for; plan the training of all weights, which takes more"
+            f"--shard-over {num_parts} does not divide the {num_devices} devices; give the number "
+            "of devices that share one copy of the state, such as those of one machine"
         )
     share = recipe.batch_size // num_devices
     num_at_once = recipe.micro_batch or share
+    backbone = _network(recipe)
+    models: list[nn.Module] = [backbone]
+    if recipe.alignment.is_on:
+        with torch.device("meta"):
+            models.append(Projector(recipe.alignment, recipe.backbone.hidden_dim))
     with torch.device("meta"):
-        backbone = build_backbone(recipe.backbone)
-        optimizer = recipe.optimizer.build(backbone, dtype)
-    count = sum(p.numel() for p in backbone.parameters())
-    states = sum(t.numel() * t.element_size() for t in optimizer.state().values())
-    copies = weight_copies(recipe.backbone, dtype)
+        optimizers = [recipe.optimizer.build(model, dtype) for model in models]
+    trained = sum(p.nbytes for model in models for _, p in trainable(model))
+    averaged = sum(p.nbytes for _, p in trainable(backbone))
+    copies = _copies(recipe, backbone, dtype)
     if num_devices > 1:  # gathered for a block while the one before it is computed
         copies = 2 * _largest_block(backbone) * dtype.itemsize
-    kept = activations_of(recipe.backbone, size, Arithmetic.of(dtype, device_type))
+    kept = _routed_activations(recipe, size, Arithmetic.of(dtype, device_type))
     activations, again = _kept_and_again(kept, recipe)
+    activations += _projector_activations(recipe, size, dtype)
     return MemoryPlan(
-        weights=_share(4 * count, num_devices),
-        ema=_share(4 * count * recipe.ema.num_averages, num_devices),
-        optimizer=_share(states, num_devices),
-        gradients=_share(4 * count, num_devices),
+        weights=_share(sum(p.nbytes for m in models for p in m.parameters()), num_parts),
+        ema=_share(averaged * recipe.ema.num_averages, num_parts),
+        optimizer=_share(sum(t.nbytes for o in optimizers for t in o.state().values()), num_parts),
+        gradients=_share(trained, num_parts),
         weight_copies=copies,
         activations=num_at_once * activations,
         working=num_at_once * (_working_bytes(recipe, size, dtype) + again),
-        update=optimizer.working_bytes(num_devices),
+        update=max(optimizer.working_bytes(num_devices) for optimizer in optimizers),
         is_accumulated=num_at_once < share,
     )
 
@@ -270,10 +291,43 @@ def random_batch(recipe: TrainRecipe, size: InputSize) -> Batch:
             "clip_g.pooled": random(config.pooled_dim - 1),
             "t5.context": random(size.num_text - num_clip, config.context_dim),
         },
+        features=_random_features(recipe, size, generator),
         keys=philox.keys_for(0, "plan", 0, indices=indices),
         indices=indices,
         positions=indices,
     )
+
+
+def _random_features(
+    recipe: TrainRecipe, size: InputSize, generator: torch.Generator
+) -> torch.Tensor | None:
+    if not recipe.alignment.is_on:
+        return None
+    p = recipe.backbone.patch_size
+    shape = (recipe.alignment.feature_dim, size.height // p, size.width // p)
+    return torch.randn(recipe.batch_size, *shape, generator=generator)
+
+
+def _network(recipe: TrainRecipe) -> Backbone:
+    """What a run trains, without memory for its weights."""
+    with torch.device("meta"):
+        backbone = build_backbone(recipe.backbone)
+    if recipe.lora is None:
+        return backbone
+    backbone.to(recipe.lora.base_dtype)
+    # "meta" has no generators; the updates are small.
+    add_lora(backbone, recipe.lora.rank, torch.Generator())
+    return backbone.to("meta")
+
+
+def _first_state(recipe: TrainRecipe) -> TrainState:
+    """A state to time; random weights take as long as those that a LoRA changes."""
+    if recipe.lora is None:
+        return TrainState.start(recipe)
+    model = build_backbone(recipe.backbone)
+    model.initialize(torch.Generator().manual_seed(0))
+    first = FirstWeights(name="random", sha256="", tensors=model.state_dict())
+    return TrainState.start(replace(recipe, add_qk_norm=False), first)
 
 
 def _validation_flops(recipe: TrainRecipe, size: InputSize) -> int:
@@ -298,6 +352,70 @@ def _kept_and_again(kept: Activations, recipe: TrainRecipe) -> tuple[int, int]:
             return kept.around + kept.inputs + kept.products, kept.largest_rest
         case "blocks":
             return kept.around + kept.inputs, kept.largest_block
+
+
+def _routed_activations(
+    recipe: TrainRecipe, size: InputSize, arithmetic: Arithmetic
+) -> Activations:
+    """Of one sample; some of its image tokens pass by the blocks of the recipe's route."""
+    config, routing = recipe.backbone, recipe.routing
+    kept = activations_of(config, size, arithmetic)
+    if not routing.is_on:
+        return kept
+    num_image = num_image_tokens(config, size)
+    p = config.patch_size
+    # Blocks know the number of tokens alone: one row of patches has as many as any grid.
+    fewer = replace(size, height=p, width=p * routing.num_kept(num_image))
+    whole = replace(size, height=p, width=p * num_image)
+    saved_blocks, saved_inputs, saved_products = 0, 0, 0
+    for place in range(routing.first, routing.last + 1):
+        for sign, some in ((1, whole), (-1, fewer)):
+            block = activations_of(_like_block(config, place), some, arithmetic)
+            # None of them is the last, so that each is as large as its like gets.
+            saved_blocks += sign * block.largest_block
+            saved_products += sign * (block.largest_block - block.largest_rest)
+            saved_inputs += sign * block.inputs // config.depth
+    return replace(
+        kept,
+        blocks=kept.blocks - saved_blocks,
+        inputs=kept.inputs - saved_inputs,
+        products=kept.products - saved_products,
+    )
+
+
+def _like_block(config: BackboneConfig, place: int) -> BackboneConfig:
+    """A backbone whose largest block is as the one at `place`: with a second attention, or none."""
+    if not isinstance(config, MMDiTXConfig) or place < config.num_second_attentions:
+        return config
+    shared = {f.name: getattr(config, f.name) for f in fields(MMDiTConfig)}
+    return MMDiTConfig(**shared)
+
+
+def _projector_activations(recipe: TrainRecipe, size: InputSize, dtype: torch.dtype) -> int:
+    """Bytes that an alignment keeps for one sample: its projector's, and of the cosines."""
+    alignment = recipe.alignment
+    if not alignment.is_on:
+        return 0
+    # Of each token itself, of each layer but the last before and after its SiLU, and the result;
+    # then, in float32, the result and the features as they are compared.
+    inner = 2 * (NUM_LAYERS - 1) * alignment.projector_dim
+    narrow = recipe.backbone.hidden_dim + inner + alignment.feature_dim
+    each = dtype.itemsize * narrow + 4 * 4 * alignment.feature_dim
+    return num_image_tokens(recipe.backbone, size) * each
+
+
+def _copies(recipe: TrainRecipe, backbone: Backbone, dtype: torch.dtype) -> int:
+    """Bytes of the weights in the type that they are multiplied in, where it is another one."""
+    if recipe.lora is None:
+        return weight_copies(recipe.backbone, dtype)
+    if recipe.lora.base_dtype == dtype:
+        return 0
+    # Only of frozen maps that a gradient passes through; none does those of the conditioning.
+    return dtype.itemsize * sum(
+        module.weight.numel()
+        for name, module in backbone.blocks.named_modules()
+        if isinstance(module, nn.Linear) and "adaLN_modulation" not in name
+    )
 
 
 def _working_bytes(recipe: TrainRecipe, size: InputSize, dtype: torch.dtype) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import accumulate
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.cli.main import main
 from rectiflow.models.activations import Arithmetic, activations_of
 from rectiflow.models.flops import InputSize, around_flops, forward_flops
-from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
 from rectiflow.training import planner
 from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.fine_tuning import LoraTraining
@@ -21,12 +22,14 @@ from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.plan_text import describe_plan
 from rectiflow.training.planner import (
     Fleet,
+    MemoryPlan,
     memory_of,
     plan_for,
     plan_here,
     random_batch,
 )
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.routing import TokenRouting
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import train_step
 
@@ -88,16 +91,18 @@ def test_gradients_stand_beside_the_next_micro_batch() -> None:
 
 def _held_bytes(recipe: TrainRecipe, size: InputSize = SIZE) -> int:
     """The most that tensors hold in a step: the state's, and what the step allocates."""
-    state, batch = TrainState.start(recipe), random_batch(recipe, size)
+    state, batch = planner._first_state(recipe), random_batch(recipe, size)
     train_step(state, batch, recipe)
-    state.backbone.zero_grad(set_to_none=True)
+    for model in (state.backbone, *([state.aligner.projector] if state.aligner else [])):
+        model.zero_grad(set_to_none=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         train_step(state, batch, recipe)
     assert profiled.profiler is not None
     events = profiled.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     standing = sum(t.nbytes for tensors in state.tensors().values() for t in tensors.values())
-    return standing + max(accumulate(num_bytes for _, num_bytes in changes))
+    frozen = sum(p.nbytes for p in state.backbone.parameters() if not p.requires_grad)
+    return standing + frozen + max(accumulate(num_bytes for _, num_bytes in changes))
 
 
 def test_state_is_sharded_and_the_batch_is_shared_out() -> None:
@@ -191,18 +196,99 @@ def test_devices_that_cannot_be_are_refused(devices: str, text: str) -> None:
         plan_for(SD3, SD3_SIZE, Fleet.parse(devices))
 
 
-def test_a_lora_is_not_planned_as_if_all_were_trained() -> None:
-    recipe = replace(SD3, start_from="sd3", lora=LoraTraining(rank=4))
-    with pytest.raises(ConfigError, match="a LoRA's memory is not planned for; plan the training"):
-        plan_for(recipe, SD3_SIZE, Fleet.parse("H100"))
+WIDE = MMDiTConfig(depth=4, width=128, context_dim=32, pooled_dim=24, position_side=16, base_side=4)
+WIDE_X = MMDiTXConfig(
+    depth=4,
+    width=128,
+    context_dim=32,
+    pooled_dim=24,
+    position_side=16,
+    base_side=4,
+    num_dual_blocks=2,
+)
+MANY = InputSize(height=16, width=16, num_text=8)
+
+
+def on_cpu(recipe: TrainRecipe) -> MemoryPlan:
+    return memory_of(recipe, MANY, torch.float32, device_type="cpu")
+
+
+@pytest.mark.parametrize("backbone", [WIDE, WIDE_X], ids=["mmdit", "mmdit-x"])
+def test_tokens_that_pass_by_blocks_take_no_memory_there(backbone: MMDiTConfig) -> None:
+    recipe = tiny_recipe(backbone=backbone, optimizer=AdamW(), precision="fp32", batch_size=8)
+    routed = replace(recipe, routing=TokenRouting(share=0.5, first=0, last=2))
+    plain, found = on_cpu(recipe), on_cpu(routed)
+    assert found.standing == plain.standing
+    assert 0.5 * plain.activations < found.activations < 0.75 * plain.activations
+    assert found.peak == pytest.approx(_held_bytes(routed, MANY), rel=0.1)
+    for what in ("products", "blocks"):
+        some = on_cpu(replace(routed, recompute=what))
+        assert some.activations < on_cpu(replace(recipe, recompute=what)).activations
+
+
+def test_an_alignments_projector_is_planned() -> None:
+    recipe = tiny_recipe(backbone=WIDE, optimizer=Muon(), precision="fp32", batch_size=8)
+    aligned = replace(recipe, alignment=RepresentationAlignment(weight=0.5, block=1))
+    plain, found = on_cpu(recipe), on_cpu(aligned)
+    tensors = TrainState.start(aligned).tensors()
+    held = {stem: sum(t.nbytes for t in each.values()) for stem, each in tensors.items()}
+    assert found.weights == held["weights"] + held["projector"]
+    assert found.optimizer == held["optimizer"] + held["projector_optimizer"]
+    assert found.gradients == found.weights
+    assert found.ema == plain.ema == held["ema"]
+    assert found.activations > plain.activations
+    assert found.peak == pytest.approx(_held_bytes(aligned, MANY), rel=0.1)
+
+
+@pytest.mark.parametrize("hold_base", ["fp32", "bf16"])
+def test_only_a_loras_updates_have_gradients_averages_and_moments(
+    hold_base: Literal["fp32", "bf16"],
+) -> None:
+    recipe = tiny_recipe(
+        backbone=WIDE,
+        optimizer=AdamW(),
+        precision="fp32",
+        batch_size=8,
+        start_from="another",
+        lora=LoraTraining(rank=4, hold_base=hold_base),
+    )
+    found = on_cpu(recipe)
+    state = planner._first_state(recipe)
+    updates = sum(p.nbytes for p in state.backbone.parameters() if p.requires_grad)
+    assert found.weights == sum(p.nbytes for p in state.backbone.parameters())
+    assert found.ema == found.gradients == updates
+    assert found.optimizer == sum(t.nbytes for t in state.optimizer.state().values())
+    assert found.standing < 0.6 * on_cpu(replace(recipe, lora=None)).standing
+    # Never less than what is held; more, as if all that a trained weight needs were kept.
+    held = _held_bytes(recipe, MANY)
+    assert held < found.peak < 1.6 * held
     # Frozen weights need no gradients: a third of the operations.
-    assert 3 * step_flops(recipe, SD3_SIZE) == 2 * step_flops(SD3, SD3_SIZE)
+    assert 3 * step_flops(recipe, SIZE) == 2 * step_flops(replace(recipe, lora=None), SIZE)
 
 
-def test_an_alignment_is_not_planned_as_if_there_were_none() -> None:
-    recipe = tiny_recipe(alignment=RepresentationAlignment(weight=0.5))
-    with pytest.raises(ConfigError, match="an alignment's projector is not planned for"):
-        plan_here(recipe, SIZE)
+def test_a_lora_is_planned_and_timed_too() -> None:
+    recipe = replace(SD3, start_from="sd3", lora=LoraTraining(rank=4))
+    text = describe_plan(plan_for(recipe, SD3_SIZE, Fleet.parse("H100")))
+    assert "less is kept with a LoRA; it is counted as if all weights were trained" in text
+    tiny = tiny_recipe(precision="fp32", start_from="another", lora=LoraTraining(rank=4))
+    assert 0 < plan_here(tiny, SIZE, seconds=0.0).step_s < 60
+
+
+def test_further_copies_of_the_state_are_whole() -> None:
+    fleet = Fleet.parse("8xH100")
+    all_of_them, two, one = (
+        plan_for(SD3, SD3_SIZE, fleet, shard_over=number) for number in (None, 2, 1)
+    )
+    for name in ("weights", "ema", "optimizer", "gradients"):
+        found = getattr(all_of_them.memory, name)
+        assert getattr(two.memory, name) == pytest.approx(4 * found, rel=1e-6)
+        assert getattr(one.memory, name) == pytest.approx(8 * found, rel=1e-6)
+    assert two.memory.activations == all_of_them.memory.activations
+    assert two.step_s == all_of_them.step_s
+    assert " at most on each device, all state sharded, " in describe_plan(all_of_them)
+    assert " at most on each device, state sharded over 2 of 8, " in describe_plan(two)
+    with pytest.raises(ConfigError, match="--shard-over 3 does not divide the 8 devices; give"):
+        plan_for(SD3, SD3_SIZE, fleet, shard_over=3)
 
 
 def test_one_text_token_is_too_few() -> None:
@@ -212,17 +298,20 @@ def test_one_text_token_is_too_few() -> None:
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = "plan mmdit-d4 --devices 2xH200 --price-per-hour 3 --batch-size 32 --text-tokens 154"
-    assert main(line.split()) == 0
+    assert main([*line.split(), "--shard-over", "1"]) == 0
     out = capsys.readouterr().out
     assert "mmdit-d4: MM-DiT, depth 4, width 256" in out
     assert "samples: latents of 8×8, 154 text tokens, 32 a step, 640,000 in 20,000 steps" in out
     assert "× 2 × 3 an hour" in out
+    assert "state sharded over 1 of 2" in out
 
 
 @pytest.mark.parametrize(
     ("line", "text"),
     [
         ("demo --mfu 0.5", "--mfu is assumed of --devices; this machine is measured"),
+        ("demo --shard-over 2", "--shard-over is for --devices; this machine is planned as one"),
+        ("demo --devices 4xH100 --shard-over 3", "--shard-over 3 does not divide the 4 devices"),
         ("demo --devices H100 --mfu 40", "--mfu is 40; it is a share of the peak, at most 1"),
         ("demo --devices H100 --latent-side 9", "latents of 9×9 do not divide into patches of 2"),
         ("demo --data store --latent-side 8", "--data tells the sizes; leave out --latent-side"),

@@ -15,7 +15,6 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.base.philox import keys_for
 from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.meter import input_size, step_flops
-from rectiflow.training.planner import memory_of
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.routing import TokenRouting
 from rectiflow.training.state import TrainState
@@ -105,5 +104,3 @@ def test_recipes_and_refusals() -> None:
     routed_recipe(**long, alignment=replace(aligned, block=2))
     with pytest.raises(ConfigError, match="alignment.block is 1, where tokens are missing"):
         routed_recipe(**long, alignment=replace(aligned, block=1))
-    with pytest.raises(ConfigError, match="memory is not planned where tokens pass by blocks"):
-        memory_of(recipe, input_size(FakeFeed().batch_at(0)), torch.float32, device_type="cpu")
