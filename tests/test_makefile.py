@@ -24,7 +24,8 @@ def test_a_failing_benchmark_ends_make_bench(tmp_path: Path) -> None:
     stamps += [tmp_path / "constraints.txt", tmp_path / "venv" / ".dev"]
     for age_s, stamp in zip((300, 200, 200, 100), stamps):
         stamp.touch()
-        os.utime(stamp, (stamp.stat().st_mtime - age_s,) * 2)
+        made_at = stamp.stat().st_mtime - age_s
+        os.utime(stamp, (made_at, made_at))
     chosen = "BENCHMARKS=first failing later"
     done = subprocess.run(
         ["make", "-f", ROOT / "Makefile", "VENV=venv", chosen, "bench"],

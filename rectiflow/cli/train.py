@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if options.help and options.recipe is None:
         options.parser.print_help()
         return 0
-    if options.recipe is None and options.overrides:
+    if options.overrides and not options.recipe:
         raise UserError(
             f"train does not know {options.overrides[0]!r} without a RECIPE, whose fields are "
             f"options too; usage: {options.parser.usage}"

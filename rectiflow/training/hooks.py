@@ -257,19 +257,20 @@ class _EventsFile:
 
     def __init__(self, folder: Path, *, after_step: int) -> None:
         # Slow to import, and not needed before the first run starts.
-        from tensorboard.compat.proto.event_pb2 import Event as Record
-        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard import summary
 
-        self._record, self._summary = Record, summary
+        messages: Any = event_pb2  # its classes are made when it is imported
+        self._record, self._summary = messages.Event, summary
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads a folder's files by name, so that the youngest comes last.
         self._file = (folder / f"events.out.tfevents.{time.time():.6f}").open("xb")
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
         # What earlier files say of this step and later ones is forgotten.
-        self._add(step=after_step + 1, session_log=SessionLog(status=SessionLog.START))
+        start = messages.SessionLog(status=messages.SessionLog.START)
+        self._add(step=after_step + 1, session_log=start)
 
     def _add(self, **fields: Any) -> None:
         record = self._record(wall_time=time.time(), **fields)
