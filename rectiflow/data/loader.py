@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -146,27 +147,46 @@ class Loader:
         )
 
 
-class Prefetcher:
-    """A loader that reads the next batch in a thread while the caller uses this one.
-
-    The batches are the loader's own, whatever order they are asked for in.
-    """
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
-        self._next: tuple[int, Future[Batch]] | None = None
+@runtime_checkable
+class BatchSource(Protocol):
+    """Where batches come from, step by step."""
 
     def batch_at(self, step: int) -> Batch:
-        """As `Loader.batch_at`."""
-        waiting = self._next
-        if waiting is not None and waiting[0] == step:
-            batch = waiting[1].result()
-        else:
-            batch = self._loader.batch_at(step)
-        self._next = step + 1, self._thread.submit(self._loader.batch_at, step + 1)
+        """The rows of one step, a pure function of the step."""
+        ...
+
+
+class Prefetcher:
+    """Reads the next batch in a thread while the caller uses this one.
+
+    The batches are the source's own, whatever order they are asked for in. One thread reads them
+    all, one after the other.
+    """
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+        self._ahead: tuple[int, Future[Batch]] | None = None
+
+    def batch_at(self, step: int, *, then: int | None) -> Batch:
+        """The source's batch of `step`; begins to read that of `then`, which is asked for next.
+
+        Raises:
+            Whatever the source raises for this step, only now if it was read ahead.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead[0] != step:
+            if ahead is not None:
+                ahead[1].cancel()
+            ahead = self._begin(step)
+        batch = ahead[1].result()
+        if then is not None:
+            self._ahead = self._begin(then)
         return batch
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, after the batch that it is reading."""
         self._thread.shutdown(cancel_futures=True)
+
+    def _begin(self, step: int) -> tuple[int, Future[Batch]]:
+        return step, self._thread.submit(self._source.batch_at, step)

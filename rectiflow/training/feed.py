@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.data.latent_store import LatentStore
-from rectiflow.data.loader import Loader
+from rectiflow.data.loader import BatchSource, Loader
 from rectiflow.data.records import Batch
 from rectiflow.data.split import split_store
 from rectiflow.models.mmdit import MMDiTConfig
@@ -43,15 +43,6 @@ class StoreFacts:
     num_clip_tokens: int
     latent_shapes: tuple[tuple[int, int, int], ...]
     feature_dim: int | None = None
-
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """Where a process's rows come from, step by step."""
-
-    def batch_at(self, step: int) -> Batch:
-        """The rows of one step, a pure function of the step."""
-        ...
 
 
 class Feed(ABC):

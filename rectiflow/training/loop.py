@@ -1,9 +1,9 @@
 """The training loop: recipe + store -> a run folder with checkpoints, logs and a model.
 
 On the walk of a sample: `data.loader` -> here -> `step`. Killing the process at any moment and
-calling `train` again ends with the same bytes as never having been killed. Several processes
-(`distributed.world`) go through the loop in step, each with its share of every batch; the first
-one writes and speaks.
+calling `train` again ends as never having been killed, on a CPU with the same bytes. Several
+processes (`distributed.world`) go through the loop in step, each with its share of every batch; the
+first one writes and speaks.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import nn
 from rectiflow.base.config import save_config
 from rectiflow.base.errors import DivergedError, UserError
 from rectiflow.base.files import read_json, write_json
+from rectiflow.data.loader import Prefetcher
 from rectiflow.data.records import Batch
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.flow.emphasis import emphasis_of
@@ -37,7 +38,7 @@ from rectiflow.training.checkpoint import (
 from rectiflow.training.diagnosis import Diagnose
 from rectiflow.training.environment import describe_environment
 from rectiflow.training.failure import failure_of, save_failure
-from rectiflow.training.feed import BatchSource, Feed, open_feed
+from rectiflow.training.feed import Feed, open_feed
 from rectiflow.training.hooks import (
     Diagnosed,
     DrawSamples,
@@ -152,13 +153,15 @@ def train(
             ]
         for watcher in watchers:
             stack.callback(watcher.close)
+        batches = Prefetcher(share)
+        stack.callback(batches.close)
         saver = stack.enter_context(Saver(run, recipe, feed.facts))
         stop = stack.enter_context(_stop_request(is_patient=world.num_processes > 1))
         return _Loop(
             run=run,
             recipe=recipe,
             feed=feed,
-            share=share,
+            batches=batches,
             state=state,
             watchers=watchers,
             on_sample=on_sample,
@@ -182,7 +185,7 @@ class _Loop:
     run: Path
     recipe: TrainRecipe
     feed: Feed
-    share: BatchSource
+    batches: Prefetcher
     state: TrainState
     watchers: Iterable[Hook]
     on_sample: DrawSamples | None
@@ -234,12 +237,13 @@ class _Loop:
 
     def advance(self) -> bool:
         """One step, then the looks that are due after it; False if it was taken back."""
+        memory, step = self.state.spikes, self.state.step + 1
         with self.meter.spending("data"):
-            rows = self.share.batch_at(self.state.spikes.place_of(self.state.step))
-        step = self.state.step + 1
+            then = memory.place_of(step) if step < self.last_step else None
+            rows = self.batches.batch_at(memory.place_of(step - 1), then=then)
         with self.meter.spending("step"):
             result = self.step(rows)
-        guard, memory = self.recipe.spikes, self.state.spikes
+        guard = self.recipe.spikes
         spike = guard.judge(memory, result.loss, result.gradient_norm)
         if spike is not None and self.num_spikes() < guard.limit:
             self.roll_back(spike, step)

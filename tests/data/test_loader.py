@@ -1,5 +1,6 @@
 """The loader's laws: epochs are permutations, batches pure in (seed, step) for any world size."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,18 +141,64 @@ def test_in_order_is_the_same_each_time(store: LatentStore) -> None:
         assert_equal(one, other)
 
 
+class Watched:
+    """A source that notes what is read and by whom, and waits for `go_on` before one of them."""
+
+    def __init__(self, source: Loader, *, wait_before: int | None = None) -> None:
+        self.source, self.wait_before = source, wait_before
+        self.is_waiting, self.go_on = threading.Event(), threading.Event()
+        self.read: list[int] = []
+        self.threads: set[threading.Thread] = set()
+
+    def batch_at(self, step: int) -> Batch:
+        if step == self.wait_before:
+            self.is_waiting.set()
+            assert self.go_on.wait(timeout=10.0)
+        self.read.append(step)
+        self.threads.add(threading.current_thread())
+        return self.source.batch_at(step)
+
+
 def test_prefetching_changes_nothing(store: LatentStore) -> None:
     loader = Loader(store, batch_size=4, seed=3)
-    prefetcher = Prefetcher(Loader(store, batch_size=4, seed=3))
-    for step in (0, 1, 2, 7, 8, 3, 3, 4):
-        assert_equal(prefetcher.batch_at(step), loader.batch_at(step))
+    source = Watched(Loader(store, batch_size=4, seed=3))
+    prefetcher = Prefetcher(source)
+    steps = (0, 1, 2, 7, 8, 3, 3, 4)
+    # What is foretold may be right, wrong, or left out.
+    for step, then in zip(steps, (1, 2, 3, 8, None, 3, 5, None), strict=True):
+        assert_equal(prefetcher.batch_at(step, then=then), loader.batch_at(step))
     prefetcher.close()
+    assert len(source.threads) == 1
+    assert threading.main_thread() not in source.threads
+
+
+def test_the_next_batch_is_read_while_the_caller_has_this_one(store: LatentStore) -> None:
+    source = Watched(Loader(store, batch_size=4, seed=3), wait_before=1)
+    prefetcher = Prefetcher(source)
+    prefetcher.batch_at(0, then=1)
+    assert source.is_waiting.wait(timeout=10.0)
+    assert source.read == [0]
+    source.go_on.set()
+    prefetcher.close()  # waits for what it is reading
+    assert source.read == [0, 1]
+    assert not any(thread.is_alive() for thread in source.threads)
 
 
 def test_prefetching_passes_errors_on(copy_with_cut_shard: Callable[[], LatentStore]) -> None:
     prefetcher = Prefetcher(Loader(copy_with_cut_shard(), batch_size=4, seed=3))
-    with pytest.raises(StoreError, match="is damaged"):
-        prefetcher.batch_at(0)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="is damaged"):
+            prefetcher.batch_at(0, then=1)
+    prefetcher.close()
+
+
+def test_an_error_ahead_comes_when_its_batch_is_asked_for(store: LatentStore) -> None:
+    loader = Loader(store, batch_size=4, seed=3)
+    prefetcher = Prefetcher(loader)
+    assert_equal(prefetcher.batch_at(2, then=-1), loader.batch_at(2))
+    assert_equal(prefetcher.batch_at(5, then=-1), loader.batch_at(5))
+    with pytest.raises(ValueError, match="step is -1"):
+        prefetcher.batch_at(-1, then=None)
     prefetcher.close()
 
 

@@ -9,7 +9,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,10 @@ from training.kill_and_resume import contents
 from rectiflow.base.errors import StoreError, UserError
 from rectiflow.base.log import read_events
 from rectiflow.cli.main import main as command_line
-from rectiflow.data.records import Batch
 from rectiflow.distributed.world import World, mesh_of, open_world
 from rectiflow.models import precision
 from rectiflow.models.mmdit import MMDiTConfig
-from rectiflow.training import checkpoint, export
+from rectiflow.training import checkpoint, export, loop
 from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.checkpoint import read_header, read_tensors, write_tensors
 from rectiflow.training.ema import EmaConfig
@@ -43,7 +43,7 @@ from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.routing import TokenRouting
 from rectiflow.training.state import TrainState
-from rectiflow.training.step import train_step
+from rectiflow.training.step import StepResult, train_step
 from rectiflow.training.validation import held_out_losses
 
 # Sizes that four processes do not divide.
@@ -89,17 +89,20 @@ LORA = dataclasses.replace(
 LONG = dataclasses.replace(ADAMW, max_steps=50, sample_every=50, sample_prompts=("a", "b"))
 
 
-class ActingFeed(FakeFeed):
-    """Does something when the rows of one step are asked for."""
+@contextmanager
+def acting_in(step: int, act: Callable[[], None]) -> Generator[None]:
+    """Do something at the beginning of one step of this process."""
 
-    def __init__(self, at_step: int, act: Callable[[], None]) -> None:
-        super().__init__()
-        self._at_step, self._act = at_step, act
+    def acting(state: TrainState, *rest: Any, **options: Any) -> StepResult:
+        if state.step == step - 1:
+            act()
+        return train_step(state, *rest, **options)
 
-    def batch_at(self, step: int) -> Batch:
-        if step == self._at_step:
-            self._act()
-        return super().batch_at(step)
+    loop.train_step = acting
+    try:
+        yield
+    finally:
+        loop.train_step = train_step
 
 
 def tell_stop() -> None:
@@ -141,7 +144,8 @@ def until(step: int, recipe: TrainRecipe, run: Path, world: World) -> TrainResul
     """Train until the last process alone is told to stop, which is within the given step."""
     act = tell_stop if world.num_processes == 1 else tell_stop_twice
     is_told = world.rank == world.num_processes - 1
-    return go(recipe, run, world, ActingFeed(step - 1, act) if is_told else None)
+    with acting_in(step, act if is_told else lambda: None):
+        return go(recipe, run, world)
 
 
 def in_world(work: Callable[[World], Any]) -> Callable[[], Any]:
@@ -296,7 +300,8 @@ def fail() -> None:
 
 def killed_while_training(folder: Path) -> Callable[[], Any]:
     def work(world: World) -> None:
-        go(MUON, folder / "muon 2 killed", world, ActingFeed(7, die) if world.rank else None)
+        with acting_in(8, die if world.rank else lambda: None):
+            go(MUON, folder / "muon 2 killed", world)
 
     return in_world(work)
 

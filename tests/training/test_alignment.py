@@ -15,11 +15,11 @@ from training.test_backbones import KINDS, config_for_fake_feed
 from rectiflow.base.config import from_json, to_json
 from rectiflow.base.errors import ConfigError
 from rectiflow.base.log import read_events
-from rectiflow.data.records import Batch
 from rectiflow.training.alignment import RepresentationAlignment, similarity
 from rectiflow.training.failure import replay, save_failure
 from rectiflow.training.feed import refuse_unfit
 from rectiflow.training.fine_tuning import LoraTraining
+from rectiflow.training.hooks import Event, Hook, StepDone
 from rectiflow.training.loop import train
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.recipe import TrainRecipe
@@ -29,17 +29,15 @@ from rectiflow.training.step import accumulate_gradient, draw, forward, train_st
 ALIGNMENT = RepresentationAlignment(weight=0.5, feature_dim=FEATURE_DIM, projector_dim=16)
 
 
-class StoppingFeed(FakeFeed):
+class StopAfter(Hook):
     """Asks the run to stop after a number of steps, as a cluster would."""
 
     def __init__(self, num_steps: int) -> None:
-        super().__init__()
         self._num_steps = num_steps
 
-    def batch_at(self, step: int) -> Batch:
-        if step == self._num_steps - 1:
+    def handle(self, event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == self._num_steps:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().batch_at(step)
 
 
 def aligned_recipe(**changes: object) -> TrainRecipe:
@@ -121,7 +119,7 @@ def test_a_run_ends_its_alignment_resumes_exactly_and_exports_a_plain_model(tmp_
     whole = train(recipe, FakeFeed(), tmp_path / "whole", progress=False)
     for steps in (2, 6):
         # Stopped by a signal: the schedule, and so the alignment's end, is that of all steps.
-        train(recipe, StoppingFeed(steps), tmp_path / "cut", progress=False)
+        train(recipe, FakeFeed(), tmp_path / "cut", progress=False, hooks=[StopAfter(steps)])
     assert contents(tmp_path / "cut") == contents(whole.run)
     events = [e for e in read_events(whole.run / "metrics.jsonl") if e["kind"] == "train"]
     assert [e["similarity"] is not None for e in events] == [True] * 3 + [False] * 3

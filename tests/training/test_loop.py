@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import nn
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.config import from_json
-from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.errors import CheckpointError, StoreError, UserError
 from rectiflow.base.log import read_events
+from rectiflow.data.records import Batch
 from rectiflow.generation.settings import CardSampling
 from rectiflow.sampling import CFGZeroStar, Heun, SamplingDefaults
 from rectiflow.training.checkpoint import read_tensors
@@ -288,6 +290,60 @@ def test_tensorboard_holds_the_curves(tmp_path: Path) -> None:
     log.Reload()
     assert [e.step for e in log.Scalars("train/loss")] == [3, 6, 9, 12]
     assert [e.step for e in log.Scalars("validation_ema/t=0.500")] == [6, 12]
+
+
+class ReadFeed(FakeFeed):
+    """Notes which batches have been read, and cannot read one of them."""
+
+    def __init__(self, *, broken: int | None = None) -> None:
+        super().__init__()
+        self.places: list[int] = []
+        self.broken, self.has_read = broken, threading.Condition()
+
+    def batch_at(self, step: int) -> Batch:
+        with self.has_read:
+            self.places.append(step)
+            self.has_read.notify_all()
+        if step == self.broken:
+            raise StoreError(f"shard {step} is cut; encode it again")
+        return super().batch_at(step)
+
+    def wait_for(self, place: int) -> bool:
+        with self.has_read:
+            return self.has_read.wait_for(lambda: place in self.places, timeout=10.0)
+
+
+def is_reading() -> bool:
+    return any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+
+
+def test_the_next_batch_is_read_while_a_step_is_made(tmp_path: Path) -> None:
+    feed, was_read = ReadFeed(), list[bool]()
+    # Place 3 is the batch of step 4.
+    listener = Listener(3, lambda: was_read.append(feed.wait_for(3)))
+    run_quietly(tiny_recipe(), tmp_path / "run", feed, hooks=[listener], until=7)
+    assert was_read == [True]
+    assert feed.places == list(range(7))  # and none that no step of this call takes
+    assert not is_reading()
+
+
+def test_a_batch_that_cannot_be_read_stops_the_run_at_its_step(tmp_path: Path) -> None:
+    run, listener = tmp_path / "run", Listener()
+    with pytest.raises(StoreError, match="shard 7 is cut; encode it again"):
+        run_quietly(tiny_recipe(), run, ReadFeed(broken=7), hooks=[listener])
+    assert sum(isinstance(event, StepDone) for event in listener.events) == 7
+    assert not is_reading()
+    run_quietly(tiny_recipe(), run)
+    run_quietly(tiny_recipe(), tmp_path / "whole")
+    assert_same(weights(run, 12), weights(tmp_path / "whole", 12))
+
+
+def test_a_stopped_run_leaves_no_thread(tmp_path: Path) -> None:
+    stopper = Listener(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert (
+        run_quietly(tiny_recipe(), tmp_path / "run", ReadFeed(broken=4), hooks=[stopper]).step == 4
+    )
+    assert not is_reading()
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from training.fake_feed import FakeFeed, tiny_recipe
 from rectiflow.base.errors import ConfigError, DivergedError
 from rectiflow.base.log import read_events
 from rectiflow.data.records import Batch
+from rectiflow.training import loop
 from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.hooks import Event, Hook, RolledBack, StepDone
 from rectiflow.training.loop import train
@@ -20,6 +22,7 @@ from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.spikes import SpikeGuard, SpikeMemory
 from rectiflow.training.state import TrainState
+from rectiflow.training.step import StepResult, train_step
 
 GUARD = SpikeGuard(threshold=30.0, window=10)
 
@@ -29,10 +32,9 @@ class SpikyFeed(FakeFeed):
 
     def __init__(self, *places: int, factor: float = 1e3) -> None:
         super().__init__()
-        self.places, self.factor, self.seen = places, factor, list[int]()
+        self.places, self.factor = places, factor
 
     def batch_at(self, step: int) -> Batch:
-        self.seen.append(step)
         batch = super().batch_at(step)
         if step in self.places:
             batch = replace(batch, x0_mean=self.factor * batch.x0_mean)
@@ -48,6 +50,19 @@ class Act(Hook):
     def handle(self, event: Event) -> None:
         if isinstance(event, self.kind) and event.step == self.step:
             self.act()
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The places of the batches that steps are made with, in order."""
+    places: list[int] = []
+
+    def noted(state: TrainState, batch: Batch, *rest: Any, **options: Any) -> StepResult:
+        places.append(int(batch.positions[0]) // len(batch))
+        return train_step(state, batch, *rest, **options)
+
+    monkeypatch.setattr(loop, "train_step", noted)
+    return places
 
 
 def recipe_with(guard: SpikeGuard = GUARD, **changes: object) -> TrainRecipe:
@@ -115,17 +130,16 @@ def without_the_batch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ten
 
 
 def test_a_run_goes_back_and_ends_as_if_the_batch_had_never_been(
-    without_the_batch: dict[str, Tensor], tmp_path: Path
+    without_the_batch: dict[str, Tensor], taken: list[int], tmp_path: Path
 ) -> None:
     events: list[Event] = []
     listener = Act(RolledBack, 13, lambda: None)
     listener.handle = events.append
-    feed = SpikyFeed(12)
-    result = train(recipe_with(), feed, tmp_path / "run", progress=False, hooks=[listener])
+    result = train(recipe_with(), SpikyFeed(12), tmp_path / "run", progress=False, hooks=[listener])
     assert result.step == 16
     (back,) = [event for event in events if isinstance(event, RolledBack)]
     assert (back.step, back.back_to, back.skipped) == (13, 10, (12,))
-    assert feed.seen == [*range(13), 10, 11, *range(13, 17)]
+    assert taken == [*range(13), 10, 11, *range(13, 17)]
     (record,) = read_events(tmp_path / "run" / "spikes.jsonl")
     assert (record["step"], record["back_to"], record["skipped"]) == (13, 10, [12])
     assert record["value"] > record["bound"]
@@ -138,7 +152,7 @@ def test_a_run_goes_back_and_ends_as_if_the_batch_had_never_been(
 
 @pytest.mark.parametrize("moment", ["after the decision", "after going back"])
 def test_a_continued_run_decides_alike(
-    moment: str, without_the_batch: dict[str, Tensor], tmp_path: Path
+    moment: str, without_the_batch: dict[str, Tensor], taken: list[int], tmp_path: Path
 ) -> None:
     class Killed(Exception):
         pass
@@ -157,9 +171,9 @@ def test_a_continued_run_decides_alike(
     with pytest.raises(Killed):
         hooks = [Act(kind, step, die_if_armed)]
         train(recipe_with(), SpikyFeed(12), run, progress=False, hooks=hooks)
-    feed = SpikyFeed(12)
-    train(recipe_with(), feed, run, progress=False)
-    assert 12 not in feed.seen
+    taken.clear()
+    train(recipe_with(), SpikyFeed(12), run, progress=False)
+    assert 12 not in taken
     assert len(read_events(run / "spikes.jsonl")) == 1
     assert same(weights(run), without_the_batch)
 
@@ -187,10 +201,10 @@ def test_going_back_builds_no_second_state(tmp_path: Path, monkeypatch: pytest.M
     assert len(built) == 1
 
 
-def test_before_the_first_checkpoint_a_run_starts_over(tmp_path: Path) -> None:
+def test_before_the_first_checkpoint_a_run_starts_over(taken: list[int], tmp_path: Path) -> None:
     feed = SpikyFeed(2, factor=float("nan"))
     train(recipe_with(max_steps=4), feed, tmp_path / "run", progress=False)
-    assert feed.seen == [0, 1, 2, 0, 1, 3, 4]
+    assert taken == [0, 1, 2, 0, 1, 3, 4]
     (record,) = read_events(tmp_path / "run" / "spikes.jsonl")
     assert (record["value"], record["bound"], record["back_to"]) == ("nan", None, 0)
 
