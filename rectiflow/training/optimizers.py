@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rectiflow.base.config import LATER
 from rectiflow.base.errors import ConfigError
 from rectiflow.distributed.sharding import own_part, own_parts, part_for, share_work, whole
+from rectiflow.models.frame import Backbone
 from rectiflow.models.layers.linear import StackedLinear
 from rectiflow.training.newton_schulz import orthogonalize
 
@@ -48,6 +49,11 @@ class Optimizer(ABC):
         return 0
 
 
+#: Factors on the learning rate by the name of a parameter or of a module that holds some, such as
+#: {"context_embedder": 0.1}; of several names the longest counts, 0 freezes, all others are at 1.
+Rates = dict[str, float]
+
+
 def _check(config: AdamW | Muon, averages: dict[str, float]) -> None:
     """Refuse numbers that make no step, or a step into nowhere."""
     kind = type(config).__name__
@@ -58,11 +64,19 @@ def _check(config: AdamW | Muon, averages: dict[str, float]) -> None:
     for name, share in averages.items():
         if not 0.0 <= share < 1.0:
             raise ConfigError(f"{kind}'s {name} is {share}; give a number from 0 to below 1")
+    for prefix, rate in (config.rates or {}).items():
+        if not (math.isfinite(rate) and rate >= 0.0):
+            raise ConfigError(
+                f"{kind}'s rates give {prefix!r} the factor {rate}; give a number of at least 0, "
+                "where 0 freezes"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
     """AdamW for all parameters; biases, norms and embeddings are not decayed.
+
+    `rates` are factors on the learning rate of some of them (`Rates`), and so on their decay.
 
     Raises:
         ConfigError: a number out of its range.
@@ -72,6 +86,7 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    rates: Rates | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         _check(self, {f"betas[{i}]": beta for i, beta in enumerate(self.betas)})
@@ -79,8 +94,13 @@ class AdamW:
             raise ConfigError(f"AdamW's eps is {self.eps}; give a number above 0, such as 1e-8")
 
     def build(self, model: nn.Module, dtype: torch.dtype) -> AdamWOptimizer:
-        """An optimizer over all of `model`; the update itself is float32 whatever `dtype`."""
-        return AdamWOptimizer(self, model, trainable(model))
+        """An optimizer over all of `model`; the update itself is float32 whatever `dtype`.
+
+        Raises:
+            ConfigError: one of the `rates` is for no parameter of a backbone.
+        """
+        _check_names(self.rates, model)
+        return AdamWOptimizer(self, model, trainable(model), self.rates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +113,7 @@ class Muon:
     `scaling` turns an orthogonal update into a step of `learning_rate`: "spectral" multiplies
     by max(1, rows / cols)^0.5 (rates near 0.02); "match_adamw" by 0.2 * max(rows, cols)^0.5,
     which gives the update AdamW's usual root mean square, so that AdamW's rates carry over.
+    `rates` are factors on the learning rates (`Rates`) of matrices and of the rest alike.
 
     Raises:
         ConfigError: a number out of its range.
@@ -106,9 +127,15 @@ class Muon:
     orthogonalize_modulation: bool = False
     orthogonalize_convolutions: bool = field(default=False, metadata=LATER)
     rest: AdamW = field(default_factory=AdamW)
+    rates: Rates | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         _check(self, {"momentum": self.momentum})
+        if self.rest.rates:
+            raise ConfigError(
+                f"Muon's rest has rates {self.rest.rates}; give them to Muon itself "
+                "(optimizer.rates), where they are for all parameters"
+            )
         if self.num_newton_schulz_steps < 1:
             raise ConfigError(
                 f"Muon's num_newton_schulz_steps is {self.num_newton_schulz_steps}; it must be at "
@@ -116,7 +143,12 @@ class Muon:
             )
 
     def build(self, model: nn.Module, dtype: torch.dtype) -> MuonOptimizer:
-        """An optimizer over all of `model`; Newton-Schulz runs in `dtype`."""
+        """An optimizer over all of `model`; Newton-Schulz runs in `dtype`.
+
+        Raises:
+            ConfigError: one of the `rates` is for no parameter of a backbone.
+        """
+        _check_names(self.rates, model)
         return MuonOptimizer(self, model, dtype)
 
 
@@ -126,6 +158,28 @@ OptimizerConfig = AdamW | Muon
 def trainable(model: nn.Module) -> NamedParameters:
     """The parameters that have gradients, in the model's order."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def rate_of(name: str, rates: Rates | None) -> float:
+    """The factor on a parameter's learning rate: that of the longest name which it begins with."""
+    known = rates or {}
+    parts = name.split(".")
+    beginnings = (".".join(parts[:number]) for number in range(len(parts), 0, -1))
+    return next((known[beginning] for beginning in beginnings if beginning in known), 1.0)
+
+
+def _check_names(rates: Rates | None, model: nn.Module) -> None:
+    # An alignment's projector is moved by the same config, and has other names.
+    if not rates or not isinstance(model, Backbone):
+        return
+    names = [name for name, _ in trainable(model)]
+    for prefix in rates:
+        if not any(f"{name}.".startswith(f"{prefix}.") for name in names):
+            near = dict.fromkeys(name.partition(".")[0] for name in names)
+            raise ConfigError(
+                f"rates name {prefix!r}, but no parameter that is trained begins with it; names "
+                f"begin with {', '.join(near)}, and go on as {names[-1]} does"
+            )
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:
@@ -146,7 +200,13 @@ class AdamWOptimizer(Optimizer):
     The kernel itself and not torch.optim.AdamW, whose first use imports the compiler: seconds.
     """
 
-    def __init__(self, config: AdamW, model: nn.Module, parameters: NamedParameters) -> None:
+    def __init__(
+        self,
+        config: AdamW,
+        model: nn.Module,
+        parameters: NamedParameters,
+        rates: Rates | None,
+    ) -> None:
         self._config = config
         self._names = [name for name, _ in parameters]
         self._parameters = [parameter for _, parameter in parameters]
@@ -154,20 +214,20 @@ class AdamWOptimizer(Optimizer):
         self._num_steps = torch.zeros((), dtype=torch.float32, device=device)
         self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
-        flags = [is_decayed(model, name) for name in self._names]
-        # Places in the lists by weight decay: one call of the kernel each.
-        self._groups = {
-            config.weight_decay: [i for i, flag in enumerate(flags) if flag],
-            0.0: [i for i, flag in enumerate(flags) if not flag or not config.weight_decay],
-        }
+        # Places in the lists by weight decay and factor: one call of the kernel each. What is
+        # frozen is in none.
+        self._groups: dict[tuple[float, float], list[int]] = {}
+        for i, name in enumerate(self._names):
+            weight_decay = config.weight_decay if is_decayed(model, name) else 0.0
+            rate = rate_of(name, rates)
+            if rate > 0.0:
+                self._groups.setdefault((weight_decay, rate), []).append(i)
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
         config = self._config
         self._num_steps += 1
-        for weight_decay, places in self._groups.items():
-            if not places:
-                continue
+        for (weight_decay, rate), places in self._groups.items():
             torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage]
                 own_parts(self._parameters[i] for i in places),
                 own_parts(gradient_of(self._parameters[i]) for i in places),
@@ -175,7 +235,7 @@ class AdamWOptimizer(Optimizer):
                 own_parts(self._squares[i] for i in places),
                 [],
                 [self._num_steps for _ in places],
-                lr=config.learning_rate * factor,
+                lr=config.learning_rate * factor * rate,
                 beta1=config.betas[0],
                 beta2=config.betas[1],
                 weight_decay=weight_decay,
@@ -194,7 +254,7 @@ class AdamWOptimizer(Optimizer):
 class _Matrix:
     """A hidden weight that Muon moves: `num_parts` stacked matrices of `rows` x `cols`.
 
-    A convolution's filters are the rows of its one matrix.
+    A convolution's filters are the rows of its one matrix. `rate` is a factor on Muon's.
     """
 
     name: str
@@ -203,6 +263,7 @@ class _Matrix:
     num_parts: int
     rows: int
     cols: int
+    rate: float
 
     @property
     def is_tall(self) -> bool:
@@ -265,27 +326,33 @@ class MuonOptimizer(Optimizer):
                     num_parts=num_parts,
                     rows=rows,
                     cols=cols,
+                    rate=rate_of(name, config.rates),
                 )
             )
         mine = {matrix.name for matrix in self._matrices}
         self._rest = AdamWOptimizer(
-            config.rest, model, [(n, p) for n, p in trainable(model) if n not in mine]
+            config.rest,
+            model,
+            [(n, p) for n, p in trainable(model) if n not in mine],
+            config.rates,
         )
+        self._moving = [matrix for matrix in self._matrices if matrix.rate > 0.0]
         self._groups: dict[tuple[int, int], list[_Matrix]] = {}
-        for matrix in self._matrices:
+        for matrix in self._moving:
             self._groups.setdefault(matrix.wide_shape, []).append(matrix)
         self._dtype = dtype
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
         config, rate = self._config, self._config.learning_rate * factor
-        weights = own_parts(m.weight for m in self._matrices)
-        gradients = own_parts(gradient_of(m.weight) for m in self._matrices)
-        momenta = own_parts(m.momentum for m in self._matrices)
+        weights = own_parts(m.weight for m in self._moving)
+        gradients = own_parts(gradient_of(m.weight) for m in self._moving)
+        momenta = own_parts(m.momentum for m in self._moving)
         torch._foreach_lerp_(momenta, gradients, 1.0 - config.momentum)  # pyright: ignore[reportPrivateUsage]
         # Nesterov: look ahead along the momentum. Overwrites the gradients, which end here.
         torch._foreach_lerp_(gradients, momenta, config.momentum)  # pyright: ignore[reportPrivateUsage]
-        torch._foreach_mul_(weights, 1.0 - rate * config.weight_decay)  # pyright: ignore[reportPrivateUsage]
+        kept = [1.0 - rate * matrix.rate * config.weight_decay for matrix in self._moving]
+        torch._foreach_mul_(weights, kept)  # pyright: ignore[reportPrivateUsage]
         for group in self._groups.values():
             self._move(group, rate)
         self._rest.step(factor)
@@ -311,7 +378,7 @@ class MuonOptimizer(Optimizer):
             like=group[0].weight,
         ).split([matrix.num_parts for matrix in group])
         for matrix, update in zip(group, updates, strict=True):
-            matrix.add(update, -rate * matrix.step_scale(self._config.scaling))
+            matrix.add(update, -rate * matrix.rate * matrix.step_scale(self._config.scaling))
 
     def state(self) -> dict[str, Tensor]:
         momenta = {f"momentum.{matrix.name}": matrix.momentum for matrix in self._matrices}

@@ -1,19 +1,35 @@
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from training.fake_feed import FEATURE_DIM, tiny_recipe
 
+from rectiflow.base.config import from_json, to_json
 from rectiflow.base.errors import ConfigError
+from rectiflow.cli.overrides import apply_overrides
 from rectiflow.models.backbones import build_backbone
 from rectiflow.models.baselines.crossdit import CrossDiTConfig
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.newton_schulz import QUINTIC, orthogonalize
-from rectiflow.training.optimizers import AdamW, Muon, hidden_matrices, is_decayed, trainable
+from rectiflow.training.optimizers import (
+    AdamW,
+    Muon,
+    hidden_matrices,
+    is_decayed,
+    rate_of,
+    trainable,
+)
+from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.state import TrainState
 
 CONFIG = MMDiTConfig(depth=2, context_dim=32, pooled_dim=24, position_side=8, base_side=4)
 
@@ -281,3 +297,157 @@ def test_a_copied_state_continues_bit_for_bit(config: AdamW | Muon) -> None:
         optimizer.step(0.5)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
     assert all(torch.equal(a, two.state()[name]) for name, a in one.state().items())
+
+
+RATES = {"joint_blocks": 0.5, "joint_blocks.0.x_block": 0.25, "context_embedder": 0.0}
+
+
+def test_rates_are_those_of_torchs_parameter_groups() -> None:
+    ours, theirs = model(), model()
+    optimizer = AdamW(learning_rate=0.01, weight_decay=0.1, rates=RATES).build(ours, torch.float32)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable(theirs):
+        rate = 1.0
+        if name.startswith("context_embedder."):
+            rate = 0.0
+        elif name.startswith("joint_blocks."):
+            rate = 0.25 if name.startswith("joint_blocks.0.x_block.") else 0.5
+        groups.setdefault((rate, 0.1 if is_decayed(theirs, name) else 0.0), []).append(parameter)
+    assert len(groups) == 8
+    peer = torch.optim.AdamW(
+        [
+            {"params": some, "lr": 0.005 * rate, "weight_decay": decay}
+            for (rate, decay), some in groups.items()
+        ],
+        betas=(0.9, 0.99),
+    )
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizer.step(0.5)
+        peer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_rates_scale_muons_update_and_decay() -> None:
+    moved: list[dict[str, Tensor]] = []
+    for rates in (None, RATES):
+        backbone = model()
+        before = {name: p.detach().clone() for name, p in trainable(backbone)}
+        config = Muon(learning_rate=0.01, weight_decay=0.1, rates=rates)
+        optimizer = config.build(backbone, torch.float32)
+        give_gradients(backbone, 0)
+        optimizer.step(1.0)
+        moved.append({name: (p - before[name]).detach() for name, p in trainable(backbone)})
+    plain, scaled = moved
+    for name, update in scaled.items():
+        rate = rate_of(name, RATES)
+        torch.testing.assert_close(update, rate * plain[name], rtol=1e-3, atol=1e-7)
+        assert bool(update.any()) == (rate > 0.0)
+
+
+def test_a_part_of_no_rate_moves_as_without_rates() -> None:
+    """Bit for bit, and where the factor is 1 too."""
+    for config in (AdamW(), Muon()):
+        weights: list[dict[str, nn.Parameter]] = []
+        for rates in (None, {"joint_blocks.1": 1.0, "x_embedder": 0.5}):
+            backbone = model()
+            optimizer = replace(config, rates=rates).build(backbone, torch.float32)
+            give_gradients(backbone, 0)
+            optimizer.step(0.5)
+            weights.append(dict(trainable(backbone)))
+        plain, some = weights
+        differing = {name for name in plain if not torch.equal(plain[name], some[name])}
+        assert differing == {name for name in plain if name.startswith("x_embedder.")}
+
+
+def test_a_name_ends_at_a_dot() -> None:
+    rates = {"blocks.1": 0.5, "blocks.10.mlp": 0.1}
+    names = ("blocks.1.mlp.fc1.weight", "blocks.10.attn.weight", "blocks.10.mlp.fc1.weight")
+    assert [rate_of(name, rates) for name in names] == [0.5, 1.0, 0.1]
+    assert rate_of("blocks.1", rates) == 0.5
+
+
+def test_rates_are_saved_and_old_recipes_have_none() -> None:
+    for config in (AdamW(rates=RATES), Muon(rates=RATES)):
+        assert from_json(type(config), to_json(config)) == config
+        assert "rates" not in to_json(type(config)())
+    recipe = tiny_recipe(optimizer=Muon())
+    words = ["--optimizer.rates", "context_embedder", "0.1", "joint_blocks.0", "0"]
+    changed = apply_overrides(recipe, [*words, "--seed", "3"], prog="rectiflow")
+    assert changed.optimizer.rates == {"context_embedder": 0.1, "joint_blocks.0": 0.0}
+    assert from_json(TrainRecipe, to_json(changed)) == changed
+
+
+def test_rates_that_cannot_be_are_refused() -> None:
+    for rate in (-0.1, math.nan, math.inf):
+        for kind in (AdamW, Muon):
+            text = f"rates give 'x' the factor {rate}; give a number of at least 0"
+            with pytest.raises(ConfigError, match=text):
+                kind(rates={"x": rate})
+    with pytest.raises(ConfigError, match=r"rest has rates .* give them to Muon itself"):
+        Muon(rest=AdamW(rates={"x": 1.0}))
+    for config in (AdamW(rates={"joint_block": 1.0}), Muon(rates={"joint_block": 1.0})):
+        text = r"rates name 'joint_block', but no .* names begin with x_embedder, .*joint_blocks"
+        with pytest.raises(ConfigError, match=text):
+            config.build(model(), torch.float32)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_an_alignments_projector_has_names_of_its_own(kind: type[AdamW | Muon]) -> None:
+    recipe = tiny_recipe(
+        optimizer=kind(rates={"context_embedder": 0.1}),
+        alignment=RepresentationAlignment(weight=0.5, feature_dim=FEATURE_DIM),
+    )
+    assert TrainState.start(recipe).aligner is not None
+
+
+SHARDED = """
+import os, sys, tempfile, torch
+import torch.distributed as dist
+torch.set_num_threads(1)
+from rectiflow.distributed.sharding import shard, whole
+from rectiflow.distributed.world import CPU, mesh_of
+from rectiflow.models.mmdit import MMDiT, MMDiTConfig
+from rectiflow.training.optimizers import AdamW, Muon
+
+folder = tempfile.mkdtemp()
+rank = 0 if os.fork() else 1
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+mesh = mesh_of(CPU, num_copies=1, num_parts=2)
+rates = {"joint_blocks": 0.5, "joint_blocks.0.x_block": 0.25, "context_embedder": 0.0}
+sizes = dict(depth=2, context_dim=32, pooled_dim=24, position_side=8, base_side=4)
+for config in (AdamW(rates=rates), Muon(rates=rates)):
+    found = []
+    for is_cut in (False, True):
+        model = MMDiT(MMDiTConfig(**sizes))
+        model.initialize(torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(1)
+        named = dict(model.named_parameters())
+        gradients = {n: torch.randn(p.shape, generator=generator) for n, p in named.items()}
+        if is_cut:
+            shard(model, mesh, torch.float32)
+        for name, p in model.named_parameters():
+            p.grad = gradients[name]
+            if is_cut:
+                from torch.distributed.tensor import distribute_tensor
+                p.grad = distribute_tensor(gradients[name], p.device_mesh, p.placements)
+        config.build(model, torch.float32).step(1.0)
+        found.append({n: whole(p.detach()) for n, p in model.named_parameters()})
+    uncut, cut = found
+    for name in uncut:
+        torch.testing.assert_close(cut[name], uncut[name], rtol=1e-5, atol=1e-7)
+dist.destroy_process_group()
+if rank == 0:
+    assert os.wait()[1] == 0
+    print("same")
+"""
+
+
+@pytest.mark.distributed
+def test_rates_of_a_model_that_is_cut_are_the_same(
+    run_python: Callable[..., CompletedProcess[str]],
+) -> None:
+    done = run_python(SHARDED, timeout_s=300.0)
+    assert done.stdout.split() == ["same"], done.stderr
