@@ -1,8 +1,8 @@
 """Guidance: which velocities a step needs, and how they combine to one.
 
-A guidance is a way to combine; how strongly, the guidance_scale, is given with each call, because
-an interval changes it. Scale 1 is the conditional velocity and evaluates nothing else. What shares
-a network goes through it as one batch.
+A guidance is a way to combine; how strongly, the guidance_scale, is given with each call. Scale 1
+is the conditional velocity and evaluates nothing else. What shares a network goes through it as one
+batch.
 Source: classifier-free guidance, arXiv 2207.12598, in the form of arXiv 2403.03206, section 5.
 """
 
@@ -104,9 +104,9 @@ class ClassifierFreeGuidance(Guidance):
 
 @dataclass(frozen=True, kw_only=True)
 class IntervalGuidance(Guidance):
-    """Another guidance, whose scale is 1 outside of low ≤ t ≤ high.
+    """Another guidance where low ≤ t ≤ high, and elsewhere none: the conditional velocity alone.
 
-    There the null is not evaluated. Source: arXiv 2404.07724, with times for noise levels.
+    Source: arXiv 2404.07724, with times for noise levels.
     """
 
     low: float = 0.2
@@ -129,18 +129,16 @@ class IntervalGuidance(Guidance):
         return (*self.inner.phases, NoGuidance())
 
     def branches(self, scale: float, t: Float[Tensor, ""]) -> tuple[Branch, ...]:
-        return self.inner.branches(self._scale_at(scale, t), t)
+        is_guided = is_within(t, self.low, self.high)
+        return self.inner.branches(scale, t) if is_guided else ("conditional",)
 
     def combine(
         self, velocities: Velocities, scale: float, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]
     ) -> Float[Tensor, "b ..."]:
-        return self.inner.combine(velocities, self._scale_at(scale, t), z, t)
+        return self.inner.combine(velocities, scale, z, t)
 
     def weak_network(self, backbone: Network, weaker: Network | None) -> Network:
         return self.inner.weak_network(backbone, weaker)
-
-    def _scale_at(self, scale: float, t: Float[Tensor, ""]) -> float:
-        return scale if is_within(t, self.low, self.high) else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,10 @@ def test_outside_of_its_interval_guidance_costs_nothing() -> None:
     found = [velocity(guidance, SCALE, network, t)[0, 0].item() for t in linear_times(10)[:-1]]
     assert found == [2.0, 2.0, 2.0, 2.0, 5.0, 5.0, 5.0, 5.0, 2.0, 2.0]
     assert network.sizes == [3, 3, 3, 3, 6, 6, 6, 6, 3, 3]
+    for inner in (PerturbedAttentionGuidance(layers=(0,)), AutoGuidance(weaker="weaker")):
+        guidance = IntervalGuidance(low=0.3, high=0.6, inner=inner)
+        assert guidance.branches(SCALE, torch.tensor(0.9)) == ("conditional",)
+        assert guidance.branches(SCALE, HALF) == inner.branches(SCALE, HALF)
 
 
 def test_autoguidance_contrasts_with_the_weaker_network_on_the_same_prompts() -> None:
@@ -185,6 +189,10 @@ def test_steps_that_rest_are_those_of_the_inner_guidance() -> None:
         RescaledGuidance(inner=IntervalGuidance(low=0.6, high=0.8)),
         SkipLayerGuidance(layers=(0,)),
         AutoGuidance(weaker="weaker"),
+        IntervalGuidance(
+            low=0.3, high=0.8, inner=PerturbedAttentionGuidance(layers=(0,), high=0.5)
+        ),
+        IntervalGuidance(low=0.3, high=0.8, inner=AutoGuidance(weaker="weaker")),
     ],
     ids=str,
 )
