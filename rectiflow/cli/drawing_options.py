@@ -61,6 +61,7 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave a third of the weights in a file, and read it once for each drawing",
     )
+    parser.add_argument("--device", metavar="NAME", help="where to draw: cpu (default), cuda, …")
     add_released_options(parser)
 
 
@@ -88,9 +89,12 @@ def read_changes(options: argparse.Namespace) -> "ModelChanges":
 
 
 def read_places(options: argparse.Namespace) -> LoadSettings:
-    """Which parts to load, from where, and what of them stays in a file."""
-    settings = read_load_settings(options)
-    return replace(settings, offload_modulation=options.offload_modulation)
+    """Which parts to load, from where, onto what, and what of them stays in a file."""
+    return replace(
+        read_load_settings(options),
+        offload_modulation=options.offload_modulation,
+        device=options.device,
+    )
 
 
 def open_model(options: argparse.Namespace, name: str) -> "Model":

@@ -6,7 +6,7 @@ from rectiflow.cli.options import Verbs, add_verb
 
 _DETAILS = """\
 PATH is a .safetensors file, the folder of a diffusers pipeline or of one of its components, a
-folder of split files, or a model of our own. Only headers are read, no weights.
+folder of split files, or a model of our own. Of released weights only headers are read.
 """
 
 

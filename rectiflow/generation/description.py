@@ -60,7 +60,7 @@ def _describe(about: PictureMetadata) -> str:
     if (parts := about.parts) is not None:
         with_t5 = "" if parts.t5_tokens is None else f", {parts.t5_tokens} tokens of T5"
         names = ", ".join(parts.encoders) or "none"
-        told.append(("text encoders", f"{names}{with_t5}, held in {parts.precision}"))
+        told.append(("text encoders", f"{names}{with_t5}, precision {parts.precision}"))
     for lora in about.loras:
         told.append(("LoRA", f"{lora.name}, weight {lora.weight:g} (SHA-256 {lora.sha256})"))
     if about.quantization is not None:

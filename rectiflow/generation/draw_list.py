@@ -99,7 +99,7 @@ def draw_list(
     for entry in entries:
         with telling(entry.place):
             pictures = _plan(models, edits, entry, usual)
-        for text in describe_truncations(pictures[0]):
+        for text in describe_truncations(pictures[0].cut or {}):
             warn(f"{entry.place}: {text}")
         planned.append(pictures)
     missing = [wanted for wanted in _distinct(entries, planned) if not _is_drawn(out, wanted.about)]

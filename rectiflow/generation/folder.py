@@ -79,7 +79,7 @@ def sample_to_folder(
         variation=variation,
     )
     pictures = count_up(first, count)
-    for text in describe_truncations(first):
+    for text in describe_truncations(first.cut or {}):
         warn(text)
     draw_to_files(loaded, pictures, out, edit=edit, progress=progress)
     return [out / about.file_name for about in pictures]

@@ -6,7 +6,7 @@ steps is computed before the first: the prompts at the backbone's width, and its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone, Network
+from rectiflow.models.offloading import is_offloaded
 from rectiflow.models.tabulation import tabulate
 from rectiflow.sampling import (
     CountedField,
@@ -31,7 +32,7 @@ from rectiflow.sampling import (
 
 #: Told how often the field was evaluated for a batch of pictures.
 OnEvaluated = Callable[[int], None]
-#: With more evaluations than these, tables of the modulation would be as large as its weights.
+#: With more times than these, tables of the modulation would be as large as its weights.
 MAX_TABULATED_TIMES = 64
 
 
@@ -45,8 +46,9 @@ def draw_latents(
     edit: EncodedEdit | None = None,
     on_step: OnStep | None = None,
     on_evaluated: OnEvaluated | None = None,
+    places: Sequence[int] | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step` as in `integrate`.
+    """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step`, `places` as in `integrate`.
 
     `null` is of one prompt for all rows, or of one for each. With an `edit`, from a noisy picture
     at the time that its strength says.
@@ -73,7 +75,7 @@ def draw_latents(
             weaker=_weaker_network(model, conditioning, edit),
         )
     )
-    latents = integrate(field, solver, start, times, on_step)
+    latents = integrate(field, solver, start, times, on_step, places=places)
     if on_evaluated is not None:
         on_evaluated(field.num_evaluations)
     return latents
@@ -106,9 +108,10 @@ def _prepare(
     # A solver that chooses its steps evaluates at times that nobody knows yet, and a graph would be
     # compiled anew for each drawing's tables.
     if not (settings.solver.couples_samples or model.is_compiled):
-        places = evaluation_times(settings.solver, times)
-        if len(places) <= MAX_TABULATED_TIMES:
-            seen = [time_and_coefficients(model.formulation, s)[0] for s in places]
+        line = torch.stack(evaluation_times(settings.solver, times)).unique()
+        # Weights that lie in a file would be read at each time: tables of any size save more.
+        if len(line) <= MAX_TABULATED_TIMES or is_offloaded(backbone):
+            seen = [time_and_coefficients(model.formulation, s)[0] for s in line]
             backbone, batches = tabulate(backbone, batches, torch.cat(seen))
     return backbone, batches[0], batches[1]
 

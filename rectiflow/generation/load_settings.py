@@ -34,8 +34,10 @@ class LoadSettings:
     for it, none unless said."""
     precision: Precision | str = "auto"
     """What backbone and encoders are held and multiplied in; "auto" is bf16 on hardware that has
-    it, else fp32."""
-    device: str = "cpu"
+    it, else fp32. A model of ours is held in fp32 either way."""
+    device: str | None = None
+    """Where to compute, such as "cuda"; None is the CPU, and for a replay what then drew, if it is
+    here."""
     offload_modulation: bool = False
     """Leave a third of an MM-DiT's weights in a file, which a drawing reads once, before its first
     step (`models.offloading`)."""
@@ -63,7 +65,7 @@ class LoadedParts:
     """What a model was put together from, where its weights alone do not say: stands in pictures.
 
     `text_sha256` is over encoders, tokenizers and lengths. `t5_tokens` is None where the model
-    itself decides.
+    itself decides. `precision` is what `LoadSettings` came to: "auto" only for a model of ours.
     """
 
     encoders: tuple[str, ...]

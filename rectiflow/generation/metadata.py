@@ -20,7 +20,9 @@ from rectiflow.generation.load_settings import LoadedLora, LoadedParts
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.variations import Variation
-from rectiflow.models.precision import compute_dtype
+
+#: For each of "prompt" and "negative_prompt" the words that an encoder does not read, by encoder.
+Truncations = dict[str, dict[str, str]]
 
 MAX_SLUG_CHARACTERS = 48
 MAX_SHOWN_CHARACTERS = 200
@@ -53,8 +55,8 @@ class DrawingEnvironment:
 class PictureMetadata:
     """All that a picture depends on, as it stands in its file.
 
-    `cut` has for each of "prompt" and "negative_prompt" the words that an encoder did not read, by
-    encoder. `num_evaluations` is there if the solver chose its steps.
+    `cut` are the words that an encoder did not read. `num_evaluations` is there if the solver chose
+    its steps.
     """
 
     prompt: str
@@ -65,7 +67,7 @@ class PictureMetadata:
     negative_prompt: str = field(default="", metadata=LATER)
     weaker: ModelReference | None = field(default=None, metadata=LATER)
     parts: LoadedParts | None = field(default=None, metadata=LATER)
-    cut: dict[str, dict[str, str]] | None = field(default=None, metadata=LATER)
+    cut: Truncations | None = field(default=None, metadata=LATER)
     environment: DrawingEnvironment | None = field(default=None, metadata=LATER)
     num_evaluations: int | None = field(default=None, metadata=LATER)
     edit: EditReference | None = field(default=None, metadata=LATER)
@@ -119,8 +121,6 @@ def picture_metadata(
     Raises:
         UserError: a prompt is not valid text.
     """
-    prompts = {"prompt": prompt, "negative_prompt": negative_prompt}
-    cut = {name: dict(model.conditioner.truncations(text)) for name, text in prompts.items()}
     return PictureMetadata(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -130,8 +130,8 @@ def picture_metadata(
         rectiflow=__version__,
         weaker=model.weaker and ModelReference(name=model.weaker.name, sha256=model.weaker.digest),
         parts=model.parts,
-        cut={name: lost for name, lost in cut.items() if lost} or None,
-        environment=drawing_environment(model.device),
+        cut=find_truncations(model, prompt, negative_prompt) or None,
+        environment=drawing_environment(model.device, model.product_dtype),
         edit=edit.reference if isinstance(edit, Edit) else edit,
         variation=variation,
         loras=model.loras,
@@ -150,7 +150,7 @@ def count_up(first: PictureMetadata, count: int) -> list[PictureMetadata]:
     ]
 
 
-def drawing_environment(device: torch.device) -> DrawingEnvironment:
+def drawing_environment(device: torch.device, product_dtype: torch.dtype) -> DrawingEnvironment:
     """Where pictures are drawn on this device, in this process."""
     is_cuda = device.type == "cuda"
     return DrawingEnvironment(
@@ -159,15 +159,26 @@ def drawing_environment(device: torch.device) -> DrawingEnvironment:
         processor=torch.cuda.get_device_name(device)
         if is_cuda
         else torch.backends.cpu.get_cpu_capability(),
-        precision=str(compute_dtype("auto", device)).removeprefix("torch."),
+        precision=str(product_dtype).removeprefix("torch."),
         threads=None if is_cuda else torch.get_num_threads(),
     )
 
 
-def describe_truncations(about: PictureMetadata) -> list[str]:
+def find_truncations(model: Model, prompt: str, negative_prompt: str) -> Truncations:
+    """The words of either prompt that an encoder does not read.
+
+    Raises:
+        UserError: a prompt is not valid text.
+    """
+    prompts = {"prompt": prompt, "negative_prompt": negative_prompt}
+    cut = {name: dict(model.conditioner.truncations(text)) for name, text in prompts.items()}
+    return {name: lost for name, lost in cut.items() if lost}
+
+
+def describe_truncations(truncations: Truncations) -> list[str]:
     """One line for each text encoder that does not read a whole prompt, with what it loses."""
     lines: list[str] = []
-    for name, cut in (about.cut or {}).items():
+    for name, cut in truncations.items():
         for encoder, lost in cut.items():
             shown = " ".join(lost.split())
             if len(shown) > MAX_SHOWN_CHARACTERS:

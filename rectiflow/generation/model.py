@@ -30,6 +30,7 @@ from rectiflow.models.model_folder import (
     read_model_weights,
 )
 from rectiflow.models.offloading import offload_modulation
+from rectiflow.models.precision import compute_dtype, usable_device
 from rectiflow.models.shipped import load_autoencoder, load_prompt_encoder
 from rectiflow.models.substitution import is_compiled
 from rectiflow.models.text.cache import PromptEncoder
@@ -89,7 +90,8 @@ class Model:
     `weaker` is the model that its guidance contrasts with, if it does with one; `parts` says what
     it was put together from, unless it is as it was trained; `loras` are in its weights
     (`generation.loras`), and `digest` is that of the weights without; `quantization` says whether
-    it multiplies in 8 bits (`generation.quantized`).
+    it multiplies in 8 bits (`generation.quantized`). With `uses_autocast`, float32 weights are
+    multiplied in bfloat16 on hardware that has it; without, as they are held.
     """
 
     name: str
@@ -106,6 +108,14 @@ class Model:
     parts: LoadedParts | None = None
     loras: tuple[LoadedLora, ...] = ()
     quantization: Quantization | None = None
+    uses_autocast: bool = True
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What its matrix products run in."""
+        if self.uses_autocast:
+            return compute_dtype("auto", self.device)
+        return self.backbone.compute_dtype
 
     @property
     def is_compiled(self) -> bool:
@@ -137,9 +147,10 @@ def load_model(name_or_path: str | Path, settings: LoadSettings | None = None) -
         UserError: there is no such model, a part of it is nowhere, or it was trained with other
             encoders than these.
         CheckpointError: its files are missing, cut, damaged or of another size.
-        ConfigError: its `model.json` is not one.
+        ConfigError: its `model.json` is not one, or the device is not here.
     """
     settings = settings or LoadSettings()
+    device = usable_device(settings.device or "cpu")
     path = _released_path(name_or_path)
     if path is not None:
         from rectiflow.generation.released import load_released
@@ -149,7 +160,7 @@ def load_model(name_or_path: str | Path, settings: LoadSettings | None = None) -
         model = _load_own_model(name_or_path, settings)
     if settings.offload_modulation:
         model = replace(model, backbone=offload_modulation(model.backbone))
-    return model.to(settings.device)
+    return model.to(device)
 
 
 def _released_path(name_or_path: str | Path) -> Path | None:
@@ -169,6 +180,7 @@ def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
     card = read_model_card(folder)
     backbone = _load_backbone(folder, card)
     encoders = ENCODERS if settings.encoders is None else settings.encoders
+    is_as_trained = encoders == ENCODERS and settings.precision == "auto"
     autoencoder, conditioner = load_autoencoder(), load_prompt_encoder(encoders)
     _refuse_other_parts(folder, card, autoencoder, conditioner)
     return Model(
@@ -184,16 +196,17 @@ def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
         world=card.world,
         resolution_px=card.resolution_px,
         provenance=card.provenance,
-        parts=None if encoders == ENCODERS else _own_parts(encoders, card),
+        parts=None if is_as_trained else _own_parts(encoders, str(settings.precision), card),
+        uses_autocast=settings.precision == "auto",
     )
 
 
-def _own_parts(encoders: tuple[str, ...], card: ModelCard) -> LoadedParts:
+def _own_parts(encoders: tuple[str, ...], precision: str, card: ModelCard) -> LoadedParts:
     text = "".join(f"{name}:{card.text[name]};" for name in ENCODERS if name in encoders)
     return LoadedParts(
         encoders=encoders,
         t5_tokens=None,
-        precision="fp32",
+        precision=precision,
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),
         autoencoder_sha256=card.autoencoder["fingerprint"],
     )

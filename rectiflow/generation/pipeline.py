@@ -7,12 +7,14 @@ size, number types.
 
 from __future__ import annotations
 
+import operator
 import secrets
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -41,7 +43,14 @@ from rectiflow.generation.load_settings import (
     Precision,
 )
 from rectiflow.generation.loras import read_loras
-from rectiflow.generation.model import Model, Quantization, load_model, with_weaker
+from rectiflow.generation.metadata import Truncations, describe_truncations, find_truncations
+from rectiflow.generation.model import (
+    Model,
+    Quantization,
+    WeakerModel,
+    load_model,
+    with_weaker,
+)
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     Inputs,
@@ -65,6 +74,7 @@ from rectiflow.sampling import (
     parse_guidance,
     parse_solver,
 )
+from rectiflow.sampling.guidance import check_guidance_scale
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 #: (pipeline, step, time that it began at times 1000, {"latents": z}) → those to go on with, or {}.
@@ -81,7 +91,8 @@ _PRECISIONS: dict[torch.dtype | None, Precision] = {
 class PipelineOutput:
     """Pictures, and all that they were drawn with; `seeds` are None where noise came otherwise.
 
-    `edit` is there if they were drawn from a picture.
+    `edit` is there if they were drawn from a picture. `cut` are the words of each picture's prompts
+    that an encoder did not read, of which the call has warned.
     `images` are PIL pictures; with output_type "np" [n h w 3] and "pt" [n 3 h w], both in [0, 1];
     with "latent" normalised latents [n c h w].
     """
@@ -94,6 +105,7 @@ class PipelineOutput:
     model: str
     digest: str
     parts: LoadedParts | None
+    cut: tuple[Truncations, ...]
     edit: EditReference | None = None
     loras: tuple[LoadedLora, ...] = ()
     quantization: Quantization | None = None
@@ -111,6 +123,8 @@ class Pipeline:
         self._plain = model
         self._changes = ModelChanges()
         self._changing = threading.Lock()
+        self._weaker: dict[str, WeakerModel | Model] = {}
+        self._loading_weaker = threading.Lock()
         self._waits_for_graphs = True
         self._graphs: GraphsInTheMaking | None = None
 
@@ -120,7 +134,7 @@ class Pipeline:
         *,
         dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         autoencoder: str | Path | None = None,
         text_encoders: str | Path | None = None,
         tokenizers: str | Path | None = None,
@@ -173,6 +187,7 @@ class Pipeline:
             if self._graphs is not None:
                 self._graphs.finish()
             self._plain = self._plain.to(device)
+            self._weaker = {}
             self._change(self._changes)
         return self
 
@@ -240,13 +255,13 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
-        seed: int | Sequence[int] | None = None,
+        seed: SupportsIndex | Sequence[SupportsIndex] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Float[Tensor, "n c h w"] | None = None,
-        prompt_embeds: Float[Tensor, "n l d"] | None = None,
-        pooled_prompt_embeds: Float[Tensor, "n p"] | None = None,
-        negative_prompt_embeds: Float[Tensor, "n l d"] | None = None,
-        negative_pooled_prompt_embeds: Float[Tensor, "n p"] | None = None,
+        prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
         solver: str | Solver | None = None,
         grid: str | TimeGrid | None = None,
         guidance: str | Guidance | None = None,
@@ -259,10 +274,16 @@ class Pipeline:
     ) -> PipelineOutput:
         """Draw `num_images_per_prompt` pictures of each prompt.
 
+        A `guidance_scale` of 1 is no guidance, and as in diffusers so is any below. Words that an
+        encoder does not read are warned of, once for each encoder and prompt.
+
         With an `image`, from PIL or as bytes [h w 3], all start from it and have its size;
         `strength`, 0.6 unless said, is the part of the steps that are taken. `mask_image` is white
         where it is painted anew, grey mixes; what it keeps are the image's own pixels
         (`generation.editing`).
+
+        `prompt_embeds` [n l d] and `pooled_prompt_embeds` [n p] stand for prompts, the others for
+        negative ones.
 
         `seed` counts up from picture to picture, or there is one for each: a picture is the same
         alone and among others. A `generator` draws as diffusers does, all pictures' noise at once;
@@ -285,7 +306,7 @@ class Pipeline:
         settings = _resolve(
             model.settings,
             num_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=None if guidance_scale is None else _at_least_one(guidance_scale),
             height_px=height,
             width_px=width,
             shift=shift,
@@ -299,7 +320,7 @@ class Pipeline:
             )
         if num_images_per_prompt < 1:
             raise UserError(f"num_images_per_prompt={num_images_per_prompt} must be at least 1")
-        model = with_weaker(model, settings)
+        model = self._with_weaker(model, settings)
         check_size(model, settings)
         check_edit(model, edit, settings)
         prompts, conditioning = _condition(
@@ -319,6 +340,7 @@ class Pipeline:
             _, negative = encode_prompts(model, [""])
         elif any(text is None or text for text in negatives):
             check_uses_null(settings)
+        conditioning, negative = _joinable(conditioning, negative, settings)
         if len(negatives) == 1 < len(prompts):
             negatives, negative = negatives * len(prompts), negative.expand(len(prompts))
         if len(negatives) != len(prompts):
@@ -326,6 +348,12 @@ class Pipeline:
                 f"{len(negatives)} negative prompts came with {len(prompts)} prompts; give one for "
                 "all, or one for each"
             )
+        cut = [
+            find_truncations(model, prompt or "", negative_prompt or "")
+            for prompt, negative_prompt in zip(prompts, negatives, strict=True)
+        ]
+        for line in dict.fromkeys(line for found in cut for line in describe_truncations(found)):
+            warnings.warn(line, stacklevel=2)
         # Pictures of a prompt stand together, as in diffusers.
         rows = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
         seeds, noise = _noise(model, settings, len(rows), seed, generator, latents)
@@ -353,11 +381,23 @@ class Pipeline:
             model=model.name,
             digest=model.digest,
             parts=model.parts,
+            cut=tuple(cut[row] for row in rows.tolist()),
             edit=None if edit is None else edit.reference,
             loras=model.loras,
             quantization=model.quantization,
             is_compiled=model.is_compiled,
         )
+
+    def _with_weaker(self, model: Model, settings: SamplingSettings) -> Model:
+        """As `with_weaker`, which loads what it finds nowhere: once for all calls and threads."""
+        name = settings.guidance.weaker_model
+        if name is None:
+            return model
+        with self._loading_weaker:
+            model = with_weaker(replace(model, weaker=self._weaker.get(name)), settings)
+            assert model.weaker is not None
+            self._weaker[name] = model.weaker
+        return model
 
     def _on_step(
         self, callback: Callback, first_began: float
@@ -378,6 +418,31 @@ class Pipeline:
 
 def _resolve(settings: SamplingSettings, **given: Any) -> SamplingSettings:
     return replace(settings, **{name: value for name, value in given.items() if value is not None})
+
+
+def _at_least_one(guidance_scale: float) -> float:
+    check_guidance_scale(guidance_scale)
+    return max(1.0, guidance_scale)
+
+
+def _joinable(
+    conditioning: Conditioning, negative: Conditioning, settings: SamplingSettings
+) -> tuple[Conditioning, Conditioning]:
+    """The two as one batch can hold them.
+
+    Raises:
+        UserError: guidance needs both, and they are of different lengths.
+    """
+    if conditioning.last_count != negative.last_count:
+        conditioning, negative = conditioning.with_all_tokens(), negative.with_all_tokens()
+    found, wanted = conditioning.context.shape[1], negative.context.shape[1]
+    if found != wanted and settings.guidance.uses_null(settings.guidance_scale):
+        raise UserError(
+            f"the prompts' embeddings have {found} tokens, those of the negative prompts (empty "
+            f"ones unless given) {wanted}, and guidance needs both in one batch; give embeddings "
+            "of one length, or prompt_embeds and negative_prompt_embeds of the same encoders"
+        )
+    return conditioning, negative
 
 
 def _edit(image: Picture | None, mask: Picture | None, strength: float | None) -> Edit | None:
@@ -406,8 +471,9 @@ def _condition(
         raise UserError(f"{name} came with {stem[0]}; give one of them")
     if context is not None and pooled is not None:
         config = model.backbone.config
-        found, wanted = (context.shape[2], pooled.shape[1]), (config.context_dim, config.pooled_dim)
-        if found != wanted or len(context) != len(pooled):
+        wanted = (config.context_dim, config.pooled_dim)
+        fits = (context.ndim, pooled.ndim) == (3, 2) and len(context) == len(pooled) > 0
+        if not fits or (context.shape[2], pooled.shape[1]) != wanted:
             raise UserError(
                 f"{stem[0]} {list(context.shape)} and {stem[1]} {list(pooled.shape)} do not fit "
                 f"this model, whose are [n l {wanted[0]}] and [n {wanted[1]}]"
@@ -426,7 +492,7 @@ def _noise(
     model: Model,
     settings: SamplingSettings,
     num: int,
-    seed: int | Sequence[int] | None,
+    seed: SupportsIndex | Sequence[SupportsIndex] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     latents: Tensor | None,
 ) -> tuple[tuple[int | None, ...], Tensor]:
@@ -453,7 +519,13 @@ def _noise(
         return (None,) * num, torch.cat(drawn)
     if seed is None:
         seed = secrets.randbits(32)
-    seeds = tuple(seed + i for i in range(num)) if isinstance(seed, int) else tuple(seed)
+    try:
+        if isinstance(seed, Sequence | np.ndarray | Tensor):
+            seeds = tuple(operator.index(one) for one in seed)
+        else:
+            seeds = tuple(operator.index(seed) + i for i in range(num))
+    except TypeError:
+        seeds = ()
     if len(seeds) != num or not all(0 <= one < 2**63 for one in seeds):
         raise UserError(
             f"seed={seed} does not suit {num} pictures; give one whole number from 0 to 2^63 - 1, "

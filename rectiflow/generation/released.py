@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from rectiflow.base.errors import UserError
+from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.flow import rectified_flow
+from rectiflow.flow.shift import NO_SHIFT
 from rectiflow.generation.load_settings import LoadedParts, LoadSettings
 from rectiflow.generation.model import Model, WeakerModel
 from rectiflow.generation.settings import SamplingSettings
@@ -28,11 +29,14 @@ from rectiflow.models.published import (
     build_mmdit,
     open_checkpoint,
 )
+from rectiflow.models.published.checkpoint import SCHEDULER_CLASS
+from rectiflow.models.published.components import SCHEDULER, SCHEDULER_FILE
 from rectiflow.models.published.text_loading import StoredEncoders, find_text_encoders
 from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.models.text.conditioner import FOLDERS, bare_tokenizers
 from rectiflow.models.text.encoded import ENCODERS
-from rectiflow.sampling import DPMSolverPP2M, Euler, ReleasedGrid
+from rectiflow.sampling import DPMSolverPP2M, DynamicShiftGrid, Euler, ReleasedGrid
+from rectiflow.sampling.schedule import NUM_TRAINING_TIMES
 
 #: As Stability's own code samples each; shift 3 for SD3-medium too, as all code but one has it.
 _SAMPLING = SamplingSettings(
@@ -44,6 +48,21 @@ RELEASED_SAMPLING = {
     "SD3.5-large": replace(_SAMPLING, num_steps=40, guidance_scale=4.5),
     "SD3.5-large-turbo": replace(_SAMPLING, num_steps=4, guidance_scale=1.0, solver=Euler()),
 }
+(_FEW, _FEW_MU), (_MANY, _MANY_MU) = DynamicShiftGrid.FEW, DynamicShiftGrid.MANY
+_DYNAMIC_OPTIONS = {
+    "base_shift": (_FEW_MU,),
+    "max_shift": (_MANY_MU,),
+    "base_image_seq_len": (_FEW,),
+    "max_image_seq_len": (_MANY,),
+    "time_shift_type": ("exponential",),
+}
+#: Options of a folder's scheduler, and the values that are followed; others must be off.
+_SCHEDULER_OPTIONS = _DYNAMIC_OPTIONS | {
+    "_class_name": (SCHEDULER_CLASS, "FlowMatchHeunDiscreteScheduler"),
+    "num_train_timesteps": (NUM_TRAINING_TIMES,),
+    "use_dynamic_shifting": (True,),
+}
+_ANY_VALUE = ("shift", "_diffusers_version")
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 #: What a model's folder on the Hub needs to hold.
@@ -66,9 +85,7 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     stored = _text_encoders(checkpoint, settings, mmdit.config.context_dim)
     identity, dtype = stored.identity(), _dtype(settings)
     name = name_released(mmdit.config, path)
-    sampling = RELEASED_SAMPLING.get(name or "", _SAMPLING)
-    if checkpoint.shift is not None:
-        sampling = replace(sampling, shift=checkpoint.shift)
+    sampling = _sampling(checkpoint, name)
     side_px = (
         mmdit.config.base_side * mmdit.config.patch_size * autoencoder.config.downsample_factor
     )
@@ -96,6 +113,8 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
             text_sha256=identity,
             autoencoder_sha256=decoding.sha256(),
         ),
+        # Held in what they are multiplied in.
+        uses_autocast=False,
     )
 
 
@@ -115,6 +134,30 @@ def _backbone_of(part: Part, path: Path | str, settings: LoadSettings) -> Weaker
         backbone=build_mmdit(part, dtype=_dtype(settings)).requires_grad_(False),
         formulation=rectified_flow(),
     )
+
+
+def _sampling(checkpoint: Checkpoint, name: str | None) -> SamplingSettings:
+    """As the released model of that name, with the times of the folder's own scheduler, if any.
+
+    Raises:
+        CheckpointError: the scheduler is told to do what no grid here does.
+    """
+    sampling, scheduler = RELEASED_SAMPLING.get(name or "", _SAMPLING), checkpoint.scheduler or {}
+    is_dynamic = bool(scheduler.get("use_dynamic_shifting"))
+    for option, value in scheduler.items():
+        usual = _SCHEDULER_OPTIONS.get(option)
+        has_no_effect = option in _DYNAMIC_OPTIONS and not is_dynamic
+        is_followed = option in _ANY_VALUE or (usual is not None and value in usual)
+        if not (is_followed or has_no_effect or value is None or value is False):
+            raise CheckpointError(
+                f"{checkpoint.path}: its scheduler has {option}={value!r}, which rectiflow does "
+                f"not follow ({f'it knows {usual}' if usual else 'it knows no such option'}); "
+                f"take it out of {SCHEDULER}/{SCHEDULER_FILE}, and choose times by --grid and "
+                "--solver"
+            )
+    if is_dynamic:
+        return replace(sampling, shift=NO_SHIFT.alpha, grid=DynamicShiftGrid())
+    return sampling if checkpoint.shift is None else replace(sampling, shift=checkpoint.shift)
 
 
 def name_released(config: MMDiTConfig, path: Path | str) -> str | None:
@@ -176,7 +219,7 @@ def _text_encoders(
         t5_tokens = 0
     return find_text_encoders(
         source,
-        tokenizers=_tokenizer_folder(checkpoint, source, settings),
+        tokenizers=_tokenizer_folder(checkpoint, source, settings) if chosen else None,
         encoders=chosen,
         t5_tokens=t5_tokens,
         dtype=_dtype(settings),
@@ -196,6 +239,6 @@ def _tokenizer_folder(checkpoint: Checkpoint, source: Checkpoint, settings: Load
 
 def _dtype(settings: LoadSettings) -> torch.dtype:
     if settings.precision == "auto":
-        return compute_dtype("auto", settings.device)
+        return compute_dtype("auto", settings.device or "cpu")
     # As asked, even where the processor is slow at it: it halves the memory.
     return next(dtype for dtype, name in _PRECISIONS.items() if name == settings.precision)

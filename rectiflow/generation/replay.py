@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +88,9 @@ def replay(
 
     `model` replaces the one that is recorded by name; if it has other weights, the result says so.
     `places` say where the parts of a model lie that it comes without; which of them to use, and
-    in which number type, the picture says. `files` say where the picture, mask and LoRAs lie that
-    it was drawn from, if neither beside it nor in the current folder; they must be those of then.
+    in which number type, the picture says, and where to compute if they do not. `files` say where
+    the picture, mask and LoRAs lie that it was drawn from, if neither beside it nor in the current
+    folder; they must be those of then.
     A `Model` that has LoRAs in its weights already is taken as it is.
 
     Raises:
@@ -97,7 +98,8 @@ def replay(
             its model, or a file that it was drawn from, is not to be found, or another.
     """
     path, recorded, image = Path(path), _read(path), read_png(path)
-    places, files = places or LoadSettings(), files or ReplayFiles()
+    files = files or ReplayFiles()
+    places = _where_it_was_drawn(places or LoadSettings(), recorded.environment)
     edit = find_edit(path, recorded, files)
     has_loras = isinstance(model, Model) and bool(model.loras)
     loras = () if has_loras else find_loras(path, recorded, files)
@@ -142,6 +144,16 @@ def _read(path: Path | str) -> PictureMetadata:
             f"{path} cannot be drawn again from its metadata ({error}); use the version of "
             "rectiflow that drew it"
         ) from error
+
+
+def _where_it_was_drawn(
+    places: LoadSettings, environment: DrawingEnvironment | None
+) -> LoadSettings:
+    """The places, with the device that drew it if they name none and it is here."""
+    was_cuda = environment is not None and environment.device == "cuda"
+    if places.device is None and was_cuda and torch.cuda.is_available():
+        return replace(places, device="cuda")
+    return places
 
 
 def _load(name: str, path: Path | str, settings: LoadSettings) -> Model:

@@ -142,11 +142,12 @@ def draw_in_chunks(
     """
     num = len(inputs)
     # Within one autocast block the cast weights are kept, so they are cast once.
-    with autocast("auto", model.device):
+    with autocast("auto" if model.uses_autocast else "fp32", model.device):
         done = 0
         sizes = _chunk_sizes(model, inputs.negative[:1], settings, num, edit)
         for size in plan_chunks(num, sizes):
-            chunk = inputs[torch.arange(done, done + size).clamp(max=num - 1)]
+            places = torch.arange(done, done + size).clamp(max=num - 1)
+            chunk = inputs[places]
             latents = draw_latents(
                 model,
                 chunk.conditioning,
@@ -156,6 +157,7 @@ def draw_in_chunks(
                 edit=edit,
                 on_step=on_step,
                 on_evaluated=on_evaluated,
+                places=places.tolist(),
             )
             on_latents(latents[: num - done])
             done += size

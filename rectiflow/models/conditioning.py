@@ -47,6 +47,11 @@ class Conditioning:
         """The same with its last `count` tokens, which are equal in every row, held as one."""
         return replace(self, context=self.context[:, : (1 - count) or None], last_count=count)
 
+    def with_all_tokens(self) -> Conditioning:
+        """The same with the last token as often as it counts."""
+        last = self.context[:, -1:].expand(-1, self.last_count, -1)
+        return replace(self, context=torch.cat([self.context[:, :-1], last], dim=1), last_count=1)
+
     @staticmethod
     def concat(parts: Sequence[Conditioning]) -> Conditioning:
         """Join batches along the batch dimension; lengths, widths and counts must agree."""

@@ -28,6 +28,24 @@ def has_fast_bf16(device: torch.device | str = "cpu") -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of that name, such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ConfigError: there is none, or this PyTorch cannot use it.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used here: {reason}; give cpu, or cuda on a machine that "
+            "has a GPU and a PyTorch for it"
+        ) from error
+    return device
+
+
 def compute_dtype(precision: Precision, device: torch.device | str = "cpu") -> torch.dtype:
     """The type that `precision` means on this processor: torch.bfloat16 or torch.float32.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -24,8 +24,12 @@ def integrate(
     z: Float[Tensor, "b ..."],
     times: Float[Tensor, " n"],
     on_step: OnStep | None = None,
+    *,
+    places: Sequence[int] | None = None,
 ) -> Float[Tensor, "b ..."]:
     """Carry z from times[0] to times[-1]; `on_step(i, t_next, z)` sees, or replaces, each z.
+
+    An error tells rows by their `places` among the caller's samples, or by their number.
 
     Raises:
         DivergedError: z is not finite after a step; the text says which, and the likely cause.
@@ -35,15 +39,16 @@ def integrate(
         before = z
         z, memory = solver.step(field, z, times[i], times[i + 1], memory)
         if not torch.isfinite(z).all():
-            raise DivergedError(_describe(i, before, z, times))
+            rows = (~torch.isfinite(z.flatten(1))).any(dim=1).nonzero().flatten().tolist()
+            samples = {row if places is None else places[row] for row in rows}
+            raise DivergedError(_describe(i, sorted(samples), before, times))
         if on_step is not None and (other := on_step(i, times[i + 1], z)) is not None:
             z = other
     return z
 
 
-def _describe(i: int, before: Tensor, z: Tensor, times: Tensor) -> str:
+def _describe(i: int, samples: Sequence[int], before: Tensor, times: Tensor) -> str:
     """What has happened at step i, and why it probably has."""
-    rows = (~torch.isfinite(z.flatten(1))).any(dim=1).nonzero().flatten().tolist()
     largest = before.abs().max().item()
     if not torch.isfinite(before).all():
         cause = "they were not before either: the noise, or what it was mixed with, is damaged"
@@ -58,7 +63,7 @@ def _describe(i: int, before: Tensor, z: Tensor, times: Tensor) -> str:
             "such values, or it overflows in half precision (compute in float32 or bfloat16)"
         )
     return (
-        f"latents of sample {', '.join(map(str, rows))} are not finite after step {i + 1} of "
+        f"latents of sample {', '.join(map(str, samples))} are not finite after step {i + 1} of "
         f"{len(times) - 1} (t = {times[i].item():.4g} to {times[i + 1].item():.4g}); {cause}"
     )
 

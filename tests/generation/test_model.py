@@ -22,6 +22,7 @@ from rectiflow.base.files import read_json, sha256_file, write_json
 from rectiflow.generation import model as model_module
 from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.metadata import picture_metadata
 from rectiflow.generation.model import (
     ModelCard,
     load_model,
@@ -96,6 +97,31 @@ def test_weights_stored_in_bf16_compute_in_fp32(folder: Path) -> None:
     save_file({k: v.bfloat16() for k, v in load_file(path).items()}, path)
     _change_card(folder, lambda card: card["sha256"].update({path.name: sha256_file(path)}))
     assert {p.dtype for p in load_model(folder).backbone.parameters()} == {torch.float32}
+
+
+def test_float32_is_multiplied_in_float32_where_it_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a processor that would rather multiply in bfloat16, and so it says."""
+    monkeypatch.setattr("rectiflow.models.precision.has_fast_bf16", lambda device="cpu": True)
+    seen: dict[str, set[torch.dtype]] = {"auto": set(), "fp32": set()}
+    for precision, types in seen.items():
+        model = load_model(folder, LoadSettings(precision=precision))
+        for module in model.backbone.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(lambda *call, types=types: types.add(call[2].dtype))
+        generate(model, ["a red circle"], [3], replace(model.settings, num_steps=1))
+        about = picture_metadata(model, "a red circle", 3, model.settings)
+        assert about.environment is not None
+        assert f"torch.{about.environment.precision}" == str(model.product_dtype)
+        assert (about.parts and about.parts.precision) == (None if precision == "auto" else "fp32")
+    assert seen == {"auto": {torch.bfloat16}, "fp32": {torch.float32}}
+
+
+@pytest.mark.parametrize("name", ["nowhere", "cuda:99"])
+def test_a_device_that_is_not_here_is_told(folder: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{name}' cannot be used here: .*give cpu"):
+        load_model(folder, LoadSettings(device=name))
 
 
 def test_with_its_modulation_in_a_file_it_draws_the_same(folder: Path) -> None:

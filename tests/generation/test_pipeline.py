@@ -104,6 +104,52 @@ def test_settings_follow_the_model_and_the_call(pipeline):
     assert np.array_equal(same.images[0], drawn.images[0])
 
 
+def test_a_guidance_scale_below_1_is_none_as_in_diffusers(pipeline):
+    one, zero = (latents(pipeline, PROMPTS[0], seed=0, guidance_scale=x) for x in (1.0, 0.0))
+    assert torch.equal(one, zero)
+    assert not torch.equal(zero, latents(pipeline, PROMPTS[1], seed=0, guidance_scale=0.0))
+
+
+def test_words_that_are_cut_are_warned_of_and_told(pipeline):
+    long = " ".join(["a red circle"] * 8)
+    with pytest.warns(UserWarning, match="the prompt is too long for clip_l, which does not see"):
+        cut = pipeline([PROMPTS[0], long], seed=0, num_inference_steps=1).cut
+    assert cut[0] == {}
+    assert set(cut[1]["prompt"]) == {"clip_l", "clip_g", "t5"}
+
+
+def test_seeds_of_any_kind_of_whole_number(pipeline):
+    expected = latents(pipeline, PROMPTS, seed=[3, 4], num_inference_steps=1)
+    for seed in (np.int64(3), np.array([3, 4]), torch.tensor([3, 4])):
+        drawn = pipeline(PROMPTS, seed=seed, num_inference_steps=1, output_type="latent")
+        assert torch.equal(drawn.images, expected)
+        assert [type(one) for one in drawn.seeds] == [int, int]
+
+
+def test_a_weaker_model_is_loaded_once(monkeypatch):
+    loads = []
+    weaker = replace(tiny_model(), name="other")
+
+    def load(name, model):
+        loads.append(name)
+        return weaker
+
+    monkeypatch.setattr("rectiflow.generation.model._load_weaker", load)
+    pipeline = Pipeline(tiny_model())
+    drawn = [latents(pipeline, "a", seed=0, guidance="auto:weaker=other") for _ in range(2)]
+    assert torch.equal(*drawn)
+    assert loads == ["other"]
+
+
+def test_embeddings_of_another_length_than_the_empty_prompts(pipeline):
+    embeds = {"prompt_embeds": torch.zeros(1, 20, 48), "pooled_prompt_embeds": torch.zeros(1, 48)}
+    with pytest.raises(UserError, match="embeddings have 20 tokens, those of the negative .* 24"):
+        pipeline(**embeds)
+    assert latents(pipeline, **embeds, guidance_scale=1.0).shape == (1, 16, 8, 8)
+    negative = {f"negative_{name}": value for name, value in embeds.items()}
+    assert latents(pipeline, **embeds, **negative).shape == (1, 16, 8, 8)
+
+
 def test_the_callback_sees_and_changes_latents(pipeline):
     seen = []
 
@@ -245,6 +291,14 @@ def test_threads_share_a_pipeline(pipeline):
             r"do not fit this model, whose are \[n l 48\] and \[n 48\]",
         ),
         (
+            {"prompt_embeds": torch.zeros(24, 48), "pooled_prompt_embeds": torch.zeros(1, 48)},
+            r"prompt_embeds \[24, 48\] and .* do not fit this model",
+        ),
+        (
+            {"prompt_embeds": torch.zeros(1, 24, 48), "pooled_prompt_embeds": torch.zeros(48)},
+            r"pooled_prompt_embeds \[48\] do not fit this model",
+        ),
+        (
             {"prompt": "a", "negative_prompt_embeds": torch.zeros(1, 24, 48)},
             "negative_prompt_embeds and negative_pooled_prompt_embeds belong together",
         ),
@@ -254,6 +308,7 @@ def test_threads_share_a_pipeline(pipeline):
         ({"prompt": "a", "latents": torch.zeros(1, 16, 8, 9)}, r"need \[1, 16, 8, 8\]"),
         ({"prompt": "a", "seed": [1, 2]}, r"seed=\[1, 2\] does not suit 1 pictures"),
         ({"prompt": "a", "seed": -1}, "seed=-1 does not suit"),
+        ({"prompt": "a", "guidance_scale": -1.0}, "guidance_scale=-1.0 must be a finite number"),
         ({"prompt": ["a"] * 3, "generator": [torch.Generator()] * 2}, "2 generators came for 3"),
         ({"prompt": "a", "height": 1000}, "height 1000 px does not fit this model"),
         ({"prompt": "a", "num_images_per_prompt": 0}, "must be at least 1"),

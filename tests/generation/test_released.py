@@ -1,19 +1,22 @@
 """Released weights draw what diffusers draws of them, from wherever their parts lie."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from generation.released_folder import CONFIGS, TOKENS, diffusers_pipeline, save_released
 from models.lora.small_loras import text_tensors, write
 
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
-from rectiflow.base.files import sha256_file
+from rectiflow.base.files import read_json, sha256_file, write_json
 from rectiflow.generation import released
 from rectiflow.generation.description import describe_picture
 from rectiflow.generation.folder import sample_to_folder
+from rectiflow.generation.latents import times_of
 from rectiflow.generation.load_settings import LoadSettings, LoraFile
 from rectiflow.generation.loras import with_loras
 from rectiflow.generation.model import load_model, with_weaker
@@ -23,7 +26,7 @@ from rectiflow.generation.replay import replay
 from rectiflow.models.published import RELEASED, convert, open_checkpoint, save_single_file
 from rectiflow.models.text import assemble
 from rectiflow.models.text.cache import CachedConditioner
-from rectiflow.sampling import ReleasedGrid, parse_guidance
+from rectiflow.sampling import DynamicShiftGrid, ReleasedGrid, parse_guidance
 
 CALL = {
     "prompt": ["a red circle", "two small squares above a star"],
@@ -213,7 +216,7 @@ def test_a_picture_says_what_its_model_was_put_together_from(folder, single, tmp
     assert len(set(paths)) == len(paths)
     for path in paths:
         assert str(replay(path, places=LoadSettings(tokenizers=folder))) == "identical"
-    assert "clip_l, clip_g, 0 tokens of T5, held in fp32" in describe_picture(paths[0])
+    assert "clip_l, clip_g, 0 tokens of T5, precision fp32" in describe_picture(paths[0])
     with pytest.raises(UserError, match=r"cannot be had by that name: .*--tokenizers"):
         replay(paths[0])
     other = replay(paths[0], model=load_model(folder, LoadSettings(t5_tokens=TOKENS)))
@@ -260,6 +263,49 @@ def test_settings_are_those_of_the_released_model():
     assert (turbo.num_steps, turbo.guidance_scale) == (4, 1.0)
     for sampling in released.RELEASED_SAMPLING.values():
         assert (sampling.shift, sampling.grid) == (3.0, ReleasedGrid())
+
+
+@pytest.mark.parity
+def test_times_are_those_of_the_folders_scheduler(folder, tmp_path):
+    """Also where its shift follows the size, as diffusers reads the same folder."""
+    shutil.copytree(folder, tmp_path / "dynamic")
+    theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    theirs.save_pretrained(tmp_path / "dynamic" / "scheduler")
+    model = load_model(tmp_path / "dynamic", LoadSettings(t5_tokens=TOKENS))
+    assert (model.settings.grid, model.settings.shift) == (DynamicShiftGrid(), 1.0)
+    mu = math.log(DynamicShiftGrid().shift_for(1024).alpha)
+    theirs.set_timesteps(10, mu=mu)
+    ours = times_of(model, torch.zeros(1, 16, 64, 64), replace(model.settings, num_steps=10))
+    torch.testing.assert_close(ours, theirs.sigmas, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_karras_sigmas": True},
+        {"shift_terminal": 0.1},
+        {"use_dynamic_shifting": True, "max_shift": 1.5},
+        {"_class_name": "DPMSolverMultistepScheduler"},
+    ],
+)
+def test_a_scheduler_is_followed_or_refused(folder, tmp_path, options):
+    shutil.copytree(folder, tmp_path / "other")
+    path = tmp_path / "other" / "scheduler" / "scheduler_config.json"
+    write_json(path, read_json(path) | options)
+    name, value = list(options.items())[-1]
+    with pytest.raises(CheckpointError, match=f"scheduler has {name}={value!r}, which rectiflow"):
+        load_model(tmp_path / "other", LoadSettings(t5_tokens=TOKENS))
+
+
+def test_without_any_encoder_no_tokenizer_is_needed(single):
+    pipeline = Pipeline.from_pretrained(single, encoders=[], t5_tokens=4)
+    drawn = pipeline(
+        prompt_embeds=torch.zeros(1, 20, 192),
+        pooled_prompt_embeds=torch.zeros(1, 160),
+        num_inference_steps=1,
+        guidance_scale=1.0,
+    )
+    assert drawn.images[0].size == (64, 64)
 
 
 def test_names_on_the_hub(folder, monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from tiny_model import LENGTH, tiny_conditioner, tiny_model
 
 from rectiflow.base.errors import UserError
+from rectiflow.generation import latents as latents_module
 from rectiflow.generation import text_to_image
 from rectiflow.generation.latents import draw_latents
 from rectiflow.generation.model import Model
@@ -25,6 +26,8 @@ from rectiflow.generation.text_to_image import (
     to_pixels,
 )
 from rectiflow.models.autoencoder import tiling
+from rectiflow.models.conditioning import EmbeddedConditioning
+from rectiflow.models.frame import Backbone
 from rectiflow.models.layers.attention import repeat_last
 from rectiflow.sampling import DormandPrince, parse_guidance, parse_solver
 
@@ -225,6 +228,27 @@ def test_refuses_what_cannot_be_drawn(model: Model) -> None:
 
 
 @torch.inference_mode()
+def test_modulation_is_tabulated_by_times_however_often_each_is_evaluated(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heun's method evaluates twice where one step ends and the next begins."""
+    tables: list[int] = []
+    tabulate = latents_module.tabulate
+
+    def noting(backbone: Backbone, batches: list[EmbeddedConditioning], times: torch.Tensor):
+        tables.append(len(times.unique()))
+        return tabulate(backbone, batches, times)
+
+    monkeypatch.setattr(latents_module, "tabulate", noting)
+    conditioning, null = encode_prompts(model, ["a ring"])
+    noise = initial_noise(model, [0], model.settings)
+    for num_steps in (40, 70):
+        settings = replace(model.settings, num_steps=num_steps, solver=parse_solver("heun"))
+        draw_latents(model, conditioning, null, noise, settings)
+    # Of seventy the tables would be larger than the weights.
+    assert tables == [41]
+
+
 def test_zeros_for_t5_cost_one_token() -> None:
     whole = tiny_model()
     model = replace(whole, conditioner=tiny_conditioner(("clip_l", "clip_g")))

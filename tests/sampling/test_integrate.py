@@ -51,6 +51,14 @@ def test_damaged_noise_is_told() -> None:
         integrate(gaussian_velocity, Euler(), z, linear_times(4).double())
 
 
+def test_samples_are_told_by_their_places_among_the_callers() -> None:
+    z = noise()
+    z[3:] = float("nan")
+    places = [*range(10, 13), *[13] * (len(z) - 3)]
+    with pytest.raises(DivergedError, match="latents of sample 13 are not finite"):
+        integrate(gaussian_velocity, Euler(), z, linear_times(4).double(), places=places)
+
+
 def test_a_tolerance_out_of_reach_is_told() -> None:
     generator = torch.Generator().manual_seed(0)
 

@@ -64,7 +64,7 @@ _MARKS: tuple[tuple[str, str, Layout], ...] = (
 _CLIP_MARK = "text_model.final_layer_norm.weight"
 _CLIP_G_WIDTH = 1280
 _CHANGES_A_MODEL = "which changes a model and is none by itself; give the model's own file"
-_OTHER_KIND = (
+OTHER_KIND = (
     "which is another architecture; rectiflow loads SD3-medium, SD3.5-medium, SD3.5-large and "
     "-large-turbo"
 )
@@ -72,10 +72,10 @@ _OTHER_KIND = (
 _OTHER_FAMILIES = (
     (("lora_", ".lora.", "hada_w", "lokr_w"), "a LoRA", _CHANGES_A_MODEL),
     (("controlnet_", "control_model."), "a ControlNet", _CHANGES_A_MODEL),
-    (("double_blocks.", "single_transformer_blocks."), "a FLUX model", _OTHER_KIND),
-    (("conditioner.embedders.", "label_emb.", "add_embedding."), "an SDXL model", _OTHER_KIND),
-    (("input_blocks.", "cond_stage_model."), "a Stable Diffusion 1 or 2 model", _OTHER_KIND),
-    (("quant_conv.",), "the autoencoder of Stable Diffusion 1, 2 or XL", _OTHER_KIND),
+    (("double_blocks.", "single_transformer_blocks."), "a FLUX model", OTHER_KIND),
+    (("conditioner.embedders.", "label_emb.", "add_embedding."), "an SDXL model", OTHER_KIND),
+    (("input_blocks.", "cond_stage_model."), "a Stable Diffusion 1 or 2 model", OTHER_KIND),
+    (("quant_conv.",), "the autoencoder of Stable Diffusion 1, 2 or XL", OTHER_KIND),
 )
 
 
@@ -186,7 +186,7 @@ def _split(
     path: Path, tensors: Mapping[str, StoredTensor]
 ) -> tuple[dict[str, tuple[Layout, dict[str, StoredTensor]]], tuple[str, ...]]:
     """The tensors of each part, and the names of those that belong to none."""
-    _refuse_other_family(path, tensors)
+    refuse_other_family(path, tensors)
     groups: dict[str, tuple[Layout, dict[str, StoredTensor]]] = {}
     unknown = set(tensors)
     for kind, prefix in PREFIXES.items():
@@ -204,12 +204,17 @@ def _split(
         some = ", ".join(sorted(tensors)[:3]) or "none"
         raise CheckpointError(
             f"{path} holds no part of an SD3 model: it has {len(tensors)} tensors, among them "
-            f"{some}; {_OTHER_KIND.partition('; ')[2]}"
+            f"{some}; {OTHER_KIND.partition('; ')[2]}"
         )
     return groups, tuple(sorted(unknown))
 
 
-def _refuse_other_family(path: Path, names: Mapping[str, Any]) -> None:
+def refuse_other_family(path: Path, names: Mapping[str, Any]) -> None:
+    """Pass if no name is a mark of another family of models.
+
+    Raises:
+        CheckpointError: one is; the text says of which.
+    """
     for pieces, family, reason in _OTHER_FAMILIES:
         if any(piece in name for name in names for piece in pieces):
             raise CheckpointError(f"{path} is {family}, {reason}")

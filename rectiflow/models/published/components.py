@@ -8,7 +8,13 @@ from typing import Any, cast
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.files import read_json
-from rectiflow.models.published.checkpoint import Part, recognise_part
+from rectiflow.models.model_folder import PIPELINE_FILE
+from rectiflow.models.published.checkpoint import (
+    OTHER_KIND,
+    Part,
+    recognise_part,
+    refuse_other_family,
+)
 from rectiflow.models.published.header import SUFFIX, read_safetensors
 from rectiflow.models.published.stored import StoredTensor
 
@@ -24,7 +30,21 @@ SCHEDULER, SCHEDULER_FILE = "scheduler", "scheduler_config.json"
 #: In the metadata of weights: tensors that are the identity and stand for none.
 IDENTITY_KEY = "rectiflow.identity"
 CONFIG_FILE = "config.json"
+#: So begins the name of every class of pipelines for SD3.
+_PIPELINES = "StableDiffusion3"
 _KINDS = {"SD3Transformer2DModel": "mmdit", "AutoencoderKL": "autoencoder"}
+
+
+def refuse_other_pipeline(folder: Path) -> None:
+    """Pass if the folder is none of diffusers' pipelines, or one of Stable Diffusion 3.
+
+    Raises:
+        CheckpointError: it is one of another family.
+    """
+    path = folder / PIPELINE_FILE
+    name = read_object(path).get("_class_name") if path.is_file() else None
+    if name is not None and not str(name).startswith(_PIPELINES):
+        raise CheckpointError(f"{folder} is a {name}, {OTHER_KIND}")
 
 
 def kind_of_component(folder: Path) -> str:
@@ -48,13 +68,18 @@ def open_component(folder: Path, kind: str) -> Part:
     Raises:
         CheckpointError: it is cut, damaged, of another format or family, or lacks tensors.
     """
+    config = _read_config(folder)
+    name = config.get("_class_name")
+    if name is not None and _KINDS.get(name) != kind:
+        raise CheckpointError(f"{folder} is a {name}, {OTHER_KIND}")
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder, COMPONENTS[kind][1]):
         found = read_safetensors(file)
         tensors |= found.tensors
         for name in found.metadata.get(IDENTITY_KEY, "").split():
             tensors.pop(name, None)
-    return recognise_part(kind, "diffusers", folder, tensors, given=_read_config(folder))
+    refuse_other_family(folder, tensors)
+    return recognise_part(kind, "diffusers", folder, tensors, given=config)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

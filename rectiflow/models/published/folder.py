@@ -18,6 +18,7 @@ from rectiflow.models.published.components import (
     kind_of_component,
     open_component,
     read_object,
+    refuse_other_pipeline,
 )
 from rectiflow.models.published.header import SUFFIX
 from rectiflow.models.published.own import open_own_checkpoint
@@ -36,6 +37,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         return open_own_checkpoint(path)
     if not path.is_dir():
         return open_file(path)
+    refuse_other_pipeline(path)
     if (path / CONFIG_FILE).is_file():
         part = open_component(path, kind_of_component(path))
         return Checkpoint(path=path, parts={part.kind: part})

@@ -85,7 +85,7 @@ class StoredEncoders:
 def find_text_encoders(
     checkpoint: Checkpoint,
     *,
-    tokenizers: Path | str,
+    tokenizers: Path | str | None,
     encoders: Sequence[str] = ENCODERS,
     t5_tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
@@ -93,10 +93,11 @@ def find_text_encoders(
 ) -> StoredEncoders:
     """What `load_conditioner` loads, with the same arguments and errors.
 
-    `context_dim` is the width that a T5 has which is not there; SD3's when None.
+    `tokenizers` may be None where no encoder is used. `context_dim` is the width that a T5 has
+    which is not there; SD3's when None.
     """
     parts = {name: checkpoint.part(name) for name in choose_encoders(encoders)}
-    loaded = _load_tokenizers(Path(tokenizers), tuple(parts))
+    loaded = {} if tokenizers is None else _load_tokenizers(Path(tokenizers), tuple(parts))
     if t5_tokens is None:
         longest = loaded["t5"].model_max_length if "t5" in loaded else SD3_LENGTHS["t5"]
         t5_tokens = min(SD3_LENGTHS["t5"], longest)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.files import write_json
 from rectiflow.models.mmdit import MMDiT
 from rectiflow.models.model_folder import find_model_folder
 from rectiflow.models.published import (
@@ -181,3 +182,24 @@ def test_what_a_folder_may_lack(tmp_path, pipeline):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no weights: neither .safetensors files, nor the"):
         load_mmdit(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("model_index.json", "StableDiffusionXLPipeline"),
+        ("transformer/config.json", "FluxTransformer2DModel"),
+        ("vae/config.json", "AutoencoderKLWan"),
+    ],
+)
+def test_a_pipeline_of_another_family_is_told_by_its_class(pipeline, file, name):
+    write_json(pipeline / file, {"_class_name": name})
+    with pytest.raises(CheckpointError, match=f"is a {name}, which is another architecture; rect"):
+        open_checkpoint(pipeline)
+
+
+def test_a_component_of_another_family_is_told_by_its_tensors(pipeline):
+    path = pipeline / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({"single_transformer_blocks.0.norm.linear.weight": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="is a FLUX model, which is another architecture"):
+        open_checkpoint(pipeline)
