@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from rectiflow.models.layers.linear import Linear, StackedLinear, ZeroLinear
 
 NORM_EPSILON = 1e-6
+#: So many queries are looked at together where all weights of theirs stand in memory.
+ROWS_PER_TILE = 256
 
 
 class _Hooks(threading.local):
@@ -121,8 +123,9 @@ def attention(
     """softmax(q·kᵀ/√d)·v by the fastest kernel for the device and dtype.
 
     Without a mask, but within `mask_attention`.
-    On a CPU the library's fused kernel has no fast bfloat16 path, least of all backwards; two
-    matrix products and a softmax are several times faster (`benchmarks/attention.py`).
+    On a CPU without tiles of its own for bfloat16 (AMX) the library's fused kernel has no fast path
+    for it, and nowhere backwards; two matrix products and a softmax are several times faster
+    (`benchmarks/attention.py`).
     """
     for look in _hooks.watchers:
         look(q, k)
@@ -131,9 +134,19 @@ def attention(
         if mask is not None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if q.device.type == "cpu" and v.dtype == torch.bfloat16:
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-        return torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)
+        if torch.is_grad_enabled():
+            return _attention_by_products(q, k, v)
+        if not torch.cpu._is_amx_tile_supported():  # pyright: ignore[reportPrivateUsage]
+            tiles = (_attention_by_products(rows, k, v) for rows in q.split(ROWS_PER_TILE, dim=2))
+            return torch.cat(list(tiles), dim=2)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def _attention_by_products(
+    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m d"]
+) -> Float[Tensor, "b h n d"]:
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    return torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)
 
 
 def repeat_last(tokens: Float[Tensor, "b n *d"], count: int) -> Float[Tensor, "b m *d"]:
