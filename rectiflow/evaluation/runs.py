@@ -36,7 +36,8 @@ RunState = Literal["running", "finished", "stopped", "diverged"]
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """One run. `train` and `validation` are its logged events in order; `age_s` the seconds since
-    it last wrote one. A run has diverged if its last session ended with a loss that is no number.
+    it last wrote one. A run has diverged if its last session ended with a loss that is no number,
+    or spikes have taken it back as often as its recipe allows.
     """
 
     path: Path
@@ -88,15 +89,16 @@ def read_run(path: Path | str) -> RunRecord:
     except (KeyError, TypeError) as error:
         raise UserError(f"{log} is not the log of a run: an event lacks {error}") from error
     spikes = path / "spikes.jsonl"
+    num_spikes = len(read_events(spikes)) if spikes.exists() else 0
     card = path / "model" / "model.json"
     return RunRecord(
         path=path,
         recipe=recipe,
-        state=_state(path, step, recipe.max_steps),
+        state=_state(path, step, recipe, num_spikes),
         step=step,
         train=train,
         validation=validation,
-        num_spikes=len(read_events(spikes)) if spikes.exists() else 0,
+        num_spikes=num_spikes,
         age_s=max(0.0, time.time() - written),
         store=read_json(card).get("provenance", {}).get("store") if card.exists() else None,
     )
@@ -229,11 +231,14 @@ def _is_run(path: Path) -> bool:
     return (path / "recipe.json").is_file() and (path / "environment.json").is_file()
 
 
-def _state(path: Path, step: int, max_steps: int) -> RunState:
+def _state(path: Path, step: int, recipe: TrainRecipe, num_spikes: int) -> RunState:
     if is_in_use(path):
         return "running"
-    if step >= max_steps and (path / "model").is_dir():
+    if step >= recipe.max_steps and (path / "model").is_dir():
         return "finished"
+    # The next spike, which ended it, leaves neither a record nor a folder where it is a number.
+    if recipe.spikes.is_on and num_spikes >= recipe.spikes.limit:
+        return "diverged"
     failed = [int(p.name.removeprefix("failure_step_")) for p in path.glob("failure_step_*")]
     return "diverged" if any(number > newest_step(path) for number in failed) else "stopped"
 

@@ -25,6 +25,7 @@ from rectiflow.evaluation.runs import (
 from rectiflow.flow import ResolutionShift
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.run_folder import locked
+from rectiflow.training.spikes import Spike, SpikeGuard, record_spike
 
 
 def fake_run(
@@ -86,6 +87,20 @@ def test_the_list_says_where_each_run_stands(tmp_path: Path) -> None:
     loss = ["0.1667 ± 0.0100", "0.2500 ± 0.0200"]
     assert cells[2][1:8] == ["test", "MM-DiT 1×64", "12/12", "finished", *loss, "40"]
     assert read_run(going).state == "stopped"
+
+
+def test_a_run_that_its_spikes_have_ended_has_diverged(tmp_path: Path) -> None:
+    """A spike that is a number leaves no folder of its own."""
+    recipe = tiny_recipe(spikes=SpikeGuard(threshold=30.0, limit=2))
+    spike = Spike(figure="loss", value=9.0, bound=1.0)
+    for steps, later in ((6, "diverged"), (12, "finished")):
+        run = fake_run(tmp_path / later, recipe, steps=steps)
+        found = [read_run(run).state]
+        for step in (4, 5):
+            record_spike(run, spike, step=step, back_to=3, skipped=[step])
+            found.append(read_run(run).state)
+        before = "finished" if later == "finished" else "stopped"
+        assert found == [before, before, later]
 
 
 def test_a_run_that_has_just_begun_has_no_figures_yet(tmp_path: Path) -> None:
