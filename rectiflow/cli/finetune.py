@@ -131,10 +131,11 @@ def run(options: argparse.Namespace) -> int:
             world=world,
         )
     if result.interrupted is not None:
-        print(f"stopped at step {result.step} of {result.max_steps}; the same command continues")
-        return 128 + result.interrupted
-    if lora is None:
-        print(f"{result.max_steps} steps done; the model lies in {result.model}")
+        outcome = f"stopped at step {result.step} of {result.max_steps}; the same command continues"
+    elif lora is None:
+        outcome = f"{result.max_steps} steps done; the model lies in {result.model}"
     else:
-        print(f"{result.max_steps} steps done; the LoRA lies in {result.model / LORA_FILE}")
-    return 0
+        outcome = f"{result.max_steps} steps done; the LoRA lies in {result.model / LORA_FILE}"
+    if world.is_first:
+        print(outcome)
+    return 0 if result.interrupted is None else 128 + result.interrupted

@@ -1,12 +1,14 @@
 """`rectiflow finetune`: options and exit code; the training itself is replaced."""
 
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from rectiflow.cli.main import main
-from rectiflow.distributed.world import ALONE, World
+from rectiflow.distributed import world as worlds
+from rectiflow.distributed.world import World
 from rectiflow.recipes import fine_tuning
 from rectiflow.recipes.fine_tuning_request import FineTuning
 from rectiflow.training.fine_tuning import LoraTraining
@@ -21,7 +23,6 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[FineTuning]:
     received: list[FineTuning] = []
 
     def fine_tune(request: FineTuning, *, world: World) -> TrainResult:
-        assert world == ALONE
         received.append(request)
         return TrainResult(
             run=request.out,
@@ -69,6 +70,25 @@ def test_a_stopped_run_has_the_signals_exit_code(
 ) -> None:
     assert main([*CALL[:-1], "stopped"]) == 128 + signal.SIGTERM
     assert "stopped at step 5 of 10; the same command continues" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("run", ["run", "stopped"])
+def test_the_first_process_alone_says_how_it_ended(
+    run: str,
+    requests: list[FineTuning],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    codes: list[int] = []
+    said: list[str] = []
+    for rank in range(3):
+        world = World(rank=rank, num_processes=3)
+        monkeypatch.setattr(worlds, "open_world", lambda world=world, **_: nullcontext(world))
+        codes.append(main([*CALL[:-1], run]))
+        said.append(capsys.readouterr().out)
+    assert codes == [codes[0]] * 3
+    assert said[0].count("\n") == 1
+    assert said[1:] == ["", ""]
 
 
 @pytest.mark.parametrize(
