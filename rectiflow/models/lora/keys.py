@@ -123,7 +123,7 @@ def _refuse_unknown(path: Path, unknown: list[str], *, is_any_known: bool) -> No
     if unknown:
         raise CheckpointError(
             f"{path}: {len(unknown)} of its tensors are neither half of a pair nor an alpha "
-            f"({_some(unknown)}); nothing of a file is left out, so give one with LoRA keys only"
+            f"({', '.join(unknown)}); nothing of a file is left out, so give one with LoRA keys only"
         )
 
 
@@ -139,9 +139,11 @@ def find_homes(
     found = [homes.find(pair.module) for pair in pairs]
     homeless = [pair.module for pair, home in zip(pairs, found) if home is None]
     if homeless:
+        # All by name, unless it is a file for quite another model.
+        names = _some(homeless) if len(homeless) == len(pairs) else ", ".join(homeless)
         raise CheckpointError(
             f"{path}: {len(homeless)} of its {len(pairs)} modules are not in {_title(config)}: "
-            f"{_some(homeless)}; {_what_it_is_for(pairs)}"
+            f"{names}; {_what_it_is_for(pairs)}"
         )
     housed = [home for home in found if home is not None]
     for pair, home in zip(pairs, housed):

@@ -318,7 +318,7 @@ def test_keys_without_a_home_are_listed(tmp_path):
         tmp_path,
         tensors,
         r"4 of its 5 modules are not in this MMDiT-X of depth 3 and width 192: lora_unet_a, "
-        r"lora_unet_b, lora_unet_c, …; give a LoRA that was made for this model",
+        r"lora_unet_b, lora_unet_c, lora_unet_d; give a LoRA that was made for this model",
     )
 
 
