@@ -10,10 +10,9 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -198,23 +197,21 @@ class _Walk:
 
     def go_on(self, recipe: TrainRecipe, *, until: int | None = None) -> TrainResult:
         """Train from where the run is to its end, or `until` a step."""
-        with _stop_signals() as came:
-            result = train(
-                recipe,
-                self.store,
-                self.run,
-                max_steps=recipe.max_steps,
-                until=until,
-                hooks=[_KeepMoments(self.out)],
-                on_sample=previews(recipe, self.store),
-            )
+        result = train(
+            recipe,
+            self.store,
+            self.run,
+            max_steps=recipe.max_steps,
+            until=until,
+            hooks=[_KeepMoments(self.out)],
+            on_sample=previews(recipe, self.store),
+        )
         # In its last step training has nothing left to stop; the walk has.
-        stopped_by = result.interrupted or next(iter(came), None)
-        if stopped_by is not None:
+        if result.signal is not None:
             print(f"stopped at step {result.step:,}; the same command goes on there", flush=True)
-            if stopped_by == signal.SIGINT:
+            if result.signal == signal.SIGINT:
                 raise KeyboardInterrupt
-            sys.exit(128 + stopped_by)
+            sys.exit(128 + result.signal)
         return result
 
     def pace(self, result: TrainResult, recipe: TrainRecipe) -> None:
@@ -267,28 +264,6 @@ class _KeepMoments(Hook):
             folder.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(event.images):
                 (folder / f"{i:02d}.png").write_bytes(encode_png(image))
-
-
-@contextmanager
-def _stop_signals() -> Generator[list[int]]:
-    """The SIGINTs and SIGTERMs that come while the block runs, whoever handles them; at its end."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came  # signals go to the main thread
-        return
-    reader, writer = os.pipe()
-    for end in (reader, writer):
-        os.set_blocking(end, False)
-    # Python writes the number of each signal there before it calls the handler.
-    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield came
-    finally:
-        signal.set_wakeup_fd(previous)
-        with suppress(BlockingIOError):  # nothing came
-            came += [n for n in os.read(reader, 4096) if n in (signal.SIGINT, signal.SIGTERM)]
-        os.close(reader)
-        os.close(writer)
 
 
 def _open_record(out: Path, *, minutes: float, seed: int) -> DemoRecord:

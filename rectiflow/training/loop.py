@@ -71,7 +71,8 @@ from rectiflow.training.validation import ValidationLoss, validate
 class TrainResult:
     """How a call of `train` ended.
 
-    `interrupted` is the number of the signal that asked it to stop, None after the last step.
+    `signal` is the number of the signal that asked it to stop, None if none did; `interrupted` is
+    None after the last step too, when there was nothing left to stop.
     """
 
     run: Path
@@ -79,6 +80,7 @@ class TrainResult:
     step: int
     max_steps: int
     elapsed_s: float
+    signal: int | None
     interrupted: int | None
     validation: Validated | None
 
@@ -224,6 +226,7 @@ class _Loop:
             step=state.step,
             max_steps=recipe.max_steps,
             elapsed_s=state.elapsed_s,
+            signal=self.stop.signal,
             interrupted=None if state.step >= self.last_step else self.stop.signal,
             validation=self.validation,
         )

@@ -24,13 +24,15 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[FineTuning]:
 
     def fine_tune(request: FineTuning, *, world: World) -> TrainResult:
         received.append(request)
+        stopped = signal.SIGTERM if request.out.name == "stopped" else None
         return TrainResult(
             run=request.out,
             model=request.out / "model",
             step=5,
             max_steps=10,
             elapsed_s=1.0,
-            interrupted=signal.SIGTERM if request.out.name == "stopped" else None,
+            signal=stopped,
+            interrupted=stopped,
             validation=None,
         )
 

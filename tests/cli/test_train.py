@@ -41,6 +41,7 @@ def replace_training(
             step=5,
             max_steps=10,
             elapsed_s=1.0,
+            signal=interrupted,
             interrupted=interrupted,
             validation=None,
         )

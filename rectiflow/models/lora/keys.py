@@ -123,7 +123,8 @@ def _refuse_unknown(path: Path, unknown: list[str], *, is_any_known: bool) -> No
     if unknown:
         raise CheckpointError(
             f"{path}: {len(unknown)} of its tensors are neither half of a pair nor an alpha "
-            f"({', '.join(unknown)}); nothing of a file is left out, so give one with LoRA keys only"
+            f"({', '.join(unknown)}); nothing of a file is left out, so give one with LoRA keys "
+            "only"
         )
 
 
