@@ -8,7 +8,7 @@ samples of one bucket and may span epochs; nothing is ever dropped or repeated w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -159,8 +159,7 @@ class BatchSource(Protocol):
 class Prefetcher:
     """Reads the next batch in a thread while the caller uses this one.
 
-    The batches are the source's own, whatever order they are asked for in. One thread reads them
-    all, one after the other.
+    The batches are the source's own, whatever order they are asked for in. No two are read at once.
     """
 
     def __init__(self, source: BatchSource) -> None:
@@ -171,22 +170,22 @@ class Prefetcher:
     def batch_at(self, step: int, *, then: int | None) -> Batch:
         """The source's batch of `step`; begins to read that of `then`, which is asked for next.
 
+        Without `then` nothing is read but what is asked for, and in the caller's thread.
+
         Raises:
             Whatever the source raises for this step, only now if it was read ahead.
         """
         ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead[0] != step:
+        if ahead is not None and ahead[0] == step:
+            batch = ahead[1].result()
+        else:
             if ahead is not None:
-                ahead[1].cancel()
-            ahead = self._begin(step)
-        batch = ahead[1].result()
+                wait([ahead[1]])
+            batch = self._source.batch_at(step)
         if then is not None:
-            self._ahead = self._begin(then)
+            self._ahead = then, self._thread.submit(self._source.batch_at, then)
         return batch
 
     def close(self) -> None:
         """Ends the thread, after the batch that it is reading."""
         self._thread.shutdown(cancel_futures=True)
-
-    def _begin(self, step: int) -> tuple[int, Future[Batch]]:
-        return step, self._thread.submit(self._source.batch_at, step)

@@ -93,7 +93,7 @@ def test_an_interrupted_demo_goes_on_where_it_was(
 ) -> None:
     def interrupted(recipe: TrainRecipe, *args: object, **kwargs: object) -> TrainResult:
         result = train(recipe, *args, **(kwargs | {"until": 2}))  # pyright: ignore
-        return replace(result, interrupted=int(signal.SIGINT))
+        return replace(result, signal=int(signal.SIGINT))
 
     monkeypatch.setattr(demo_module, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -104,7 +104,7 @@ def test_an_interrupted_demo_goes_on_where_it_was(
     assert record["stages"]["Train"] > 0
 
     def stopped(*args: object, **kwargs: object) -> TrainResult:
-        return replace(interrupted(*args, **kwargs), interrupted=int(signal.SIGTERM))  # pyright: ignore
+        return replace(interrupted(*args, **kwargs), signal=int(signal.SIGTERM))  # pyright: ignore
 
     monkeypatch.setattr(demo_module, "train", stopped)
     with pytest.raises(SystemExit) as leaving:

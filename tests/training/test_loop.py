@@ -21,6 +21,7 @@ from rectiflow.base.log import read_events
 from rectiflow.data.records import Batch
 from rectiflow.generation.settings import CardSampling
 from rectiflow.sampling import CFGZeroStar, Heun, SamplingDefaults
+from rectiflow.training import loop as loop_module
 from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.failure import replay
 from rectiflow.training.hooks import Event, Hook, StepDone, Validated
@@ -317,6 +318,20 @@ def is_reading() -> bool:
     return any(thread.name.startswith("prefetch") for thread in threading.enumerate())
 
 
+@pytest.fixture
+def _reading_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    monkeypatch.setattr(loop_module, "reads_ahead", lambda device: True)
+
+
+def test_a_cpu_reads_a_batch_when_it_takes_it(tmp_path: Path) -> None:
+    feed, read = ReadFeed(), list[list[int]]()
+    listener = Listener(3, lambda: read.append([*feed.places]))
+    run_quietly(tiny_recipe(), tmp_path / "run", feed, hooks=[listener], until=7)
+    assert read == [[0, 1, 2]]
+
+
+@pytest.mark.usefixtures("_reading_ahead")
 def test_the_next_batch_is_read_while_a_step_is_made(tmp_path: Path) -> None:
     feed, was_read = ReadFeed(), list[bool]()
     # Place 3 is the batch of step 4.
@@ -327,6 +342,7 @@ def test_the_next_batch_is_read_while_a_step_is_made(tmp_path: Path) -> None:
     assert not is_reading()
 
 
+@pytest.mark.usefixtures("_reading_ahead")
 def test_a_batch_that_cannot_be_read_stops_the_run_at_its_step(tmp_path: Path) -> None:
     run, listener = tmp_path / "run", Listener()
     with pytest.raises(StoreError, match="shard 7 is cut; encode it again"):
@@ -338,6 +354,7 @@ def test_a_batch_that_cannot_be_read_stops_the_run_at_its_step(tmp_path: Path) -
     assert_same(weights(run, 12), weights(tmp_path / "whole", 12))
 
 
+@pytest.mark.usefixtures("_reading_ahead")
 def test_a_stopped_run_leaves_no_thread(tmp_path: Path) -> None:
     stopper = Listener(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert (
