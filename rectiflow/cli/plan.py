@@ -33,7 +33,7 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "plan",
         run,
-        usage="rectiflow plan RECIPE [--devices 8xH100] [--shard-over N] [--price-per-hour X] "
+        usage="rectiflow plan RECIPE [--devices 8xH100] [--price-per-hour X] [--shard-over N] "
         "[--data STORE] [--FIELD VALUE ...]",
         summary="say what a training run will need: memory, time, operations, cost",
         details=_DETAILS,

@@ -85,7 +85,7 @@ def test_cut_words_are_recorded_for_both_prompts(model: Model) -> None:
     assert set(about.cut["negative_prompt"]) == {"clip_l", "clip_g", "t5"}
     for lost in about.cut["negative_prompt"].values():
         assert long.endswith(lost)
-    lines = describe_truncations(about)
+    lines = describe_truncations(about.cut or {})
     assert len(lines) == 3
     assert lines[0].startswith("the negative prompt is too long for clip_l, which does not see: ")
     with pytest.raises(UserError, match="not valid Unicode"):
