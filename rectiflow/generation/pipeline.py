@@ -7,8 +7,6 @@ size, number types.
 
 from __future__ import annotations
 
-import operator
-import secrets
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +21,16 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError, UserError
+from rectiflow.generation.call_arguments import (
+    condition,
+    edit_from,
+    joinable,
+    noise_for,
+    resolve_settings,
+)
 from rectiflow.generation.changes import ModelChanges
-from rectiflow.generation.edit_files import Picture, edit_of
+from rectiflow.generation.edit_files import Picture
 from rectiflow.generation.editing import (
-    STRENGTH,
     Edit,
     EditReference,
     check_edit,
@@ -59,11 +63,9 @@ from rectiflow.generation.text_to_image import (
     decode_latents,
     draw_in_chunks,
     encode_prompts,
-    initial_noise,
     to_pixels,
 )
 from rectiflow.models.compilation import check_compiler
-from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.layers.embeddings import TIME_SCALE
 from rectiflow.models.quantization import check_device
 from rectiflow.sampling import (
@@ -74,7 +76,6 @@ from rectiflow.sampling import (
     parse_guidance,
     parse_solver,
 )
-from rectiflow.sampling.guidance import check_guidance_scale
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 #: (pipeline, step, time that it began at times 1000, {"latents": z}) → those to go on with, or {}.
@@ -299,14 +300,14 @@ class Pipeline:
         graphs, model = self._graphs, self.model
         # One of them may be newer, if another thread is just changing the model.
         graphs = graphs if graphs is not None and graphs.compiled is model else None
-        edit = _edit(image, mask_image, strength)
+        edit = edit_from(image, mask_image, strength)
         if edit is not None:
             height = edit.source.shape[0] if height is None else height
             width = edit.source.shape[1] if width is None else width
-        settings = _resolve(
+        settings = resolve_settings(
             model.settings,
             num_steps=num_inference_steps,
-            guidance_scale=None if guidance_scale is None else _at_least_one(guidance_scale),
+            guidance_scale=guidance_scale,
             height_px=height,
             width_px=width,
             shift=shift,
@@ -323,12 +324,12 @@ class Pipeline:
         model = self._with_weaker(model, settings)
         check_size(model, settings)
         check_edit(model, edit, settings)
-        prompts, conditioning = _condition(
+        prompts, conditioning = condition(
             model, "prompt", prompt, prompt_embeds, pooled_prompt_embeds
         )
         if conditioning is None:
             raise UserError("give a prompt, or prompt_embeds and pooled_prompt_embeds")
-        negatives, negative = _condition(
+        negatives, negative = condition(
             model,
             "negative_prompt",
             negative_prompt,
@@ -340,7 +341,7 @@ class Pipeline:
             _, negative = encode_prompts(model, [""])
         elif any(text is None or text for text in negatives):
             check_uses_null(settings)
-        conditioning, negative = _joinable(conditioning, negative, settings)
+        conditioning, negative = joinable(conditioning, negative, settings)
         if len(negatives) == 1 < len(prompts):
             negatives, negative = negatives * len(prompts), negative.expand(len(prompts))
         if len(negatives) != len(prompts):
@@ -356,7 +357,7 @@ class Pipeline:
             warnings.warn(line, stacklevel=2)
         # Pictures of a prompt stand together, as in diffusers.
         rows = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
-        seeds, noise = _noise(model, settings, len(rows), seed, generator, latents)
+        seeds, noise = noise_for(model, settings, len(rows), seed, generator, latents)
         inputs = Inputs(
             conditioning=conditioning[rows], negative=negative[rows], noise=noise.to(model.device)
         )
@@ -414,124 +415,6 @@ class Pipeline:
             return found.get("latents")
 
         return on_step
-
-
-def _resolve(settings: SamplingSettings, **given: Any) -> SamplingSettings:
-    return replace(settings, **{name: value for name, value in given.items() if value is not None})
-
-
-def _at_least_one(guidance_scale: float) -> float:
-    check_guidance_scale(guidance_scale)
-    return max(1.0, guidance_scale)
-
-
-def _joinable(
-    conditioning: Conditioning, negative: Conditioning, settings: SamplingSettings
-) -> tuple[Conditioning, Conditioning]:
-    """The two as one batch can hold them.
-
-    Raises:
-        UserError: guidance needs both, and they are of different lengths.
-    """
-    if conditioning.last_count != negative.last_count:
-        conditioning, negative = conditioning.with_all_tokens(), negative.with_all_tokens()
-    found, wanted = conditioning.context.shape[1], negative.context.shape[1]
-    if found != wanted and settings.guidance.uses_null(settings.guidance_scale):
-        raise UserError(
-            f"the prompts' embeddings have {found} tokens, those of the negative prompts (empty "
-            f"ones unless given) {wanted}, and guidance needs both in one batch; give embeddings "
-            "of one length, or prompt_embeds and negative_prompt_embeds of the same encoders"
-        )
-    return conditioning, negative
-
-
-def _edit(image: Picture | None, mask: Picture | None, strength: float | None) -> Edit | None:
-    if image is None:
-        given = {"mask_image": mask, "strength": strength}
-        if names := [name for name, value in given.items() if value is not None]:
-            raise UserError(
-                f"{' and '.join(names)} came without an image; give the image to start from"
-            )
-        return None
-    return edit_of(image, mask, strength=STRENGTH if strength is None else strength)
-
-
-def _condition(
-    model: Model,
-    name: str,
-    text: str | Sequence[str] | None,
-    context: Tensor | None,
-    pooled: Tensor | None,
-) -> tuple[tuple[str | None, ...], Conditioning | None]:
-    """The prompts of one kind and their conditioning; None where nothing was given."""
-    stem = f"{name}_embeds", f"{name.removesuffix('prompt')}pooled_prompt_embeds"
-    if (context is None) != (pooled is None):
-        raise UserError(f"{stem[0]} and {stem[1]} belong together; give both")
-    if text is not None and context is not None:
-        raise UserError(f"{name} came with {stem[0]}; give one of them")
-    if context is not None and pooled is not None:
-        config = model.backbone.config
-        wanted = (config.context_dim, config.pooled_dim)
-        fits = (context.ndim, pooled.ndim) == (3, 2) and len(context) == len(pooled) > 0
-        if not fits or (context.shape[2], pooled.shape[1]) != wanted:
-            raise UserError(
-                f"{stem[0]} {list(context.shape)} and {stem[1]} {list(pooled.shape)} do not fit "
-                f"this model, whose are [n l {wanted[0]}] and [n {wanted[1]}]"
-            )
-        conditioning = Conditioning(context=context, pooled=pooled)
-        return (None,) * len(context), conditioning.to(model.device, torch.float32)
-    if text is None:
-        return (), None
-    prompts = (text,) if isinstance(text, str) else tuple(text)
-    if not prompts:
-        raise UserError(f"{name} is an empty list; give at least one")
-    return prompts, encode_prompts(model, prompts)[0]
-
-
-def _noise(
-    model: Model,
-    settings: SamplingSettings,
-    num: int,
-    seed: SupportsIndex | Sequence[SupportsIndex] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    latents: Tensor | None,
-) -> tuple[tuple[int | None, ...], Tensor]:
-    """Each picture's seed, if it has one, and its noise."""
-    if sum(given is not None for given in (seed, generator, latents)) > 1:
-        raise UserError("seed, generator and latents each give the noise; give one of them")
-    like = initial_noise(model, [0], settings)
-    if latents is not None:
-        if latents.shape != (num, *like.shape[1:]):
-            raise UserError(
-                f"latents are {list(latents.shape)}; {num} pictures of {settings.width_px}×"
-                f"{settings.height_px} px need {[num, *like.shape[1:]]}"
-            )
-        return (None,) * num, latents.float()
-    if generator is not None:
-        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
-        if len(generators) not in (1, num):
-            raise UserError(f"{len(generators)} generators came for {num} pictures; give {num}")
-        each = num // len(generators)
-        drawn = [
-            torch.randn(each, *like.shape[1:], generator=one, device=one.device).cpu()
-            for one in generators
-        ]
-        return (None,) * num, torch.cat(drawn)
-    if seed is None:
-        seed = secrets.randbits(32)
-    try:
-        if isinstance(seed, Sequence | np.ndarray | Tensor):
-            seeds = tuple(operator.index(one) for one in seed)
-        else:
-            seeds = tuple(operator.index(seed) + i for i in range(num))
-    except TypeError:
-        seeds = ()
-    if len(seeds) != num or not all(0 <= one < 2**63 for one in seeds):
-        raise UserError(
-            f"seed={seed} does not suit {num} pictures; give one whole number from 0 to 2^63 - 1, "
-            "or one for each"
-        )
-    return seeds, initial_noise(model, seeds, settings)
 
 
 def _finish(model: Model, latents: Tensor, output_type: str, edit: Edit | None) -> Any:
