@@ -344,7 +344,12 @@ class MuonOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        config, rate = self._config, self._config.learning_rate * factor
+        if self._moving:
+            self._move_matrices(self._config.learning_rate * factor)
+        self._rest.step(factor)
+
+    def _move_matrices(self, rate: float) -> None:
+        config = self._config
         weights = own_parts(m.weight for m in self._moving)
         gradients = own_parts(gradient_of(m.weight) for m in self._moving)
         momenta = own_parts(m.momentum for m in self._moving)
@@ -354,10 +359,9 @@ class MuonOptimizer(Optimizer):
         kept = [1.0 - rate * matrix.rate * config.weight_decay for matrix in self._moving]
         torch._foreach_mul_(weights, kept)  # pyright: ignore[reportPrivateUsage]
         for group in self._groups.values():
-            self._move(group, rate)
-        self._rest.step(factor)
+            self._move_group(group, rate)
 
-    def _move(self, group: list[_Matrix], rate: float) -> None:
+    def _move_group(self, group: list[_Matrix], rate: float) -> None:
         """Take the step of all matrices of one shape, whose gradients look ahead by now."""
         # Made for the group and let go with it: all of them kept would be half of AdamW's state,
         # and uncut in each process.

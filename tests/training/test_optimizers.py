@@ -23,6 +23,7 @@ from rectiflow.training.newton_schulz import QUINTIC, orthogonalize
 from rectiflow.training.optimizers import (
     AdamW,
     Muon,
+    Optimizer,
     hidden_matrices,
     is_decayed,
     rate_of,
@@ -55,6 +56,19 @@ def give_gradients(module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def assert_moved_alike(
+    ours: nn.Module, optimizer: Optimizer, theirs: nn.Module, peer: torch.optim.Optimizer
+) -> None:
+    """Three steps of ours at half its rate, and of torch's as it is."""
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizer.step(0.5)
+        peer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def singular_values(matrix: Tensor) -> Tensor:
@@ -251,13 +265,7 @@ def test_adamw_is_torchs_adamw() -> None:
         betas=(0.9, 0.99),
         weight_decay=0.0,
     )
-    for step in range(3):
-        give_gradients(ours, step)
-        give_gradients(theirs, step)
-        optimizer.step(0.5)
-        peer.step()
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+    assert_moved_alike(ours, optimizer, theirs, peer)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "momentum"])
@@ -321,13 +329,7 @@ def test_rates_are_those_of_torchs_parameter_groups() -> None:
         ],
         betas=(0.9, 0.99),
     )
-    for step in range(3):
-        give_gradients(ours, step)
-        give_gradients(theirs, step)
-        optimizer.step(0.5)
-        peer.step()
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+    assert_moved_alike(ours, optimizer, theirs, peer)
 
 
 def test_rates_scale_muons_update_and_decay() -> None:
@@ -367,6 +369,16 @@ def test_a_name_ends_at_a_dot() -> None:
     names = ("blocks.1.mlp.fc1.weight", "blocks.10.attn.weight", "blocks.10.mlp.fc1.weight")
     assert [rate_of(name, rates) for name in names] == [0.5, 1.0, 0.1]
     assert rate_of("blocks.1", rates) == 0.5
+
+
+def test_all_of_muons_matrices_may_be_frozen() -> None:
+    ours = model()
+    before = {name: p.detach().clone() for name, p in ours.named_parameters()}
+    optimizer = Muon(rates={"joint_blocks": 0.0}).build(ours, torch.float32)
+    give_gradients(ours, 0)
+    optimizer.step(1.0)
+    for name, p in ours.named_parameters():
+        assert torch.equal(p, before[name]) == name.startswith("joint_blocks.")
 
 
 def test_rates_are_saved_and_old_recipes_have_none() -> None:
