@@ -62,7 +62,6 @@ _SCHEDULER_OPTIONS = _DYNAMIC_OPTIONS | {
     "num_train_timesteps": (NUM_TRAINING_TIMES,),
     "use_dynamic_shifting": (True,),
 }
-_ANY_VALUE = ("shift", "_diffusers_version")
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 #: What a model's folder on the Hub needs to hold.
@@ -147,7 +146,9 @@ def _sampling(checkpoint: Checkpoint, name: str | None) -> SamplingSettings:
     for option, value in scheduler.items():
         usual = _SCHEDULER_OPTIONS.get(option)
         has_no_effect = option in _DYNAMIC_OPTIONS and not is_dynamic
-        is_followed = option in _ANY_VALUE or (usual is not None and value in usual)
+        # What begins with an underscore is about the file, but for the class.
+        is_any_value = option == "shift" or (option.startswith("_") and usual is None)
+        is_followed = is_any_value or (usual is not None and value in usual)
         if not (is_followed or has_no_effect or value is None or value is False):
             raise CheckpointError(
                 f"{checkpoint.path}: its scheduler has {option}={value!r}, which rectiflow does "
