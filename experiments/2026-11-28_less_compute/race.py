@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -39,7 +40,7 @@ from rectiflow.training.validation import validate
 
 #: Far beyond the end of any race, so that no rate decays.
 ENDLESS = 10**9
-LOOK_EVERY_S = 20.0
+LOOK_EVERY_S = 40.0
 PER_TASK = 25
 
 
@@ -127,9 +128,9 @@ class Diffusers:
 
     def sampled_from(self) -> MMDiT:
         """Its weights in our MM-DiT, by way of a file in its layout."""
-        folder = Path("diffusers_weights")
-        self.model.save_pretrained(folder)
-        return load_mmdit(folder / "diffusion_pytorch_model.safetensors")
+        with TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder)
+            return load_mmdit(Path(folder) / "diffusion_pytorch_model.safetensors")
 
 
 RACERS: dict[str, tuple[Callable[[], TrainRecipe], type[Ours] | type[Diffusers]]] = {
@@ -167,8 +168,7 @@ def main() -> None:
         backbone,
         autoencoder=load_autoencoder(),
         conditioner=load_conditioner(),
-        num_steps=28,
-        guidance_scale=3.0,
+        sampling=recipe.sampling,
         world="small",
         resolution_px=64,
     )

@@ -71,20 +71,21 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Generator[IO[Any], None,
 
 
 @contextmanager
-def atomic_directory(path: Path | str) -> Generator[Path, None, None]:
+def atomic_directory(path: Path | str, token: str | None = None) -> Generator[Path, None, None]:
     """Yields a temporary sibling folder that becomes `path` when the block ends well.
 
     Every file in it is synced before the rename. `path` must not exist, or be an empty folder.
-    After an error nothing is left.
+    After an error nothing is left. Other processes that are given the same `token` may write into
+    it meanwhile (`joined_directory`).
 
     Raises:
         UserError: `path` exists and is not an empty folder, or cannot be written.
     """
     path = Path(path)
     refuse_used_folder(path)
-    temporary = _temporary_sibling(path)
+    temporary = _temporary_sibling(path, token)
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True, exist_ok=token is not None)
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in names:
@@ -99,6 +100,24 @@ def atomic_directory(path: Path | str) -> Generator[Path, None, None]:
         raise explain_os_error(error, path, "write") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def joined_directory(path: Path | str, token: str) -> Generator[Path, None, None]:
+    """Yields the folder that another process makes by `atomic_directory(path, token)`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = Path(path)
+    temporary = _temporary_sibling(path, token)
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        yield temporary
+    except OSError as error:
+        if not _is_about(error, temporary, path):
+            raise
+        raise explain_os_error(error, path, "write") from error
 
 
 def refuse_used_folder(path: Path | str) -> None:
@@ -257,8 +276,8 @@ def file_lock(path: Path | str, *, wait: bool = True) -> Generator[bool]:
         os.close(descriptor)
 
 
-def _temporary_sibling(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
+def _temporary_sibling(path: Path, token: str | None = None) -> Path:
+    return path.with_name(f".{path.name}.tmp-{token or f'{os.getpid()}-{os.urandom(4).hex()}'}")
 
 
 def _is_about(error: OSError, temporary: Path, path: Path) -> bool:

@@ -1,14 +1,15 @@
 """A model cut among processes by PyTorch's FSDP2, and tensors as parts or as a whole.
 
-On the walk of a sample: the training state is cut once, before the first step; optimizer and
-average work on each process's own parts, and checkpoints on whole tensors. A tensor that was never
-cut passes through all functions as it is.
+On the walk of a sample: the training state is cut once, before the first step; optimizer, average
+and checkpoints work on each process's own parts. A tensor that was never cut passes through all
+functions as it is.
 Source: PyTorch FSDP2, `torch.distributed.fsdp.fully_shard`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,12 +67,6 @@ def whole(tensor: Tensor) -> Tensor:
     return cut.full_tensor() if is_cut(tensor) else tensor
 
 
-def shares_memory(full: Tensor, tensor: Tensor) -> bool:
-    """Whether what is written to this process's part of `tensor` may be seen in `full`."""
-    part = own_part(tensor)
-    return full.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
-
-
 @torch.no_grad()
 def part_for(full: Tensor, like: Tensor) -> Tensor:
     """The part of `full` that belongs where `own_part(like)` is, without asking others."""
@@ -82,6 +77,32 @@ def part_for(full: Tensor, like: Tensor) -> Tensor:
     cut: Any = like
     # A source of None: every process has the whole one, so that nothing needs to be sent.
     return own_part(distribute_tensor(full, cut.device_mesh, cut.placements, src_data_rank=None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Rows of a tensor of `shape`, from row `start` on; the whole of one that was never cut."""
+
+    values: Tensor
+    start: int
+    shape: torch.Size
+
+    @property
+    def is_whole(self) -> bool:
+        return self.values.shape == self.shape
+
+
+def piece_of(tensor: Tensor) -> Piece:
+    """`own_part`, and where in the whole it belongs."""
+    values = own_part(tensor)
+    if not is_cut(tensor):
+        return Piece(values=values, start=0, shape=tensor.shape)
+    cut: Any = tensor
+    (axis,) = (i for i, placement in enumerate(cut.placements) if placement.is_shard(dim=0))
+    # As torch.chunk cuts: the first parts are of one size, the last may be smaller, or empty.
+    size = -(-len(tensor) // cut.device_mesh.size(axis))
+    start = min(cut.device_mesh.get_local_rank(axis) * size, len(tensor))
+    return Piece(values=values, start=start, shape=tensor.shape)
 
 
 @torch.no_grad()

@@ -49,6 +49,21 @@ class World:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
 
+    @property
+    def num_parts(self) -> int:
+        """Into how many parts the model's state is cut."""
+        return 1 if self.mesh is None else self.mesh[SHARD_AXIS].size()
+
+    @property
+    def part(self) -> int:
+        """The part that this process holds, counted from 0."""
+        return 0 if self.mesh is None else self.mesh.get_local_rank(SHARD_AXIS)
+
+    @property
+    def has_first_copy(self) -> bool:
+        """Whether no process of a lower rank holds the same part."""
+        return self.rank == self.part
+
     def gather(self, *numbers: float) -> Float64[Tensor, "n k"]:
         """The numbers that each process gives, a row a process: the same for all, bit for bit.
 

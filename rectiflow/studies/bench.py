@@ -24,10 +24,11 @@ from rectiflow.models.frame import Backbone
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import world_by_name
-from rectiflow.training.checkpoint import checkpoint_of, read_tensors
+from rectiflow.training.checkpoint import checkpoint_of
 from rectiflow.training.feed import Feed, open_feed
 from rectiflow.training.loop import train
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.tensor_files import SavedTensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ class TrainedRun:
             CheckpointError: there is no such checkpoint, or it is damaged.
         """
         stem = "ema" if averaged else "weights"
-        tensors = read_tensors(checkpoint_of(self.folder, step) / f"{stem}.safetensors")
+        tensors = SavedTensors.of(checkpoint_of(self.folder, step), stem).read_all()
         backbone = build_backbone(self.recipe.backbone)
         backbone.load_state_dict(tensors)
         return backbone.eval().requires_grad_(False)

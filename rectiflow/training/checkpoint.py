@@ -2,7 +2,8 @@
 
 `checkpoints/step_00001234/` holds `weights`, the averages and `optimizer` as safetensors, and
 `state.json` with the counters, the recipe, the model that the run started from, and the SHA-256 of
-each file.
+each file. Processes that share a state write their parts side by side (`tensor_files`) and read, in
+whatever number, what is theirs; the first one makes the folder known once all parts are there.
 """
 
 from __future__ import annotations
@@ -10,50 +11,74 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import safetensors
-import safetensors.torch
-from torch import Tensor
 
 from rectiflow.base.config import from_json, to_json
 from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.base.files import (
     atomic_directory,
-    explain_os_error,
+    joined_directory,
     read_json,
     sha256_file,
     write_json,
 )
-from rectiflow.distributed.world import ALONE, World
+from rectiflow.distributed.world import ALONE, PATIENCE, World
 from rectiflow.training.recipe import CHANGEABLE, TrainRecipe, differences
 from rectiflow.training.spikes import SpikeMemory
 from rectiflow.training.start_from import read_same_weights
 from rectiflow.training.state import Snapshot, TrainState
+from rectiflow.training.tensor_files import SavedTensors, write_pieces
 
 FORMAT = 1
+STATE_FILE = "state.json"
+#: How often the first process looks whether the others' parts are there.
+LOOK_EVERY_S = 0.02
 _KEYS = ("format", "step", "elapsed_s", "loss_window", "origin", "sha256", "store", "recipe")
 _NAME = re.compile(r"step_\d{8,}")
 
 
-def save_checkpoint(run: Path, state: Snapshot, recipe: TrainRecipe, store: str) -> Path:
+def save_checkpoint(
+    run: Path, state: Snapshot, recipe: TrainRecipe, store: str, token: str | None = None
+) -> Path | None:
     """Write `run/checkpoints/step_N` and remove those older than the last `keep_last`.
 
-    `store` is the fingerprint of the training data, which a continued run must share.
+    `store` is the fingerprint of the training data, which a continued run must share. Each process
+    that has a snapshot calls it with its own and the same `token`, which names this session of the
+    run. Returns the folder in the first process, which waits for the others, None in these.
 
     Raises:
-        UserError: it cannot be written (disk full, no permission).
+        UserError: it cannot be written (disk full, no permission), or a part does not come.
     """
     path = checkpoint_of(run, state.step)
-    if path.exists():  # a damaged one, which resuming has skipped
+    if state.part == 0 and path.exists():  # a damaged one, which resuming has skipped
         remove_whole(path)
-    with atomic_directory(path) as unfinished:
+    with written_together(path, state.part, token) as unfinished:
         write_state(unfinished, state, recipe, store)
+    if state.part > 0:
+        return None
     remove_old(run, state.step, recipe.keep_last)
     return path
+
+
+@contextmanager
+def written_together(path: Path, part: int, token: str | None) -> Generator[Path]:
+    """A folder into which the holders of all parts write; the end of the first makes it `path`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if part == 0:
+        with atomic_directory(path, token) as folder:
+            yield folder
+    else:
+        assert token is not None
+        with joined_directory(path, token) as folder:
+            yield folder
 
 
 def remove_old(run: Path, step: int, keep_last: int) -> None:
@@ -64,12 +89,20 @@ def remove_old(run: Path, step: int, keep_last: int) -> None:
 
 
 def write_state(folder: Path, state: Snapshot, recipe: TrainRecipe, store: str) -> None:
-    """Write the files of a checkpoint into an existing folder."""
+    """Write the files of one part into an existing folder; the first waits for all others' files.
+
+    Raises:
+        UserError: they cannot be written, or a part does not come.
+    """
     hashes: dict[str, str] = {}
-    for stem, tensors in state.tensors.items():
-        file = folder / f"{stem}.safetensors"
-        write_tensors(file, tensors)
+    for stem, pieces in state.pieces.items():
+        file = write_pieces(folder, stem, pieces, part=state.part, num_parts=state.num_parts)
         hashes[file.name] = sha256_file(file)
+    if state.part > 0:
+        write_json(_note_of(folder, state.part), hashes)
+        return
+    for part in range(1, state.num_parts):
+        hashes |= _wait_for(_note_of(folder, part))
     header = {
         "format": FORMAT,
         "step": state.step,
@@ -82,7 +115,26 @@ def write_state(folder: Path, state: Snapshot, recipe: TrainRecipe, store: str) 
     }
     if recipe.spikes.is_on:
         header["spikes"] = asdict(state.spikes)
-    write_json(folder / "state.json", header)
+    write_json(folder / STATE_FILE, header)
+
+
+def _note_of(folder: Path, part: int) -> Path:
+    """Where the holder of a part says that it is written, until the first one has read it."""
+    return folder / f"part-{part + 1:05d}.json"
+
+
+def _wait_for(note: Path) -> dict[str, str]:
+    until = time.monotonic() + PATIENCE.total_seconds()
+    while not note.exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"the checkpoint's {note.stem} has not been written within {PATIENCE}; see that "
+                "all processes share the folder of the run"
+            )
+        time.sleep(LOOK_EVERY_S)
+    hashes = read_json(note)
+    note.unlink()
+    return hashes
 
 
 def load_latest(
@@ -125,7 +177,7 @@ def read_header(path: Path) -> dict[str, Any]:
         CheckpointError: a file is missing, cut or changed, or of another format.
     """
     try:
-        header = read_json(path / "state.json")
+        header = read_json(path / STATE_FILE)
     except UserError as error:
         raise CheckpointError(str(error)) from error
     try:
@@ -208,10 +260,7 @@ def _refuse_other_run(
 
 def _load_into(state: TrainState, path: Path, header: Mapping[str, Any]) -> None:
     """Tensors first, which may be refused, then the counters."""
-    # Mapped, not read: their pages come from the files one after the other.
-    state.load_tensors(
-        {stem: read_tensors(path / f"{stem}.safetensors") for stem in state.tensors()}
-    )
+    state.load_tensors({stem: SavedTensors.of(path, stem) for stem in state.tensors()})
     state.step = header["step"]
     state.loss_window = list(header["loss_window"])
     state.origin = header["origin"]
@@ -284,39 +333,3 @@ def clear_unfinished(run: Path) -> None:
     for folder in (run, checkpoints_of(run), averages_of(run)):
         for path in folder.glob(".*.tmp-*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        path.touch()
-        mode = path.stat().st_mode
-        safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-        path.chmod(mode)  # it leaves files that only their owner can read
-    except OSError as error:
-        raise explain_os_error(error, path, "write") from error
-    except safetensors.SafetensorError as error:  # how it reports a full disk
-        raise UserError(
-            f"cannot write {path}: {error}; free some space or choose another place"
-        ) from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: the file is missing, cut or damaged.
-    """
-    try:
-        path.open("rb").close()  # says better than safetensors why a file cannot be opened
-        return safetensors.torch.load_file(path)
-    except OSError as error:
-        raise CheckpointError(str(explain_os_error(error, path, "read"))) from error
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is cut or damaged ({error}); fetch or make it again"
-        ) from error

@@ -17,25 +17,27 @@ from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import atomic_directory, read_json, sha256_file, write_json
 from rectiflow.models.model_folder import CARD_FILE, WEIGHTS_FILE
-from rectiflow.training.checkpoint import write_tensors
+from rectiflow.training.checkpoint import STATE_FILE
 from rectiflow.training.environment import source_commit
 from rectiflow.training.export_fine_tuned import PROVENANCE_FILE, export_lora, export_pipeline
 from rectiflow.training.feed import StoreFacts
 from rectiflow.training.recipe import TrainRecipe
-from rectiflow.training.state import Snapshot
+from rectiflow.training.tensor_files import SavedTensors, write_tensors
 
 FORMAT = 1
 
 
-def export_model(run: Path, state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> Path:
-    """Write `run/model/`, replacing an earlier one whole.
+def export_model(run: Path, checkpoint: Path, recipe: TrainRecipe, facts: StoreFacts) -> Path:
+    """Write `run/model/` as a checkpoint has it, replacing an earlier one whole.
 
     Raises:
         UserError: it cannot be written.
     """
     path, fresh = run / "model", run / ".model.tmp-new"
     shutil.rmtree(fresh, ignore_errors=True)
-    write_model(fresh, run, state.tensors["ema"], recipe, _describe(state, recipe, facts))
+    average = SavedTensors.of(checkpoint, "ema").read_all()
+    header = read_json(checkpoint / STATE_FILE)
+    write_model(fresh, run, average, recipe, _describe(header, recipe, facts))
     old = run / ".model.tmp-old"
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -90,7 +92,7 @@ def read_description(run: Path) -> dict[str, Any]:
     return {name: description[name] for name in description if name not in ("format", "sha256")}
 
 
-def _describe(state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> dict[str, Any]:
+def _describe(header: Mapping[str, Any], recipe: TrainRecipe, facts: StoreFacts) -> dict[str, Any]:
     return {
         # Out of the recipe, whose field is a union: alone the config would not say its kind.
         "backbone": to_json(recipe)["backbone"],
@@ -100,19 +102,21 @@ def _describe(state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> dict[s
         "world": facts.world,
         "resolution_px": facts.resolution_px,
         "sampling": to_json(recipe.sampling) | {"shift": recipe.shift.alpha},
-        "provenance": _provenance(state, recipe, facts),
+        "provenance": _provenance(header, recipe, facts),
     }
 
 
-def _provenance(state: Snapshot, recipe: TrainRecipe, facts: StoreFacts) -> dict[str, Any]:
+def _provenance(
+    header: Mapping[str, Any], recipe: TrainRecipe, facts: StoreFacts
+) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
-        "start_from": state.origin,
+        "start_from": header["origin"],
         "seed": recipe.seed,
-        "step": state.step,
+        "step": header["step"],
         "max_steps": recipe.max_steps,
-        "images_seen": state.step * recipe.batch_size,
-        "training_s": round(state.elapsed_s, 1),
+        "images_seen": header["step"] * recipe.batch_size,
+        "training_s": round(header["elapsed_s"], 1),
         "commit": source_commit(),
         "store": facts.fingerprint,
     }

@@ -10,18 +10,12 @@ import shutil
 from pathlib import Path
 
 from rectiflow.base.config import from_json
-from rectiflow.base.files import atomic_directory
 from rectiflow.data.records import Batch
-from rectiflow.training.checkpoint import (
-    load_state,
-    read_header,
-    read_tensors,
-    write_state,
-    write_tensors,
-)
+from rectiflow.training.checkpoint import load_state, read_header, write_state, written_together
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import Snapshot
 from rectiflow.training.step import StepResult, train_step
+from rectiflow.training.tensor_files import read_tensors, write_tensors
 
 _TEXT = "text."
 
@@ -32,14 +26,22 @@ def failure_of(run: Path, step: int) -> Path:
 
 
 def save_failure(
-    path: Path, state: Snapshot, batch: Batch, recipe: TrainRecipe, store: str
+    path: Path,
+    state: Snapshot,
+    batch: Batch,
+    recipe: TrainRecipe,
+    store: str,
+    token: str | None = None,
 ) -> None:
     """Write the folder of the step that could not be made from `state`.
+
+    Each process that has a snapshot calls it with its own, and with the whole batch and the same
+    `token`.
 
     Raises:
         UserError: it cannot be written.
     """
-    if path.exists():  # a continued run failed at the same place
+    if state.part == 0 and path.exists():  # a continued run failed at the same place
         shutil.rmtree(path)
     columns = {_TEXT + name: column for name, column in batch.encoded_text.items()}
     plain = {
@@ -54,9 +56,10 @@ def save_failure(
         for name, column in (("weights", batch.weights), ("features", batch.features))
         if column is not None
     }
-    with atomic_directory(path) as folder:
+    with written_together(path, state.part, token) as folder:
         write_state(folder, state, recipe, store)
-        write_tensors(folder / "batch.safetensors", plain | columns)
+        if state.part == 0:
+            write_tensors(folder / "batch.safetensors", plain | columns)
 
 
 def replay(path: Path | str) -> StepResult:

@@ -8,6 +8,7 @@ first one writes and speaks.
 
 from __future__ import annotations
 
+import secrets
 import signal
 import sys
 import threading
@@ -166,7 +167,8 @@ def train(
             stack.callback(watcher.close)
         batches = Prefetcher(share)
         stack.callback(batches.close)
-        saver = stack.enter_context(Saver(run, recipe, feed.facts))
+        token = world.from_first(lambda: secrets.token_hex(8))
+        saver = stack.enter_context(Saver(run, recipe, feed.facts, token))
         stop = stack.enter_context(_stop_request(is_patient=world.num_processes > 1))
         return _Loop(
             run=run,
@@ -378,9 +380,8 @@ class _Loop:
         self.tell_saved(wait=False)
 
     def export(self) -> None:
-        snapshot = self.state.snapshot()
-        if snapshot is not None:
-            self.saver.export(snapshot)
+        if self.state.world.is_first:
+            self.saver.export(self.state.step)
 
     def tell_saved(self, *, wait: bool) -> None:
         saved = self.saver.finished(wait=wait)
@@ -412,7 +413,8 @@ class _Loop:
         batch = self.feed.batch_at(self.state.spikes.place_of(self.state.step))
         snapshot, path = self.state.snapshot(), failure_of(self.run, step)
         if snapshot is not None:
-            save_failure(path, snapshot, batch, self.recipe, self.feed.facts.fingerprint)
+            facts, token = self.feed.facts, self.saver.token
+            save_failure(path, snapshot, batch, self.recipe, facts.fingerprint, token)
         # One that leaves earlier would end the first while it writes.
         self.state.world.wait_for_all()
         raise DivergedError(

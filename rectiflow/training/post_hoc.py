@@ -31,11 +31,11 @@ from rectiflow.training.checkpoint import (
     step_folders,
     step_name,
     step_of,
-    write_tensors,
 )
 from rectiflow.training.export import read_description, write_model
 from rectiflow.training.power_profile import PowerProfile, combine
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.tensor_files import write_tensors
 
 _HEADER = "step.json"
 

@@ -1,7 +1,8 @@
 """Writes checkpoints and the exported model, beside the training where that is possible.
 
 On the walk of a sample: the loop hands over a snapshot now and then. What is a copy is written by a
-thread while the next steps run; the live tensors of a process alone are written at once.
+thread while the next steps run; the live tensors of a process alone are written at once. Each
+process writes its own part; the first one, once all are there, exports the model.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from rectiflow.training.checkpoint import save_checkpoint
+from rectiflow.training.checkpoint import checkpoint_of, save_checkpoint
 from rectiflow.training.export import export_model
 from rectiflow.training.feed import StoreFacts
 from rectiflow.training.hooks import CheckpointSaved
@@ -18,12 +19,15 @@ from rectiflow.training.state import Snapshot
 
 
 class Saver:
-    """One snapshot at a time; used as a context, whose end waits for the last one."""
+    """One snapshot at a time; used as a context, whose end waits for the last one.
 
-    def __init__(self, run: Path, recipe: TrainRecipe, facts: StoreFacts) -> None:
-        self._run, self._recipe, self._facts = run, recipe, facts
+    `token` names this session of the run, the same in all its processes.
+    """
+
+    def __init__(self, run: Path, recipe: TrainRecipe, facts: StoreFacts, token: str) -> None:
+        self._run, self._recipe, self._facts, self.token = run, recipe, facts, token
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
-        self._pending: Future[CheckpointSaved] | None = None
+        self._pending: Future[CheckpointSaved | None] | None = None
 
     def __enter__(self) -> Saver:
         return self
@@ -47,7 +51,8 @@ class Saver:
     def finished(self, *, wait: bool) -> CheckpointSaved | None:
         """The one that has been written since the last call; None if there is none.
 
-        With `wait`, after one that has been begun is written.
+        With `wait`, after one that has been begun is written. Only the first process knows when
+        all parts are.
 
         Raises:
             UserError: it cannot be written (disk full, no permission).
@@ -58,11 +63,15 @@ class Saver:
         self._pending = None
         return pending.result()
 
-    def export(self, snapshot: Snapshot) -> None:
-        """Write the model alone, of a state that has its checkpoint."""
-        export_model(self._run, snapshot, self._recipe, self._facts)
+    def export(self, step: int) -> None:
+        """Write the model alone, of the checkpoint of that step; for the first process."""
+        export_model(self._run, checkpoint_of(self._run, step), self._recipe, self._facts)
 
-    def _write(self, snapshot: Snapshot) -> CheckpointSaved:
-        path = save_checkpoint(self._run, snapshot, self._recipe, self._facts.fingerprint)
-        self.export(snapshot)
+    def _write(self, snapshot: Snapshot) -> CheckpointSaved | None:
+        path = save_checkpoint(
+            self._run, snapshot, self._recipe, self._facts.fingerprint, self.token
+        )
+        if path is None:
+            return None
+        self.export(snapshot.step)
         return CheckpointSaved(step=snapshot.step, path=path)

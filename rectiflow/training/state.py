@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
-from rectiflow.distributed.sharding import own_part, part_for, shard, shares_memory, whole
+from rectiflow.distributed.sharding import Piece, own_part, piece_of, shard, whole
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.compilation import compile_blocks
@@ -31,16 +31,20 @@ from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.recompute import recompute_blocks
 from rectiflow.training.spikes import SpikeMemory
 from rectiflow.training.start_from import FirstWeights
+from rectiflow.training.tensor_files import SavedTensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A training state as files hold it: whole tensors by file stem, on the CPU, and the counters.
+    """One process's part of a training state, as files hold it, and the counters.
 
-    `is_copy` is False where the tensors are the live ones, which the next step changes.
+    `pieces` are those of all tensors by file stem, on the CPU: part number `part`, counted from 0,
+    of `num_parts`. `is_copy` is False where they are the live ones, which the next step changes.
     """
 
-    tensors: Mapping[str, Mapping[str, Tensor]]
+    pieces: Mapping[str, Mapping[str, Piece]]
+    part: int
+    num_parts: int
     step: int
     elapsed_s: float
     loss_window: tuple[float, ...]
@@ -172,18 +176,20 @@ class TrainState:
         self.origin, self.spikes = other.origin, other.spikes
 
     def snapshot(self) -> Snapshot | None:
-        """The state in one piece, for the first process; None for the others.
+        """This process's part of the state; None where one of a lower rank holds the same.
 
-        Every process must call it. A process alone on the CPU copies nothing.
+        A process alone on the CPU copies nothing.
         """
-        is_copy = self.world.mesh is not None or self.world.device.type != "cpu"
-        tensors = {
-            stem: self._gather(tensors, as_copy=is_copy) for stem, tensors in self.tensors().items()
-        }
-        if not self.world.is_first:
+        if not self.world.has_first_copy:
             return None
+        is_copy = self.world.mesh is not None or self.world.device.type != "cpu"
         return Snapshot(
-            tensors=tensors,
+            pieces={
+                stem: {name: self._piece(tensor, is_copy) for name, tensor in tensors.items()}
+                for stem, tensors in self.tensors().items()
+            },
+            part=self.world.part,
+            num_parts=self.world.num_parts,
             step=self.step,
             elapsed_s=self.elapsed_s,
             loss_window=tuple(self.loss_window),
@@ -191,6 +197,12 @@ class TrainState:
             spikes=replace(self.spikes),
             is_copy=is_copy,
         )
+
+    @staticmethod
+    def _piece(tensor: Tensor, is_copy: bool) -> Piece:
+        piece = piece_of(tensor)
+        values = piece.values.detach()
+        return replace(piece, values=values.to("cpu", copy=True) if is_copy else values)
 
     def power_averages(self) -> dict[float, dict[str, Tensor]] | None:
         """The power-function averages in one piece by sigma_rel, for the first process.
@@ -221,31 +233,31 @@ class TrainState:
         model.pos_embed.copy_(self.backbone.pos_embed)
         return model.to(self.world.device).eval().requires_grad_(False)
 
-    def _gather(self, tensors: Mapping[str, Tensor], *, as_copy: bool = False) -> dict[str, Tensor]:
-        """Whole tensors on the CPU in the first process; none of them live with `as_copy`."""
+    def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the CPU in the first process."""
         gathered: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             full = whole(tensor)
             if self.world.is_first:
-                full = full.cpu()
-                # What was never cut, or lies whole in each process, has come here uncopied.
-                is_live = as_copy and shares_memory(full, tensor)
-                gathered[name] = full.clone() if is_live else full
+                gathered[name] = full.cpu()
         return gathered
 
-    def load_tensors(self, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Copy saved tensors in, all or none.
+    def load_tensors(self, saved: Mapping[str, SavedTensors]) -> None:
+        """Copy this process's parts of saved tensors in, all or none.
 
         Raises:
-            CheckpointError: a name or shape is not this recipe's; the text gives the first one.
+            CheckpointError: a name, shape or type is not this recipe's; the text gives the first
+                one.
         """
         live = self.tensors()
         for stem, own in live.items():
-            refuse_unlike(saved[stem], own, what=f"{stem}.safetensors")
+            refuse_unlike(saved[stem].outlines(), own, what=f"{stem}.safetensors")
         with torch.no_grad():
             for stem, own in live.items():
                 for name, value in own.items():
-                    own_part(value).copy_(part_for(saved[stem][name], value))
+                    piece = piece_of(value)
+                    rows = None if piece.is_whole else (piece.start, len(piece.values))
+                    piece.values.copy_(saved[stem].read(name, rows))
 
 
 def _place(model: nn.Module, world: World, dtype: torch.dtype) -> None:

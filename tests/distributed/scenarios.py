@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from rectiflow.cli.main import main as command_line
 from rectiflow.distributed.world import World, mesh_of, open_world
 from rectiflow.models import precision
 from rectiflow.models.mmdit import MMDiTConfig
-from rectiflow.training import checkpoint, export, loop
+from rectiflow.training import loop, tensor_files
 from rectiflow.training.alignment import RepresentationAlignment
-from rectiflow.training.checkpoint import read_header, read_tensors, write_tensors
+from rectiflow.training.checkpoint import read_header
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.failure import replay
 from rectiflow.training.fine_tuning import LoraTraining
@@ -44,6 +44,7 @@ from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.routing import TokenRouting
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
+from rectiflow.training.tensor_files import SavedTensors, read_tensors, write_tensors
 from rectiflow.training.validation import held_out_losses
 
 # Sizes that four processes do not divide.
@@ -164,9 +165,12 @@ def refused(work: Callable[[], Any]) -> str:
     return ""
 
 
+def newest(run: Path) -> Path:
+    return max((run / "checkpoints").glob("step_*"))
+
+
 def weights(run: Path, stem: str = "weights") -> dict[str, torch.Tensor]:
-    (newest,) = sorted((run / "checkpoints").glob("step_*"))[-1:]
-    return read_tensors(newest / f"{stem}.safetensors")
+    return SavedTensors.of(newest(run), stem).read_all()
 
 
 def distance(run: Path, other: Path, stem: str = "weights") -> float:
@@ -189,7 +193,7 @@ def differing(run: Path, other: Path) -> list[str]:
 
 
 def changed_by_a_step(world: World) -> list[str] | None:
-    """Which tensors of a snapshot the next step has changed; None in a process that has none."""
+    """Which pieces of a snapshot the next step has changed; None in a process that has none."""
     state, share = TrainState.start(ADAMW, world=world), FakeFeed().shard(world.rank, 2)
     train_step(state, share.batch_at(0), ADAMW)
     snapshot = state.snapshot()
@@ -200,9 +204,9 @@ def changed_by_a_step(world: World) -> list[str] | None:
     assert snapshot.is_copy
     return [
         f"{stem} {name}"
-        for stem, tensors in snapshot.tensors.items()
-        for name, tensor in tensors.items()
-        if not torch.equal(tensor, before.tensors[stem][name])
+        for stem, pieces in snapshot.pieces.items()
+        for name, piece in pieces.items()
+        if not torch.equal(piece.values, before.pieces[stem][name].values)
     ]
 
 
@@ -298,28 +302,45 @@ def fail() -> None:
     raise RuntimeError("a defect")
 
 
-def killed_while_training(folder: Path) -> Callable[[], Any]:
+@contextmanager
+def acting_in_write(number: int, act: Callable[[Path], None]) -> Generator[None]:
+    """Do something in the place of writing the `number`-th file of this process's checkpoints."""
+    num_written = 0
+
+    def write(path: Path, tensors: Any, **options: Any) -> None:
+        nonlocal num_written
+        num_written += 1
+        if num_written == number:
+            act(path)
+        write_tensors(path, tensors, **options)
+
+    tensor_files.write_tensors = write
+    try:
+        yield
+    finally:
+        tensor_files.write_tensors = write_tensors
+
+
+def fill_the_disk(path: Path) -> None:
+    raise UserError(f"cannot write {path}: no space left on the disk")
+
+
+def killed_while_saving(folder: Path) -> Callable[[], Any]:
+    """The second process dies within its second checkpoint, of which the first waits for a part."""
+
     def work(world: World) -> None:
-        with acting_in(8, die if world.rank else lambda: None):
+        with acting_in_write(5, lambda _: die()) if world.rank else nullcontext():
             go(MUON, folder / "muon 2 killed", world)
 
     return in_world(work)
 
 
 def disk_fills_up(folder: Path) -> Callable[[], Any]:
-    """The second checkpoint cannot be written, while the steps after it are made."""
-    num_written = 0
-
-    def write(path: Path, tensors: Any) -> None:
-        nonlocal num_written
-        num_written += 1
-        if num_written > 4:  # three files and the model, then the next weights
-            raise UserError(f"cannot write {path}: no space left on the disk")
-        write_tensors(path, tensors)
+    """The second process cannot write its second part, while the steps after it are made."""
 
     def work(world: World) -> None:
-        checkpoint.write_tensors = export.write_tensors = write
-        go(MUON, folder / "muon 2 full", world)
+        with acting_in_write(4, fill_the_disk) if world.rank else nullcontext():
+            go(MUON, folder / "muon 2 full", world)
 
     return in_world(work)
 
@@ -339,7 +360,7 @@ def troubles(folder: Path) -> dict[str, Group]:
         "second fails": start_together(3, acting(1, fail)),
         "command line": start_together(2, typed("train", "demo", *no_run, "--shard-over", "3")),
         "disk full": start_together(2, disk_fills_up(folder)),
-        "killed while training": start_together(2, killed_while_training(folder)),
+        "killed while saving": start_together(2, killed_while_saving(folder)),
     }
 
 
@@ -399,6 +420,8 @@ def main(folder: Path) -> None:
             )
         },
         "killed": differing(folder / "muon 2", folder / "muon 2 killed"),
+        "left over": [path.name for path in (folder / "muon 2 killed").rglob(".*.tmp-*")],
+        "parts": sorted(path.name for path in newest(folder / "muon 2").iterdir()),
         "kept averages": is_kept_as_saved(folder / "long 2"),
         "averages": [long, base + lora],
         "kept": {

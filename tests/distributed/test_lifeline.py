@@ -16,7 +16,7 @@ def told(outcome: dict[str, Any], name: str) -> tuple[list[int], list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "killed"), [("second killed", 1), ("first killed", 0), ("killed while training", 1)]
+    ("name", "killed"), [("second killed", 1), ("first killed", 0), ("killed while saving", 1)]
 )
 def test_a_killed_process(outcome: dict[str, Any], name: str, killed: int) -> None:
     codes, lines = told(outcome, name)
@@ -43,7 +43,8 @@ def test_a_full_disk_beside_the_training_leaves_the_last_checkpoint(
 ) -> None:
     codes, (line,) = told(outcome, "disk full")
     assert all(codes)
-    assert "weights.safetensors: no space left on the disk" in line
+    assert line.startswith("rectiflow: error: process 1 of 2 on ")
+    assert "weights-00002-of-00002.safetensors: no space left on the disk" in line
     assert outcome["kept"] == {"step_00000003": 3}
 
 

@@ -12,7 +12,7 @@ import rectiflow
 from rectiflow.recipes.encoding import encode_with_shipped_parts
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import SMALL
-from rectiflow.training.checkpoint import read_tensors
+from rectiflow.training.tensor_files import read_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -28,9 +28,9 @@ from rectiflow.recipes.fine_tuning import fine_tune, fine_tuning_recipe
 from rectiflow.recipes.fine_tuning_parts import prepare_pipeline
 from rectiflow.recipes.fine_tuning_request import FineTuning
 from rectiflow.sampling import CFGZeroStar, Heun, SamplingDefaults
-from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.fine_tuning import LoraTraining
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.tensor_files import read_tensors
 
 LOAD = LoadSettings(t5_tokens=TOKENS)
 

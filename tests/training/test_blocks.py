@@ -103,7 +103,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from training.fake_feed import FakeFeed, tiny_recipe
-from rectiflow.training.checkpoint import read_tensors
+from rectiflow.training.tensor_files import read_tensors
 from rectiflow.training.loop import train
 from rectiflow.training.schedule import Trapezoid
 

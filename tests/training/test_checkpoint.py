@@ -16,13 +16,12 @@ from rectiflow.base.files import sha256_file
 from rectiflow.training.checkpoint import (
     load_latest,
     read_header,
-    read_tensors,
     return_to_latest,
     save_checkpoint,
-    write_tensors,
 )
 from rectiflow.training.state import TrainState, refuse_unlike
 from rectiflow.training.step import train_step
+from rectiflow.training.tensor_files import read_tensors, write_tensors
 
 STORE = "store"
 RECIPE = tiny_recipe(keep_last=2)

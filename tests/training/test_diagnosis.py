@@ -10,13 +10,13 @@ from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.log import read_events
 from rectiflow.models.attention_probe import observe_attention
-from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.diagnosis import Diagnose
 from rectiflow.training.hooks import Diagnosed, TensorBoard
 from rectiflow.training.loop import train
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import draw, forward, train_step
+from rectiflow.training.tensor_files import read_tensors
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(), Muon()])

@@ -19,12 +19,12 @@ from rectiflow.data.buckets import buckets_for
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.calibration import calibrate
-from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.feed import open_feed
 from rectiflow.training.loop import train
 from rectiflow.training.planner import largest_input
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.schedule import Trapezoid
+from rectiflow.training.tensor_files import read_tensors
 
 NUM = 13
 BACKBONE = MMDiTConfig(depth=1, context_dim=20, pooled_dim=16, position_side=4, base_side=2)

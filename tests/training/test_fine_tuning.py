@@ -13,7 +13,6 @@ from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
 from rectiflow.generation.model import load_model
 from rectiflow.models.lora import merge, read_lora
-from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.fine_tuning import LoraTraining, PriorPreservation
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
@@ -21,6 +20,7 @@ from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import draw, forward, train_step
+from rectiflow.training.tensor_files import read_tensors
 
 BASE = tiny_recipe(depth=2, max_steps=2)
 

@@ -22,11 +22,11 @@ from rectiflow.data.records import Batch
 from rectiflow.generation.settings import CardSampling
 from rectiflow.sampling import CFGZeroStar, Heun, SamplingDefaults
 from rectiflow.training import loop as loop_module
-from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.failure import replay
 from rectiflow.training.hooks import Event, Hook, StepDone, Validated
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.tensor_files import read_tensors
 
 
 class Listener(Hook):

@@ -15,13 +15,13 @@ from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.log import read_events
 from rectiflow.cli.main import main
 from rectiflow.data.records import Batch
-from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.loop import train
 from rectiflow.training.post_hoc import average_run
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.spikes import SpikeGuard
 from rectiflow.training.start_from import read_first_weights
+from rectiflow.training.tensor_files import read_tensors
 
 KEPT = tiny_recipe(
     precision="fp32",

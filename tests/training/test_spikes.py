@@ -15,7 +15,6 @@ from rectiflow.base.errors import ConfigError, DivergedError
 from rectiflow.base.log import read_events
 from rectiflow.data.records import Batch
 from rectiflow.training import loop
-from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.hooks import Event, Hook, RolledBack, StepDone
 from rectiflow.training.loop import train
 from rectiflow.training.optimizers import AdamW
@@ -23,6 +22,7 @@ from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.spikes import SpikeGuard, SpikeMemory
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
+from rectiflow.training.tensor_files import read_tensors
 
 GUARD = SpikeGuard(threshold=30.0, window=10)
 

@@ -11,11 +11,11 @@ from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
-from rectiflow.training.checkpoint import read_tensors
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.start_from import read_first_weights
 from rectiflow.training.state import TrainState
+from rectiflow.training.tensor_files import read_tensors
 
 #: A released kind's sizes for what the feed gives.
 FITTING = dataclasses.replace(SMALL["sd3-medium"], depth=1, context_dim=32, pooled_dim=24)

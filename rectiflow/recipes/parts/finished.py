@@ -28,7 +28,7 @@ from rectiflow.evaluation.shapeworld import evaluate
 from rectiflow.generation.model import load_model, read_model_card
 from rectiflow.models.model_folder import CARD_FILE, WEIGHTS_FILE, find_model_folder
 from rectiflow.models.shipped.card import write_card
-from rectiflow.training.checkpoint import write_tensors
+from rectiflow.training.tensor_files import write_tensors
 
 PER_TASK = 100
 
