@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rectiflow.cli.options import positive_number, whole_number
+from rectiflow.cli.options import add_deterministic, positive_number, whole_number
 from rectiflow.cli.released_options import add_released_options, read_load_settings
 from rectiflow.generation.load_settings import LoadSettings, LoraFile
 
@@ -62,6 +62,7 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         help="leave a third of the weights in a file, and read it once for each drawing",
     )
     parser.add_argument("--device", metavar="NAME", help="where to draw: cpu (default), cuda, …")
+    add_deterministic(parser)
     add_released_options(parser)
 
 

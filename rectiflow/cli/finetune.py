@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rectiflow.cli.options import (
     Verbs,
+    add_deterministic,
     add_seed,
     add_shard_over,
     add_verb,
@@ -90,6 +91,7 @@ def add_parser(verbs: Verbs) -> None:
         help="what a LoRA's frozen model is held in; bf16 is half the memory (default: fp32)",
     )
     add_shard_over(parser)
+    add_deterministic(parser)
     add_seed(parser)
     add_released_options(parser)
 

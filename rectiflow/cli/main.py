@@ -126,6 +126,10 @@ def _run(arguments: list[str]) -> int:
     if rest and not options.takes_overrides:
         options.parser.refuse(rest[0])
     options.overrides = rest
+    if getattr(options, "deterministic", False):  # of the verbs that have it
+        from rectiflow.models.determinism import compute_deterministically
+
+        compute_deterministically()
     return options.run(options) or 0
 
 

@@ -102,6 +102,15 @@ def add_shard_over(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_deterministic(parser: argparse.ArgumentParser) -> None:
+    """`--deterministic`, the same in every verb that may use a GPU; the command line acts on it."""
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU, only kernels that give the same bits each time; they may be slower",
+    )
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """`--seed S`, the same in every verb that draws random numbers."""
     parser.add_argument(

@@ -5,7 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from rectiflow.base.errors import UserError
-from rectiflow.cli.options import Verbs, add_shard_over, add_verb, whole_number
+from rectiflow.cli.options import (
+    Verbs,
+    add_deterministic,
+    add_shard_over,
+    add_verb,
+    whole_number,
+)
 
 _DETAILS = """\
 Every field of the recipe is an option too:
@@ -42,6 +48,7 @@ def add_parser(verbs: Verbs) -> None:
         "--wandb", metavar="PROJECT", help="also send the figures to Weights & Biases"
     )
     add_shard_over(parser)
+    add_deterministic(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this, or RECIPE's fields")
 
 
