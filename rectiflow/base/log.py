@@ -68,7 +68,7 @@ def read_events(path: Path | str, kind: str | None = None) -> list[dict[str, Any
     """The events of a log in order, only those of `kind` when given; a cut last line is left out.
 
     Raises:
-        UserError: the file cannot be read, or a line other than the last is not JSON.
+        UserError: the file cannot be read, or a line other than the last is no JSON object.
     """
     path = Path(path)
     try:
@@ -79,10 +79,14 @@ def read_events(path: Path | str, kind: str | None = None) -> list[dict[str, Any
     for number, line in enumerate(lines[:-1], start=1):
         try:
             event = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}: line {number} is not JSON ({error}); remove that line to read the rest"
             ) from error
+        if not isinstance(event, dict):
+            raise UserError(
+                f"{path}: line {number} is no JSON object; remove that line to read the rest"
+            )
         if kind is None or event.get("kind") == kind:
             events.append(event)
     return events

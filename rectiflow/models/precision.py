@@ -36,7 +36,7 @@ def usable_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a device without memory, meta, has no numbers
     except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(

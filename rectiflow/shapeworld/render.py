@@ -1,6 +1,6 @@
 """Scenes to pixels: flat shapes with antialiased edges and crisp letters on a grey ground."""
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ def _paint(mask: NDArray[np.float32], color: str) -> Image:
     return np.rint(blend).astype(np.uint8)
 
 
-@cache
+# All that the worlds show at their own size, some 30 and 360; at larger ones there may be more.
+@lru_cache(maxsize=512)
 def _painted_shape(
     shape: str, radius_px: float, offset_px: tuple[float, float], color: str
 ) -> Image:

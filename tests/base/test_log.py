@@ -51,10 +51,14 @@ def test_a_file_of_one_cut_line_becomes_empty(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_damage_in_the_middle_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [("nonsense", "not JSON"), ("[" * 100_000, "not JSON"), ("[1]", "no JSON object")],
+)
+def test_damage_in_the_middle_is_an_error(tmp_path: Path, line: str, text: str) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text('{"kind": "a"}\nnonsense\n{"kind": "b"}\n')
-    with pytest.raises(UserError, match=r"log\.jsonl: line 2 is not JSON .*remove that line"):
+    path.write_text(f'{{"kind": "a"}}\n{line}\n{{"kind": "b"}}\n')
+    with pytest.raises(UserError, match=rf"log\.jsonl: line 2 is {text}.*remove that line"):
         read_events(path)
 
 

@@ -118,7 +118,7 @@ def test_float32_is_multiplied_in_float32_where_it_is_asked_for(
     assert seen == {"auto": {torch.bfloat16}, "fp32": {torch.float32}}
 
 
-@pytest.mark.parametrize("name", ["nowhere", "cuda:99"])
+@pytest.mark.parametrize("name", ["nowhere", "cuda:99", "meta"])
 def test_a_device_that_is_not_here_is_told(folder: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"device '{name}' cannot be used here: .*give cpu"):
         load_model(folder, LoadSettings(device=name))
