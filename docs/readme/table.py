@@ -83,10 +83,13 @@ def make_table() -> str:
     demo, models = last_row("demo", minutes=10.0), [card(name) for name in MODELS]
     small, full = (card("autoencoder")["scores"][world] for world in ("small", "full"))
     objects = [task for task in TASKS if task != "typography"]
-    steps = [
-        last_row("training_step", case=case, their_dtype="torch.float32")
-        for case in ("demo", "depth 8, 256+154 tokens")
-    ]
+    steps, in_bf16 = (
+        [
+            last_row("training_step", case=case, their_dtype=dtype)
+            for case in ("demo", "depth 8, 256+154 tokens")
+        ]
+        for dtype in ("torch.float32", "bfloat16 autocast")
+    )
     store, cold = last_row("store_to_batches"), last_row("cold_start")["ms"]
     abstraction = [
         last_row("formulation", what=what)["overhead"] for what in ("loss", "4 guided Euler steps")
@@ -139,6 +142,11 @@ def make_table() -> str:
             + " / ".join(f"{row['speedup']['rectiflow compiled']:.2f}×" for row in steps)
             + ", both compiled "
             + " / ".join(both_compiled(row) for row in steps),
+        ),
+        (
+            f"– in bfloat16 on an {in_bf16[0]['environment']['processor']} that has it, nothing "
+            "compiled",
+            " / ".join(f"{row['speedup']:.2f}×" for row in in_bf16),
         ),
         (
             "a whole picture against `StableDiffusion3Pipeline`, same weights, depth 8, 256 px, "
