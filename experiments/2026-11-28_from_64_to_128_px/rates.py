@@ -1,4 +1,4 @@
-"""Goes on from `tiny` at 128 px with one optimizer for some seconds of one thread; prints a JSON row.
+"""Goes on from `tiny` at 128 px with one optimizer, for some seconds of one thread; a JSON row.
 
 OMP_NUM_THREADS=1 python rates.py store muon 0.25 200 >> rates.jsonl
 
