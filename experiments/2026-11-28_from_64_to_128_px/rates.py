@@ -60,7 +60,7 @@ def main() -> None:
         open_feed(chosen.store, recipe),
         TrainState.start(recipe, read_first_weights("tiny")),
     )
-    spent_s, curve = 0.0, []
+    spent_s, curve, by_time = 0.0, [], list[float]()
     for look in range(1, NUM_LOOKS + 1):
         while spent_s < chosen.seconds * look / NUM_LOOKS:
             started = time.process_time()
@@ -68,11 +68,12 @@ def main() -> None:
             spent_s += time.process_time() - started
         measured = validate(state.ema.model, feed.validation, recipe)
         curve.append([round(spent_s, 1), state.step, round(measured.loss, 4)])
+        by_time = [round(loss, 4) for loss in measured.per_level]
     row = {
         "optimizer": chosen.optimizer,
         "factor": chosen.factor,
         "held_out_loss": curve,
-        "by_time": [round(loss, 4) for loss in measured.per_level],
+        "by_time": by_time,
     }
     print(json.dumps(row), flush=True)
 
