@@ -67,18 +67,6 @@ def whole(tensor: Tensor) -> Tensor:
     return cut.full_tensor() if is_cut(tensor) else tensor
 
 
-@torch.no_grad()
-def part_for(full: Tensor, like: Tensor) -> Tensor:
-    """The part of `full` that belongs where `own_part(like)` is, without asking others."""
-    if not is_cut(like):
-        return full
-    from torch.distributed.tensor import distribute_tensor
-
-    cut: Any = like
-    # A source of None: every process has the whole one, so that nothing needs to be sent.
-    return own_part(distribute_tensor(full, cut.device_mesh, cut.placements, src_data_rank=None))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Piece:
     """Rows of a tensor of `shape`, from row `start` on; the whole of one that was never cut."""
@@ -103,6 +91,12 @@ def piece_of(tensor: Tensor) -> Piece:
     size = -(-len(tensor) // cut.device_mesh.size(axis))
     start = min(cut.device_mesh.get_local_rank(axis) * size, len(tensor))
     return Piece(values=values, start=start, shape=tensor.shape)
+
+
+def part_for(full: Tensor, like: Tensor) -> Tensor:
+    """The part of `full` that belongs where `own_part(like)` is, without asking others."""
+    piece = piece_of(like)
+    return full if piece.is_whole else full[piece.start : piece.start + len(piece.values)]
 
 
 @torch.no_grad()

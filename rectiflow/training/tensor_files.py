@@ -112,7 +112,6 @@ class SavedTensors:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._name = paths[0].name
         self._sources: dict[str, list[_Source]] = {}
         num_rows: dict[str, int] = {}
         for path in paths:
