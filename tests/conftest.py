@@ -18,9 +18,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 gc.set_threshold(100_000)
 
 import pytest
-from jaxtyping import install_import_hook
+import type_checking
 
-install_import_hook("rectiflow", "type_checking.check")
+type_checking.install("rectiflow")
 
 import torch
 

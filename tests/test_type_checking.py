@@ -41,3 +41,22 @@ def test_methods_that_return_self_import() -> None:
     assert box.sized(1) == 1
     with pytest.raises(Exception, match="number"):
         box.sized("1")  # pyright: ignore[reportArgumentType]
+
+
+def test_shapes_are_compared_among_arguments_where_they_are_named() -> None:
+    from rectiflow.models.layers.linear import multiply
+
+    with pytest.raises(TypeError, match="weight"):
+        multiply(torch.zeros(2, 3), torch.zeros(4, 5), None)
+
+
+def test_a_hint_that_is_not_known_yet_is_not_checked_and_the_others_are() -> None:
+    from type_checking import check
+
+    @check
+    def joined(first: "Later", second: int) -> Self:  # noqa: F821  # pyright: ignore
+        return (first, second)  # pyright: ignore
+
+    assert joined("any", 1) == ("any", 1)
+    with pytest.raises(TypeError, match="second"):
+        joined("any", "1")
