@@ -42,6 +42,20 @@ def shard(model: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Non
     fully_shard(model, mesh=mesh, mp_policy=policy(torch.float32), reshard_after_forward=True)
 
 
+@torch.no_grad()
+def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Give parameters their values, by name; each value is whole, or cut as the parameter is.
+
+    Of a cut parameter a process keeps its own part. One value is in memory at a time, if `values`
+    makes them so.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in values:
+        parameter = parameters[name]
+        part = own_part(value) if is_cut(value) else part_for(value, parameter)
+        own_part(parameter).copy_(part)
+
+
 def is_cut(tensor: Tensor) -> bool:
     """Whether it is spread over processes."""
     # Not isinstance of DTensor, whose import takes seconds that a process alone does not need.

@@ -7,7 +7,7 @@ generation read, `Backbone` the part of a network that they call.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rectiflow.base.config import LATER
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.conditioning import Conditioning, EmbeddedConditioning
+from rectiflow.models.layers.attention import HeadNorm
 from rectiflow.models.layers.embeddings import (
     TIME_EMBEDDING_DIM,
     PatchEmbedder,
@@ -125,10 +126,9 @@ class Backbone(nn.Module, ABC):
         self.t_embedder = VectorEmbedder(TIME_EMBEDDING_DIM, dim)
         self.y_embedder = VectorEmbedder(config.pooled_dim, dim)
         self.context_embedder = Linear(config.context_dim, dim)
-        grid = position_grid(config.position_side, dim, base_side=config.base_side)
         # Closed form, so neither trained nor stored.
         self.pos_embed: Tensor
-        self.register_buffer("pos_embed", grid, persistent=False)
+        self.register_buffer("pos_embed", self.closed_form_positions(), persistent=False)
 
     @property
     @abstractmethod
@@ -140,24 +140,41 @@ class Backbone(nn.Module, ABC):
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], conditioning: Conditioning
     ) -> Float[Tensor, "b o h w"]: ...
 
-    def initialize(self, generator: torch.Generator) -> None:
-        """Draw all weights anew from `generator` (arXiv 2212.09748, released initialisation).
+    def closed_form_positions(self) -> Float[Tensor, "side side d"]:
+        """The position grid of the config; `pos_embed`, unless a released file brought its own."""
+        config = self.config
+        return position_grid(config.position_side, config.hidden_dim, base_side=config.base_side)
 
-        Matrices Xavier-uniform, biases zero, the embedders of time and pooled text normal with
-        std 0.02; modulation and output layer zero, so that every block starts as the identity and
-        the output as zero (adaLN-Zero).
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw all weights anew: `first_weights`, in place."""
+        own = dict(self.named_parameters())
+        with torch.no_grad():
+            for name, value in self.first_weights(generator):
+                own[name].copy_(value)
+
+    def first_weights(self, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+        """Each weight's name and a first value from `generator`, on the CPU, one after another.
+
+        Matrices Xavier-uniform, biases zero, norms one, the embedders of time and pooled text
+        normal with std 0.02; modulation and output layer zero, so that every block starts as the
+        identity and the output as zero (adaLN-Zero). Of a name that comes twice the later value
+        counts. Source: arXiv 2212.09748, released initialisation.
         """
-        for module in self.modules():
+        embedders = (self.t_embedder, self.y_embedder)
+        names = {module: name for name, module in self.named_modules()}
+        for module, name in names.items():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
+                value = torch.empty(module.weight.shape, dtype=module.weight.dtype)
+                nn.init.xavier_uniform_(value.flatten(1), generator=generator)
+                yield f"{name}.weight", value.zero_() if isinstance(module, ZeroLinear) else value
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for embedder in (self.t_embedder, self.y_embedder):
-            for linear in embedder.linears:
-                nn.init.normal_(linear.weight, std=0.02, generator=generator)
-        for module in self.modules():
-            if isinstance(module, ZeroLinear):
-                module.reset_parameters()
+                    yield f"{name}.bias", torch.zeros(module.bias.shape)
+            elif isinstance(module, HeadNorm):
+                yield f"{name}.weight", torch.ones(module.normalized_shape)
+        for linear in (linear for embedder in embedders for linear in embedder.linears):
+            value = torch.empty(linear.weight.shape, dtype=linear.weight.dtype)
+            nn.init.normal_(value, std=0.02, generator=generator)
+            yield f"{names[linear]}.weight", value
 
     @property
     def compute_dtype(self) -> torch.dtype:

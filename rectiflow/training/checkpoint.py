@@ -221,7 +221,7 @@ def load_state(
     # What a LoRA changes is not in the checkpoint, as it never changes.
     base = None
     if recipe.lora is not None and recipe.start_from is not None:
-        base = read_same_weights(recipe.start_from, header["origin"], dtype=recipe.lora.base_dtype)
+        base = read_same_weights(recipe.start_from, header["origin"])
     state = TrainState.start(recipe, base, world)
     _load_into(state, path, header)
     state.elapsed_s = header["elapsed_s"]

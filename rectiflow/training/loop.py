@@ -187,8 +187,7 @@ def train(
 def _first_state(recipe: TrainRecipe, world: World) -> TrainState:
     if recipe.start_from is None:
         return TrainState.start(recipe, world=world)
-    dtype = torch.float32 if recipe.lora is None else recipe.lora.base_dtype
-    return TrainState.start(recipe, read_first_weights(recipe.start_from, dtype=dtype), world)
+    return TrainState.start(recipe, read_first_weights(recipe.start_from), world)
 
 
 @dataclass(kw_only=True)

@@ -24,6 +24,7 @@ from rectiflow.models.layers.feed_forward import MLP_RATIO
 from rectiflow.models.lora import add_lora
 from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
 from rectiflow.models.precision import compute_dtype
+from rectiflow.models.published.stored import StoredTensor
 from rectiflow.training.accelerators import Accelerator, accelerator
 from rectiflow.training.alignment import NUM_LAYERS, Projector
 from rectiflow.training.calibration import time_steps
@@ -326,7 +327,8 @@ def _first_state(recipe: TrainRecipe) -> TrainState:
         return TrainState.start(recipe)
     model = build_backbone(recipe.backbone)
     model.initialize(torch.Generator().manual_seed(0))
-    first = FirstWeights(name="random", sha256="", tensors=model.state_dict())
+    weights = {name: StoredTensor.of(value) for name, value in model.state_dict().items()}
+    first = FirstWeights(name="random", sha256="", tensors=weights)
     return TrainState.start(replace(recipe, add_qk_norm=False), first)
 
 

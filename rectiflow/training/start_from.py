@@ -8,11 +8,12 @@ resolution is fine-tuned at a high one, with QK-norm that it had been trained wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rectiflow.base.errors import CheckpointError
@@ -27,6 +28,7 @@ from rectiflow.models.model_folder import (
     read_model_weights,
 )
 from rectiflow.models.published import open_checkpoint
+from rectiflow.models.published.stored import StoredTensor
 from rectiflow.training.recipe import TrainRecipe
 
 
@@ -34,24 +36,24 @@ from rectiflow.training.recipe import TrainRecipe
 class FirstWeights:
     """A model's averaged weights, by the name that the recipe gives and their hash.
 
-    `positions` [side, side, d] is the grid that a released file holds; None where it is the closed
-    form's.
+    The tensors lie where they were found until each is used, and keep their types. `positions`
+    [side, side, d] is the grid that a released file holds; None where it is the closed form's.
     """
 
     name: str
     sha256: str
-    tensors: Mapping[str, Tensor]
-    positions: Tensor | None = None
+    tensors: Mapping[str, StoredTensor]
+    positions: StoredTensor | None = None
 
     def origin_of(self, recipe: TrainRecipe) -> dict[str, str]:
         """What checkpoints and the exported model's provenance keep of it."""
         origin = {"model": self.name, "sha256": self.sha256}
         return origin | ({"added": "qk_norm"} if recipe.add_qk_norm else {})
 
-    def copy_into(
-        self, backbone: Backbone, *, add_qk_norm: bool = False, keep_positions: bool = False
-    ) -> None:
-        """Replace all of a backbone's weights; with `keep_positions` its grid by the file's own.
+    def values_for(
+        self, backbone: Backbone, *, add_qk_norm: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """All of a backbone's weights by name, whole, one after another, as they are stored.
 
         With `add_qk_norm` the norms of queries and keys are new. No weights of theirs leave the
         network's function as it was, so they start at 1 like any norm: no attention logit is then
@@ -59,8 +61,7 @@ class FirstWeights:
 
         Raises:
             CheckpointError: the model's tensors are not the backbone's; the text gives the first
-                that differs. With `add_qk_norm`: the model has such norms already. With
-                `keep_positions`: the file's grid has another size.
+                that differs. With `add_qk_norm`: the model has such norms already.
         """
         own = backbone.state_dict()
         norms = {
@@ -78,31 +79,38 @@ class FirstWeights:
             if name in added:
                 continue
             ours, theirs = own.get(name), self.tensors.get(name)
-            if ours is None or theirs is None or ours.shape != theirs.shape:
+            if ours is None or theirs is None or tuple(ours.shape) != theirs.shape:
                 raise CheckpointError(
                     f"start_from={self.name}: its tensor {name!r} is {_shape(theirs)}, the "
                     f"recipe's backbone needs {_shape(ours)}; give the recipe the backbone that "
                     f"stands in the model's {CARD_FILE}, or start from another model"
                     + ("; to add QK-norm, set add_qk_norm" if name in norms else "")
                 )
-        ones = {name: torch.ones_like(own[name]) for name in added}
-        backbone.load_state_dict(dict(self.tensors) | ones)
-        if keep_positions and self.positions is not None:
-            self._copy_positions(self.positions, backbone)
+        return (
+            (name, torch.ones(ours.shape) if name in added else self.tensors[name].load())
+            for name, ours in own.items()
+        )
 
-    def _copy_positions(self, positions: Tensor, backbone: Backbone) -> None:
+    def positions_for(self, backbone: Backbone) -> Float[Tensor, "side side d"]:
+        """The file's own position grid, or the closed form's where it has none.
+
+        Raises:
+            CheckpointError: the file's grid has another size than the backbone's.
+        """
+        if self.positions is None:
+            return backbone.closed_form_positions()
         grid = backbone.pos_embed
-        if positions.numel() != grid.numel():
-            side = math.isqrt(positions.numel() // grid.shape[-1])
+        if self.positions.num_elements != grid.numel():
+            side = math.isqrt(self.positions.num_elements // grid.shape[-1])
             raise CheckpointError(
                 f"start_from={self.name}: it has a position grid of {side}×{side}, the recipe's "
                 f"backbone has {grid.shape[0]}×{grid.shape[1]}, and this run keeps the model's; "
                 f"set backbone.position_side to {side}"
             )
-        grid.copy_(positions.reshape(grid.shape))
+        return self.positions.load(torch.float32).reshape(grid.shape)
 
 
-def read_first_weights(name_or_path: str, *, dtype: torch.dtype = torch.float32) -> FirstWeights:
+def read_first_weights(name_or_path: str) -> FirstWeights:
     """The weights of a shipped model by name, of a run's or a model's folder, or released ones.
 
     Raises:
@@ -111,7 +119,7 @@ def read_first_weights(name_or_path: str, *, dtype: torch.dtype = torch.float32)
     """
     if not is_own_model(name_or_path) and Path(name_or_path).exists():
         part = open_checkpoint(name_or_path).part("mmdit")
-        tensors = {name: tensor.load(dtype) for name, tensor in part.own_tensors().items()}
+        tensors = dict(part.own_tensors())
         positions = tensors.pop("pos_embed")
         return FirstWeights(
             name=name_or_path, sha256=part.sha256(), tensors=tensors, positions=positions
@@ -122,20 +130,18 @@ def read_first_weights(name_or_path: str, *, dtype: torch.dtype = torch.float32)
     return FirstWeights(
         name=name_or_path,
         sha256=hashes[WEIGHTS_FILE],
-        tensors={name: tensor.to(dtype) for name, tensor in tensors.items()},
+        tensors={name: StoredTensor.of(tensor) for name, tensor in tensors.items()},
     )
 
 
-def read_same_weights(
-    name_or_path: str, origin: Mapping[str, str], *, dtype: torch.dtype
-) -> FirstWeights:
+def read_same_weights(name_or_path: str, origin: Mapping[str, str]) -> FirstWeights:
     """The weights that a run which trains a LoRA began with, for it to go on.
 
     Raises:
         CheckpointError: the model is another one by now, or as `read_first_weights`.
         UserError: there is no such model.
     """
-    found = read_first_weights(name_or_path, dtype=dtype)
+    found = read_first_weights(name_or_path)
     if found.sha256 != origin["sha256"]:
         raise CheckpointError(
             f"{name_or_path} is not the model that the LoRA was begun with: its SHA-256 is "
@@ -145,5 +151,5 @@ def read_same_weights(
     return found
 
 
-def _shape(tensor: Tensor | None) -> str:
+def _shape(tensor: Tensor | StoredTensor | None) -> str:
     return "missing" if tensor is None else str(list(tensor.shape))

@@ -7,8 +7,9 @@ functions of the step, so `step` and the recipe stand for generators, schedule a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
-from rectiflow.distributed.sharding import Piece, own_part, piece_of, shard, whole
+from rectiflow.distributed.sharding import Piece, fill, own_part, piece_of, shard, whole
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.compilation import compile_blocks
@@ -92,22 +93,10 @@ class TrainState:
             CheckpointError: `first` does not fit the recipe's backbone.
             ConfigError: the recipe's LoRA does not; or this machine cannot compile blocks.
         """
-        backbone = build_backbone(recipe.backbone)
-        generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "backbone"))
-        if recipe.lora is None:
-            backbone.initialize(generator)
-        else:
-            backbone.to(recipe.lora.base_dtype)
-        if first is not None:
-            # Our own layout has the closed form alone; what a LoRA changes is the model as it is.
-            first.copy_into(
-                backbone,
-                add_qk_norm=recipe.add_qk_norm,
-                keep_positions=recipe.lora is not None or recipe.export_layout != "own",
-            )
-        if recipe.lora is not None:
-            assert first is not None
-            add_lora(backbone, recipe.lora.rank, generator)
+        backbone, values, positions = _plan_backbone(recipe, first)
+        if world.mesh is None:
+            backbone.to_empty(device=world.device)
+            fill(backbone, values)
         config = recipe.ema
         ema = Ema(config.decay_at, backbone, every=config.every)
         power_emas = {s: Ema(PowerProfile(s).decay_at, backbone) for s in config.sigma_rels}
@@ -117,8 +106,17 @@ class TrainState:
         if recipe.compile_blocks:
             compile_blocks(backbone.blocks, world.device)
         dtype = compute_dtype(recipe.precision, world.device)
+        if world.mesh is not None:
+            # Cut first, so that no process ever holds more than its parts and one whole tensor.
+            for model in (backbone, *averages):
+                shard(model, world.mesh, dtype)
+                model.to_empty(device=world.device)
+            fill(backbone, values)
+            for model in averages:
+                fill(model, backbone.named_parameters())
+        positions = positions.to(world.device)
         for model in (backbone, *averages):
-            _place(model, world, dtype)
+            model.pos_embed = positions
         return cls(
             backbone=backbone,
             ema=ema,
@@ -260,19 +258,36 @@ class TrainState:
                     piece.values.copy_(saved[stem].read(name, rows))
 
 
-def _place(model: nn.Module, world: World, dtype: torch.dtype) -> None:
-    """Bring a model to the process's device, cut among the processes where there are several."""
-    if world.mesh is None:
-        model.to(world.device)
-    else:  # block by block, so that no device ever holds a whole model
-        shard(model, world.mesh, dtype)
+def _plan_backbone(
+    recipe: TrainRecipe, first: FirstWeights | None
+) -> tuple[Backbone, Iterator[tuple[str, Tensor]], Tensor]:
+    """A backbone without memory, its first weights one after another, and its position grid."""
+    with torch.device("meta"):
+        backbone = build_backbone(recipe.backbone)
+    generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "backbone"))
+    if first is None:
+        assert recipe.lora is None
+        return backbone, backbone.first_weights(generator), backbone.closed_form_positions()
+    values = first.values_for(backbone, add_qk_norm=recipe.add_qk_norm)
+    # Our own layout has the closed form alone; what a LoRA changes is the model as it is.
+    keeps_positions = recipe.lora is not None or recipe.export_layout != "own"
+    positions = first.positions_for(backbone) if keeps_positions else None
+    if recipe.lora is not None:
+        backbone.to(recipe.lora.base_dtype)
+        add_lora(backbone, recipe.lora.rank, generator)
+        values = chain(values, lora_tensors(backbone).items())
+        backbone.to("meta")
+    return backbone, values, backbone.closed_form_positions() if positions is None else positions
 
 
 def _first_aligner(recipe: TrainRecipe, world: World, dtype: torch.dtype) -> Aligner:
     projector = Projector(recipe.alignment, recipe.backbone.hidden_dim)
     seed = derive_seed(recipe.seed, "projector")
     projector.initialize(torch.Generator().manual_seed(seed))
-    _place(projector, world, dtype)
+    if world.mesh is None:
+        projector.to(world.device)
+    else:
+        shard(projector, world.mesh, dtype)
     return Aligner(projector=projector, optimizer=recipe.optimizer.build(projector, dtype))
 
 

@@ -58,6 +58,7 @@ BACKBONE = MMDiTConfig(
     position_side=8,
     base_side=4,
 )
+LARGE = dataclasses.replace(BACKBONE, width=768, head_dim=64)
 
 
 def small_recipe(**changes: Any) -> TrainRecipe:
@@ -210,6 +211,23 @@ def changed_by_a_step(world: World) -> list[str] | None:
     ]
 
 
+def memory_of_start(world: World) -> dict[str, int]:
+    """How many bytes more a process holds, at most, while it starts; and those of all weights."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = _status_bytes("VmRSS")
+    state = TrainState.start(
+        dataclasses.replace(ADAMW, backbone=LARGE, ema=EmaConfig()), world=world
+    )
+    grown = _status_bytes("VmHWM") - before
+    return {"grown": grown, "weights": 4 * sum(p.numel() for p in state.backbone.parameters())}
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
+
+
 def validated(world: World) -> dict[str, Any]:
     """Losses of three held-out batches of different sizes, and the forward passes made for them."""
     backbone, feed = TrainState.start(MUON, world=world).backbone, FakeFeed()
@@ -277,7 +295,7 @@ def four_processes(folder: Path) -> Callable[[], Any]:
         go(MUON, folder / "elastic", world)
         two_by_two = mesh_of(world.device, num_copies=2, num_parts=2)
         go(ADAMW, folder / "adamw 2x2", dataclasses.replace(world, mesh=two_by_two))
-        return validated(world)
+        return {"memory of start": memory_of_start(world), "validated": validated(world)}
 
     return in_world(work)
 
@@ -387,8 +405,9 @@ def main(folder: Path) -> None:
         "validated": {
             "alone": [alone],
             "two": [first["validated"], second["validated"]],
-            "four": four,
+            "four": [process["validated"] for process in four],
         },
+        "memory of start": [process["memory of start"] for process in four],
         "distances": {
             "AdamW": distance(folder / "long 1", folder / "long 2"),
             "its average": distance(folder / "long 1", folder / "long 2", "ema"),

@@ -23,6 +23,12 @@ def test_weights_are_those_of_one_process(outcome: dict[str, Any], name: str) ->
     assert outcome["distances"][name] < 1e-6
 
 
+def test_no_process_holds_a_whole_model_while_it_starts(outcome: dict[str, Any]) -> None:
+    """Weights, average and AdamW's two are four whole models, a process of four has a quarter."""
+    for memory in outcome["memory of start"]:
+        assert 0.9 * memory["weights"] < memory["grown"] < 1.3 * memory["weights"]
+
+
 def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(outcome: dict[str, Any]) -> None:
     assert outcome["distances"]["bfloat16"] < 2e-3
     mine, theirs = (outcome["events"][name] for name in ("bf16 2", "bf16 1"))

@@ -112,6 +112,20 @@ def test_every_weight_has_a_gradient(config):
 
 
 @torch.no_grad()
+def test_first_weights_are_all_there_is_even_where_a_model_has_no_memory(config):
+    config = replace(config, use_qk_norm=True)
+    whole = build_backbone(config)
+    whole.initialize(torch.Generator().manual_seed(1))
+    with torch.device("meta"):
+        model = build_backbone(config)
+    first = dict(model.first_weights(torch.Generator().manual_seed(1)))
+    expected = whole.state_dict()
+    assert first.keys() == expected.keys()
+    assert all(torch.equal(first[name], value) for name, value in expected.items())
+    assert torch.equal(model.closed_form_positions(), whole.pos_embed)
+
+
+@torch.no_grad()
 def test_starts_as_zero_from_the_generator_alone(config):
     states = []
     for seed in (1, 1, 2):

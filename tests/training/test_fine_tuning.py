@@ -48,10 +48,8 @@ def lora_recipe(base: Path, **changes: object) -> TrainRecipe:
 
 
 def start(recipe: TrainRecipe) -> TrainState:
-    assert recipe.lora is not None
     assert recipe.start_from is not None
-    first = read_first_weights(recipe.start_from, dtype=recipe.lora.base_dtype)
-    return TrainState.start(recipe, first)
+    return TrainState.start(recipe, read_first_weights(recipe.start_from))
 
 
 @pytest.mark.parametrize("hold_base", ["fp32", "bf16"])

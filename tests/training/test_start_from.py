@@ -11,6 +11,7 @@ from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
+from rectiflow.recipes.small import tiny
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.start_from import read_first_weights
@@ -184,12 +185,12 @@ def test_released_weights_become_float32_with_their_own_positions(tmp_path: Path
     model = random_mmdit(SMALL["sd3.5-medium"])
     path = write_single_file(tmp_path / "sd3.safetensors", model, dtype=torch.bfloat16)
     first = read_first_weights(str(path))
-    assert {tensor.dtype for tensor in first.tensors.values()} == {torch.float32}
     recipe = tiny_recipe(backbone=model.config, start_from=str(path), export_layout="diffusers")
     assert first.origin_of(recipe) == {"model": str(path), "sha256": sha256_file(path)}
     state = TrainState.start(recipe, first)
     for name, value in {"pos_embed": model.pos_embed, **model.state_dict()}.items():
         for kept in (state.tensors()["weights"], state.tensors()["ema"]):
+            assert kept[name].dtype == torch.float32
             assert torch.equal(kept[name], value.bfloat16().float())
 
 
@@ -215,4 +216,8 @@ def test_an_export_without_the_other_parts_is_told(tmp_path: Path) -> None:
 
 
 def test_shipped_weights_become_float32() -> None:
-    assert {t.dtype for t in read_first_weights("tiny").tensors.values()} == {torch.float32}
+    first = read_first_weights("tiny")
+    assert {stored.dtype for stored in first.tensors.values()} == {torch.bfloat16}
+    recipe = dataclasses.replace(tiny(), start_from="tiny")
+    state = TrainState.start(recipe, first)
+    assert {value.dtype for value in state.backbone.state_dict().values()} == {torch.float32}
