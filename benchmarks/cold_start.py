@@ -2,6 +2,8 @@
 
 `sample` draws for a prompt that was never encoded, `sample_known_prompt` for one that was.
 The limits measured in the same run are an interpreter that does nothing and one that imports torch.
+The package's compiled modules are kept in a folder of the benchmark's own, as an installation keeps
+them after its first run, whatever the environment says of them.
 
     python benchmarks/cold_start.py [--repeats 5]
 """
@@ -34,6 +36,8 @@ def main() -> None:
         return call
 
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["PYTHONDONTWRITEBYTECODE"] = ""
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/bytecode"
         sample = ("-m", "rectiflow", "sample", "tiny", PROMPT, "--out", folder)
         fresh, kept = Path(folder) / "fresh", Path(folder) / "kept"
         draw = process(*sample, cache=fresh)

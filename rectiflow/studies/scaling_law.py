@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
-from scipy.special import huber, logsumexp, softmax
+from scipy.special import huber
 
 from rectiflow.base.seeds import numpy_generator
 
@@ -155,31 +155,42 @@ def _descend(
     log_scales: Float[np.ndarray, "n k"],
     log_losses: Float[np.ndarray, " n"],
 ) -> tuple[float, Float[np.ndarray, " p"]]:
+    """The least objective that is found from a start, and where."""
     k = log_scales.shape[1]
-
-    def objective(
-        parameters: Float[np.ndarray, " p"],
-    ) -> tuple[float, Float[np.ndarray, " p"]]:
-        log_terms = parameters[1 : k + 1] - parameters[k + 1 :] * log_scales
-        logs = np.column_stack([np.full(len(log_scales), parameters[0]), log_terms])
-        residuals = logsumexp(logs, axis=1) - log_losses
-        shares = softmax(logs, axis=1)
-        slopes = np.clip(residuals, -HUBER_DELTA, HUBER_DELTA)
-        by_log_term = shares * slopes[:, None]
-        gradient = np.concatenate(
-            [by_log_term.sum(axis=0), -(by_log_term[:, 1:] * log_scales).sum(axis=0)]
-        )
-        # In units of delta, so that the stopping rule does not depend on it.
-        unit = HUBER_DELTA**2
-        return float(huber(HUBER_DELTA, residuals).sum() / unit), gradient / unit
-
-    bounds = [(None, None)] * (k + 1) + [_EXPONENTS] * k
     found = minimize(
-        objective,
+        _objective,
         start,
+        args=(log_scales, log_losses),
         jac=True,
         method="L-BFGS-B",
-        bounds=bounds,
+        bounds=[(None, None)] * (k + 1) + [_EXPONENTS] * k,
         options={"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-8},
     )
     return float(found.fun), found.x
+
+
+def _objective(
+    parameters: Float[np.ndarray, " p"],
+    log_scales: Float[np.ndarray, "n k"],
+    log_losses: Float[np.ndarray, " n"],
+) -> tuple[float, Float[np.ndarray, " p"]]:
+    """Huber loss of the log residuals and its gradient, in units of delta².
+
+    In these units the stopping rule does not depend on delta.
+    """
+    k = log_scales.shape[1]
+    log_terms = parameters[1 : k + 1] - parameters[k + 1 :] * log_scales
+    logs = np.column_stack([np.full(len(log_scales), parameters[0]), log_terms])
+    # Logarithm of the sum, and shares in it. With SciPy's logsumexp and softmax, which do much
+    # beside, a fit takes more than twice as long.
+    largest = logs.max(axis=1, keepdims=True)
+    terms = np.exp(logs - largest)
+    sums = terms.sum(axis=1, keepdims=True)
+    residuals, shares = (largest + np.log(sums))[:, 0] - log_losses, terms / sums
+    slopes = np.clip(residuals, -HUBER_DELTA, HUBER_DELTA)
+    by_log_term = shares * slopes[:, None]
+    gradient = np.concatenate(
+        [by_log_term.sum(axis=0), -(by_log_term[:, 1:] * log_scales).sum(axis=0)]
+    )
+    unit = HUBER_DELTA**2
+    return float(huber(HUBER_DELTA, residuals).sum() / unit), gradient / unit

@@ -40,7 +40,7 @@ def verdict_of(
     return study.report(rows).verdict
 
 
-@pytest.mark.slow  # the studies of formulations, backbones and scaling go the same way by default
+@pytest.mark.slow  # the studies of formulations and scaling go the same way by default
 def test_smoke(tmp_path: Path) -> None:
     study = autoencoder_channels("smoke")
     path = run_study(study, tmp_path, command="rectiflow study autoencoder-channels")

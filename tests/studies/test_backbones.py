@@ -130,6 +130,7 @@ def test_nothing_but_divergence_still_makes_a_report() -> None:
     assert not found.plots
 
 
+@pytest.mark.slow  # the studies of formulations and scaling go the same way by default
 def test_a_whole_small_run_leaves_a_report(tmp_path: Path) -> None:
     study = backbones("smoke")
     path = run_study(study, tmp_path / "study", command="rectiflow study backbones")

@@ -23,7 +23,7 @@ def report_of(accuracy: dict[str, tuple[float, ...]]) -> Report:
     return captions("cpu").report(rows)
 
 
-@pytest.mark.slow  # the studies of formulations, backbones and scaling go the same way by default
+@pytest.mark.slow  # the studies of formulations and scaling go the same way by default
 def test_smoke(tmp_path: Path) -> None:
     path = run_study(captions("smoke"), tmp_path, command="rectiflow study captions")
     page = (path / "README.md").read_text()

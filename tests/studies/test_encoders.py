@@ -39,7 +39,7 @@ def verdict_of(graded: dict[str, tuple[float, float]]) -> str:
     return encoders("cpu").report(rows).verdict
 
 
-@pytest.mark.slow  # the studies of formulations, backbones and scaling go the same way by default
+@pytest.mark.slow  # the studies of formulations and scaling go the same way by default
 def test_smoke(tmp_path: Path) -> None:
     path = run_study(encoders("smoke"), tmp_path, command="rectiflow study encoders")
     page = (path / "README.md").read_text()

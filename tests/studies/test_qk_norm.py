@@ -127,7 +127,7 @@ def test_a_diverging_run_keeps_what_was_seen_of_it(
     assert "(1 diverged)" in (path / "README.md").read_text()
 
 
-@pytest.mark.slow  # the studies of formulations, backbones and scaling go the same way by default
+@pytest.mark.slow  # the studies of formulations and scaling go the same way by default
 def test_a_whole_small_run_leaves_a_report(tmp_path: Path) -> None:
     study = qk_norm("smoke")
     path = run_study(study, tmp_path / "study", command="rectiflow study qk-norm")

@@ -32,7 +32,7 @@ def verdict_of(trained: dict[float, float], sampled: dict[float, float]) -> str:
     return shift("cpu").report(rows).verdict
 
 
-@pytest.mark.slow  # the studies of formulations, backbones and scaling go the same way by default
+@pytest.mark.slow  # the studies of formulations and scaling go the same way by default
 def test_smoke(tmp_path: Path) -> None:
     path = run_study(shift("smoke"), tmp_path, command="rectiflow study shift")
     page = (path / "README.md").read_text()
