@@ -44,16 +44,29 @@ def shard(model: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Non
 
 @torch.no_grad()
 def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
-    """Give parameters their values, by name; each value is whole, or cut as the parameter is.
+    """Give parameters their values, by name; of a cut one a process keeps its own part.
 
-    Of a cut parameter a process keeps its own part. One value is in memory at a time, if `values`
-    makes them so.
+    One value is in memory at a time, if `values` makes them so.
     """
     parameters = dict(model.named_parameters())
     for name, value in values:
-        parameter = parameters[name]
-        part = own_part(value) if is_cut(value) else part_for(value, parameter)
-        own_part(parameter).copy_(part)
+        own_part(parameters[name]).copy_(part_for(value, parameters[name]))
+
+
+def hold_as(model: nn.Module, other: nn.Module) -> None:
+    """Give a cut model without memory what `other`, of the same modules and cut alike, holds.
+
+    What `other` does not train is the very same tensor in both; the rest is copied.
+    """
+    with torch.no_grad():
+        for (_, module), (_, theirs) in zip(
+            model.named_modules(), other.named_modules(), strict=True
+        ):
+            for name, parameter in theirs.named_parameters(recurse=False):
+                held = parameter if not parameter.requires_grad else parameter.detach().clone()
+                module.register_parameter(name, nn.Parameter(held, requires_grad=False))
+        # FSDP looks for its parameters anew.
+        model._apply(lambda tensor: tensor)  # pyright: ignore[reportPrivateUsage]
 
 
 def is_cut(tensor: Tensor) -> bool:

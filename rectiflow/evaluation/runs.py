@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 from rectiflow.base.config import load_config, to_json
 from rectiflow.base.errors import UserError
-from rectiflow.base.files import explain_os_error, read_json
+from rectiflow.base.files import explain_os_error
 from rectiflow.base.log import read_events
 from rectiflow.evaluation.charts import format_seconds
 from rectiflow.evaluation.results import text_table
 from rectiflow.training.checkpoint import newest_step
+from rectiflow.training.export import read_description
 from rectiflow.training.recipe import TrainRecipe, differing_settings
 from rectiflow.training.run_folder import is_in_use
 
@@ -90,7 +91,6 @@ def read_run(path: Path | str) -> RunRecord:
         raise UserError(f"{log} is not the log of a run: an event lacks {error}") from error
     spikes = path / "spikes.jsonl"
     num_spikes = len(read_events(spikes)) if spikes.exists() else 0
-    card = path / "model" / "model.json"
     return RunRecord(
         path=path,
         recipe=recipe,
@@ -100,8 +100,16 @@ def read_run(path: Path | str) -> RunRecord:
         validation=validation,
         num_spikes=num_spikes,
         age_s=max(0.0, time.time() - written),
-        store=read_json(card).get("provenance", {}).get("store") if card.exists() else None,
+        store=_store_of(path),
     )
+
+
+def _store_of(run: Path) -> str | None:
+    """The fingerprint of the data that its model was trained on, None where there is no model."""
+    try:
+        return read_description(run)["provenance"].get("store")
+    except (UserError, KeyError):
+        return None
 
 
 def find_runs(folder: Path | str) -> list[Path]:

@@ -141,7 +141,10 @@ def noise_for(
             raise UserError(f"{len(generators)} generators came for {num} pictures; give {num}")
         each = num // len(generators)
         drawn = [
-            torch.randn(each, *like.shape[1:], generator=one, device=one.device).cpu()
+            # Not in the default type, which another thread that loads encoders may have changed.
+            torch.randn(
+                each, *like.shape[1:], generator=one, device=one.device, dtype=torch.float32
+            ).cpu()
             for one in generators
         ]
         return (None,) * num, torch.cat(drawn)

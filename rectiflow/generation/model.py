@@ -232,6 +232,12 @@ def with_weaker(model: Model, settings: SamplingSettings) -> Model:
             f"{weaker.formulation}, not {ours.latent_channels} by {model.formulation}; name a "
             "model of the same path, prediction and autoencoder"
         )
+    if (theirs.context_dim, theirs.pooled_dim) != (ours.context_dim, ours.pooled_dim):
+        raise UserError(
+            f"{name} cannot guide {model.name}: it reads text of {theirs.context_dim} and "
+            f"{theirs.pooled_dim} numbers, not of {ours.context_dim} and {ours.pooled_dim}; name a "
+            "model of the same text encoders"
+        )
     return replace(model, weaker=weaker)
 
 

@@ -18,6 +18,7 @@ from rectiflow.flow.shift import NO_SHIFT
 from rectiflow.generation.load_settings import LoadedParts, LoadSettings
 from rectiflow.generation.model import Model, WeakerModel
 from rectiflow.generation.settings import SamplingSettings
+from rectiflow.models.autoencoder import AutoencoderConfig
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.models.precision import compute_dtype
 from rectiflow.models.published import (
@@ -82,6 +83,7 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     decoding = _part_from(checkpoint, settings.autoencoder, "autoencoder", "--autoencoder")
     autoencoder = build_autoencoder(decoding, dtype=torch.float32)
     stored = _text_encoders(checkpoint, settings, mmdit.config.context_dim)
+    _refuse_misfits(mmdit, decoding, stored)
     identity, dtype = stored.identity(), _dtype(settings)
     name = name_released(mmdit.config, path)
     sampling = _sampling(checkpoint, name)
@@ -115,6 +117,26 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
         # Held in what they are multiplied in.
         uses_autocast=False,
     )
+
+
+def _refuse_misfits(mmdit: Part, decoding: Part, stored: StoredEncoders) -> None:
+    config, text = mmdit.config, stored.config
+    assert isinstance(config, MMDiTConfig)
+    assert isinstance(decoding.config, AutoencoderConfig)
+    channels = decoding.config.latent_channels
+    if channels != config.latent_channels:
+        raise UserError(
+            f"{decoding.path} is an autoencoder of {channels} latent channels, {mmdit.path} draws "
+            f"{config.latent_channels}; give the one that it was trained with (--autoencoder)"
+        )
+    widths = (text.context_dim, text.pooled_dim)
+    if stored.parts and widths != (config.context_dim, config.pooled_dim):
+        (where,) = {part.path for part in stored.parts.values()}
+        raise UserError(
+            f"the text encoders of {where} give tokens of {widths[0]} numbers and a pooled vector "
+            f"of {widths[1]}, {mmdit.path} reads {config.context_dim} and {config.pooled_dim}; "
+            "give those that it was trained with (--text-encoders)"
+        )
 
 
 def load_released_backbone(path: Path | str, settings: LoadSettings) -> WeakerModel:
@@ -162,11 +184,17 @@ def _sampling(checkpoint: Checkpoint, name: str | None) -> SamplingSettings:
 
 
 def name_released(config: MMDiTConfig, path: Path | str) -> str | None:
-    """Which released model has these sizes; the turbo model is told from the large by its path."""
+    """Which released model has these sizes.
+
+    The turbo model has those of the large one; the last name in its whole path that says "large" or
+    "turbo" tells which it is, and the large one where none does.
+    """
     name = next((name for name, released in RELEASED.items() if released == config), None)
-    if name is not None and name.startswith("SD3.5-large"):
-        return "SD3.5-large-turbo" if "turbo" in str(path).lower() else "SD3.5-large"
-    return name
+    if name is None or not name.startswith("SD3.5-large"):
+        return name
+    names = (part.lower() for part in reversed(Path(path).resolve().parts))
+    telling = next((part for part in names if "large" in part or "turbo" in part), "")
+    return "SD3.5-large-turbo" if "turbo" in telling else "SD3.5-large"
 
 
 def fetch_from_hub(name: str) -> Path | None:

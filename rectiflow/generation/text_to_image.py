@@ -194,19 +194,23 @@ def check_request(
 
 
 def check_size(model: Model, settings: SamplingSettings) -> None:
-    """Pass if the model draws pictures of that size.
+    """Pass if the model, and the weaker one beside it, draw pictures of that size.
 
     Raises:
-        UserError: it does not; the text says which it does.
+        UserError: one does not; the text says which it does.
     """
-    multiple = model.autoencoder.config.downsample_factor * model.backbone.config.patch_size
-    largest = multiple * model.backbone.config.position_side
-    for name, side_px in (("height", settings.height_px), ("width", settings.width_px)):
-        if side_px % multiple or not 0 < side_px <= largest:
-            raise UserError(
-                f"{name} {side_px} px does not fit this model; give a multiple of {multiple} px "
-                f"up to {largest} px (it was trained at {model.resolution_px} px)"
-            )
+    checked = [("this model", model.backbone.config)]
+    if model.weaker is not None:
+        checked.append((f"the weaker model {model.weaker.name}", model.weaker.backbone.config))
+    for which, config in checked:
+        multiple = model.autoencoder.config.downsample_factor * config.patch_size
+        largest = multiple * config.position_side
+        for name, side_px in (("height", settings.height_px), ("width", settings.width_px)):
+            if side_px % multiple or not 0 < side_px <= largest:
+                raise UserError(
+                    f"{name} {side_px} px does not fit {which}; give a multiple of {multiple} px "
+                    f"up to {largest} px (this model was trained at {model.resolution_px} px)"
+                )
 
 
 def check_uses_null(settings: SamplingSettings) -> None:

@@ -6,6 +6,7 @@ and fills them with random numbers; here that is an error.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,9 +58,23 @@ def require_file(path: Path) -> None:
         )
 
 
+#: While transformers loads it has the process's default type, its own log and some of torch's
+#: functions replaced, and puts back what it found: two loads at once would leave them replaced.
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
 def quiet_transformers() -> Generator[None]:
-    """Without transformers' progress bars and load reports: what matters is raised."""
+    """Without transformers' progress bars and load reports: what matters is raised.
+
+    One thread at a time is within; all that loads models by transformers belongs there.
+    """
+    with _ONE_AT_A_TIME, _quietly():
+        yield
+
+
+@contextmanager
+def _quietly() -> Generator[None]:
     had_bar = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

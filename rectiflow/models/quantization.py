@@ -93,5 +93,5 @@ def _probe(backbone: Backbone) -> torch.Tensor:
     z_t, context, pooled = (
         philox.normal(keys, shape, stream=stream).to(device) for stream, shape in enumerate(shapes)
     )
-    t = torch.tensor(_PROBE_TIMES, device=device)
+    t = torch.tensor(_PROBE_TIMES, device=device, dtype=torch.float32)
     return backbone(z_t, t, Conditioning(context=context, pooled=pooled)).float()

@@ -221,11 +221,10 @@ def _num_held_out(num_samples: int) -> int:
 
 
 def _open_feed(prepared: Path, recipe: TrainRecipe) -> Feed:
-    store, at_once = LatentStore(prepared / "store"), recipe.batch_size
+    store = LatentStore(prepared / "store")
     if recipe.prior is None:
-        return StoreFeed(store, recipe, validation_batch_size=at_once)
-    prior = LatentStore(prepared / "prior_store")
-    return PriorFeed(store, prior, recipe, validation_batch_size=at_once)
+        return StoreFeed(store, recipe)
+    return PriorFeed(store, LatentStore(prepared / "prior_store"), recipe)
 
 
 def _left_to_the_first(

@@ -8,6 +8,8 @@ whatever number, what is theirs; the first one makes the folder known once all p
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import sys
@@ -99,7 +101,7 @@ def write_state(folder: Path, state: Snapshot, recipe: TrainRecipe, store: str) 
         file = write_pieces(folder, stem, pieces, part=state.part, num_parts=state.num_parts)
         hashes[file.name] = sha256_file(file)
     if state.part > 0:
-        write_json(_note_of(folder, state.part), hashes)
+        _leave_note(_note_of(folder, state.part), hashes)
         return
     for part in range(1, state.num_parts):
         hashes |= _wait_for(_note_of(folder, part))
@@ -121,6 +123,13 @@ def write_state(folder: Path, state: Snapshot, recipe: TrainRecipe, store: str) 
 def _note_of(folder: Path, part: int) -> Path:
     """Where the holder of a part says that it is written, until the first one has read it."""
     return folder / f"part-{part + 1:05d}.json"
+
+
+def _leave_note(note: Path, hashes: Mapping[str, str]) -> None:
+    """The last thing that is done to the folder, which the first process may rename at once."""
+    unfinished = note.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(hashes), "utf-8")
+    os.replace(unfinished, note)
 
 
 def _wait_for(note: Path) -> dict[str, str]:

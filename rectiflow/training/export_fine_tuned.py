@@ -28,6 +28,21 @@ KOHYA_FILE = "lora_kohya.safetensors"
 PROVENANCE_FILE = "provenance.json"
 
 
+def refuse_missing_parts(run: Path, recipe: TrainRecipe) -> None:
+    """Pass if what the run's model needs beside trained weights is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    parts = run / PARTS_FOLDER
+    if recipe.export_layout == "diffusers" and not (parts / PIPELINE_FILE).is_file():
+        raise UserError(
+            f"export_layout is diffusers, and there is no {parts} with the autoencoder and text "
+            "encoders of the model; `rectiflow finetune` prepares them in a new run folder, and "
+            "`rectiflow train` does without export_layout"
+        )
+
+
 def export_lora(
     path: Path, average: Mapping[str, Tensor], recipe: TrainRecipe, provenance: dict[str, Any]
 ) -> None:
@@ -56,12 +71,8 @@ def export_pipeline(
     Raises:
         UserError: it cannot be written, or the run's other parts are gone.
     """
+    refuse_missing_parts(run, recipe)
     parts = run / PARTS_FOLDER
-    if not (parts / PIPELINE_FILE).is_file():
-        raise UserError(
-            f"{parts} is gone, which has the autoencoder and text encoders of the model; begin "
-            "again in a new run folder"
-        )
     save_diffusers_folder(path, {"mmdit": part_of(_model_of(average, recipe))})
     index = read_json(parts / PIPELINE_FILE) | read_json(path / PIPELINE_FILE)
     write_json(path / PIPELINE_FILE, index)

@@ -20,7 +20,8 @@ from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.recipe import TrainRecipe
 
 HELD_OUT_SEED = 0
-VALIDATION_BATCH_SIZE = 128
+#: Held-out samples that are read at once.
+HELD_OUT_BATCH_SIZE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +88,10 @@ class StoreFeed(Feed):
     """A latent store's samples: most for training, `num_validation` of them held out.
 
     Which are held out, and their noise and captions, is the same for every seed of a recipe, so
-    that runs compare on equal terms. They go through the network `validation_batch_size` at once.
+    that runs compare on equal terms.
     """
 
-    def __init__(
-        self,
-        store: LatentStore,
-        recipe: TrainRecipe,
-        *,
-        validation_batch_size: int = VALIDATION_BATCH_SIZE,
-    ) -> None:
+    def __init__(self, store: LatentStore, recipe: TrainRecipe) -> None:
         self.facts, self.batch_size = facts_of(store), recipe.batch_size
         refuse_unfit(self.facts, recipe)
         split = split_store(
@@ -114,7 +109,7 @@ class StoreFeed(Feed):
         if len(split.validation):
             held_out = Loader(
                 store,
-                batch_size=validation_batch_size,
+                batch_size=HELD_OUT_BATCH_SIZE,
                 seed=HELD_OUT_SEED,
                 caption_mix=recipe.caption_mix,
                 rows=split.validation,
@@ -133,8 +128,14 @@ def open_feed(store: Path | str, recipe: TrainRecipe) -> StoreFeed:
 
     Raises:
         StoreError: the store is missing, damaged, or lacks captions that the recipe uses.
-        ConfigError: its shapes do not fit the recipe's backbone.
+        ConfigError: its shapes do not fit the recipe's backbone; or the recipe mixes in a prior,
+            which is a second store.
     """
+    if recipe.prior is not None:
+        raise ConfigError(
+            "prior mixes in samples of a second store, and one is given; fine-tune with "
+            "`rectiflow finetune --prior …`, or train on a training.prior_feed.PriorFeed of both"
+        )
     return StoreFeed(LatentStore(store), recipe)
 
 

@@ -38,6 +38,7 @@ from rectiflow.training.checkpoint import (
 )
 from rectiflow.training.diagnosis import Diagnose
 from rectiflow.training.environment import describe_environment
+from rectiflow.training.export_fine_tuned import refuse_missing_parts
 from rectiflow.training.failure import failure_of, save_failure
 from rectiflow.training.feed import Feed, open_feed
 from rectiflow.training.hooks import (
@@ -135,6 +136,7 @@ def train(
         if world.is_first:
             stack.enter_context(locked(run))
             clear_unfinished(run)
+            refuse_missing_parts(run, recipe)
         given = recipe
         recipe = world.from_first(lambda: settle_recipe(run, given, max_steps))
         fingerprint = feed.facts.fingerprint
@@ -208,7 +210,8 @@ class _Loop:
     clock: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.recipe, self.state.world.device)
+        world = self.state.world
+        self.meter = Meter(self.recipe, world.device, num_processes=world.num_processes)
 
     def run_to_end(self) -> TrainResult:
         state, recipe = self.state, self.recipe
@@ -322,7 +325,7 @@ class _Loop:
                 loss=sum(losses) / len(losses),
                 gradient_norm=result.gradient_norm,
                 learning_rate=recipe.optimizer.learning_rate * factor,
-                images_per_second=self.state.world.num_processes * self.meter.images_per_second,
+                images_per_second=self.meter.images_per_second,
                 elapsed_s=round(state.elapsed_s, 2),
                 usage=self.meter.read(),
                 similarity=result.similarity,
@@ -408,6 +411,7 @@ class _Loop:
         self.tell(RolledBack(step=step, back_to=state.step, spike=spike, skipped=tuple(skipped)))
 
     def fail(self, result: StepResult) -> None:
+        self.tell_saved(wait=True)
         step = self.state.step + 1
         batch = self.feed.batch_at(self.state.spikes.place_of(self.state.step))
         snapshot, path = self.state.snapshot(), failure_of(self.run, step)

@@ -39,11 +39,10 @@ class Usage:
     `shares` has for each of `ACTIVITIES` the share of the time in [0, 1]; "data" is waiting for
     batches, and what is missing to 1 is logging. `peak_memory_bytes` is the most that this process
     has held so far: memory allocated on a CUDA device, elsewhere its resident set.
-    `flops_per_second` are the model's own operations in training steps, those that the loss needs
-    (three forward passes' worth, two where all but a LoRA is frozen; nothing computed twice counts
-    twice), over the seconds of "data"
-    and "step". `mfu` is their share of the device's peak for the precision, None where that is
-    not known.
+    `flops_per_second` are the model's own operations in training steps, of all processes, those
+    that the loss needs (three forward passes' worth, two where all but a LoRA is frozen; nothing
+    computed twice counts twice), over the seconds of "data" and "step". `mfu` is their share of
+    the devices' peak for the precision, None where that is not known.
     """
 
     shares: dict[str, float]
@@ -60,8 +59,10 @@ class Usage:
 class Meter:
     """Adds up seconds by activity, images and operations, from one reading to the next."""
 
-    def __init__(self, recipe: TrainRecipe, device: torch.device | str = "cpu") -> None:
-        self._recipe = recipe
+    def __init__(
+        self, recipe: TrainRecipe, device: torch.device | str = "cpu", *, num_processes: int = 1
+    ) -> None:
+        self._recipe, self._num_processes = recipe, num_processes
         self._device = torch.device(device)
         self._peak = peak_flops(self._device, compute_dtype(recipe.precision, self._device))
         self._restart()
@@ -74,14 +75,14 @@ class Meter:
         self._seconds[activity] += time.perf_counter() - started
 
     def count(self, batch: Batch) -> None:
-        """A training step on `batch` has been made."""
+        """A training step has been made, here on `batch` and in the other processes alike."""
         self._num_images += len(batch.keys)
         self._flops += len(batch.keys) * step_flops(self._recipe, input_size(batch))
 
     @property
     def images_per_second(self) -> float:
-        """Since the last reading, over the seconds of waiting for data and of steps."""
-        return self._num_images / max(self._training_s, 1e-9)
+        """Of all processes since the last reading, over the seconds of "data" and "step"."""
+        return self._num_processes * self._num_images / max(self._training_s, 1e-9)
 
     def read(self) -> Usage:
         """What was used since the last reading; starts anew."""
@@ -90,7 +91,7 @@ class Meter:
         usage = Usage(
             shares={name: round(self._seconds[name] / elapsed_s, 4) for name in ACTIVITIES},
             peak_memory_bytes=peak_memory_bytes(self._device),
-            flops_per_second=flops_per_second,
+            flops_per_second=self._num_processes * flops_per_second,
             mfu=None if self._peak is None else flops_per_second / self._peak,
         )
         self._restart()

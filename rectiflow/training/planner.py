@@ -7,6 +7,7 @@ from a short measurement here. `benchmarks/planner.py` compares the prediction w
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields, replace
 
@@ -34,7 +35,7 @@ from rectiflow.training.optimizers import trainable
 from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.start_from import FirstWeights
 from rectiflow.training.state import TrainState
-from rectiflow.training.validation import LEVELS
+from rectiflow.training.validation import LEVELS, portion_size
 
 #: The share of a device's peak that a plan assumes unless told otherwise.
 ASSUMED_MFU = 0.4
@@ -174,7 +175,7 @@ def plan_for(
         memory=memory,
         flops_per_step=flops,
         step_s=(flops + again) / speed,
-        validation_s=_validation_flops(recipe, size) / speed,
+        validation_s=_validation_flops(recipe, size, fleet.number) / speed,
         basis=f"an assumed {mfu:.0%} of {peak / 1e12:,.0f} dense TFLOP/s a device",
         num_parts=num_parts,
     )
@@ -332,9 +333,11 @@ def _first_state(recipe: TrainRecipe) -> TrainState:
     return TrainState.start(replace(recipe, add_qk_norm=False), first)
 
 
-def _validation_flops(recipe: TrainRecipe, size: InputSize) -> int:
-    """The raw weights and every average, at every level."""
-    num_passes = (1 + recipe.ema.num_averages) * len(LEVELS) * recipe.num_validation
+def _validation_flops(recipe: TrainRecipe, size: InputSize, num_devices: int = 1) -> int:
+    """The raw weights and every average, at every level; with what devices repeat in vain."""
+    in_a_round = portion_size(recipe) * num_devices
+    num_samples = math.ceil(recipe.num_validation / in_a_round) * in_a_round
+    num_passes = (1 + recipe.ema.num_averages) * len(LEVELS) * num_samples
     return num_passes * forward_flops(recipe.backbone, size)
 
 

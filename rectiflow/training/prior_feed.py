@@ -28,21 +28,13 @@ class PriorFeed(Feed):
         instance: the store of the pictures to learn; some of them are held out.
         prior: the store of the class's pictures, made by the same encoders; none is held out.
         recipe: with its `prior`.
-        validation_batch_size: as `StoreFeed`.
 
     Raises:
         ConfigError: the stores' rows have different shapes, or do not fit the recipe's backbone.
         StoreError: the prior's store was made by other encoders.
     """
 
-    def __init__(
-        self,
-        instance: LatentStore,
-        prior: LatentStore,
-        recipe: TrainRecipe,
-        *,
-        validation_batch_size: int,
-    ) -> None:
+    def __init__(self, instance: LatentStore, prior: LatentStore, recipe: TrainRecipe) -> None:
         assert recipe.prior is not None
         prior.header.check_made_by(
             autoencoder=instance.header.autoencoder, text=instance.header.text
@@ -55,11 +47,7 @@ class PriorFeed(Feed):
             )
         num_prior = recipe.prior.count_in(recipe.batch_size)
         num_instance = recipe.batch_size - num_prior
-        own = StoreFeed(
-            instance,
-            replace(recipe, batch_size=num_instance, prior=None),
-            validation_batch_size=validation_batch_size,
-        )
+        own = StoreFeed(instance, replace(recipe, batch_size=num_instance, prior=None))
         self._instance = own
         self._prior = Loader(
             prior,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rectiflow.base.errors import CheckpointError
 from rectiflow.base.seeds import derive_seed
-from rectiflow.distributed.sharding import Piece, fill, own_part, piece_of, shard, whole
+from rectiflow.distributed.sharding import Piece, fill, hold_as, own_part, piece_of, shard, whole
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.models.backbones import BackboneConfig, build_backbone
 from rectiflow.models.compilation import compile_blocks
@@ -110,10 +110,10 @@ class TrainState:
             # Cut first, so that no process ever holds more than its parts and one whole tensor.
             for model in (backbone, *averages):
                 shard(model, world.mesh, dtype)
-                model.to_empty(device=world.device)
+            backbone.to_empty(device=world.device)
             fill(backbone, values)
             for model in averages:
-                fill(model, backbone.named_parameters())
+                hold_as(model, backbone)
         positions = positions.to(world.device)
         for model in (backbone, *averages):
             model.pos_embed = positions

@@ -20,6 +20,9 @@ from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.step import Draw, condition, forward, posterior_and_noise
 
 LEVELS = tuple(k / 8 for k in range(1, 8))
+#: Held-out samples that go through the network at once, at most. Few, so that many processes can
+#: share them, and the same for any number of processes, so that the losses are the same to the bit.
+LARGEST_PORTION = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +60,29 @@ def held_out_losses(
 ) -> Float64[Tensor, "n k"]:
     """The losses of the batches' samples, in order, at the k levels; on the CPU.
 
-    The processes of `world` take the batches in turn. Each makes as many forward passes as any
-    other, since a backbone cut among them meets in every one: who has no batch left in the last
-    round repeats one in vain.
+    The processes of `world` take portions of the batches in turn. Each makes as many forward passes
+    as any other, since a backbone cut among them meets in every one: who has no portion left in the
+    last round repeats one in vain.
     """
-    batches, turns = list(batches), world.num_processes
+    size, turns = portion_size(recipe), world.num_processes
+    portions = [batch[i : i + size] for batch in batches for i in range(0, len(batch), size)]
     rows: list[Tensor] = []
-    for first in range(0, len(batches), turns):
-        taken = batches[first : first + turns]
+    for first in range(0, len(portions), turns):
+        taken = portions[first : first + turns]
         mine = _losses(backbone, taken[min(world.rank, len(taken) - 1)], recipe)
         padded = mine.new_zeros(max(map(len, taken)), mine.shape[1])
         padded[: len(mine)] = mine
-        # A row a process; those that repeated a batch are left out.
+        # A row a process; those that repeated a portion are left out.
         together = world.gather(*padded.flatten().tolist())
         rows += [
             row.view_as(padded)[: len(batch)] for row, batch in zip(together, taken, strict=False)
         ]
     return torch.cat(rows)
+
+
+def portion_size(recipe: TrainRecipe) -> int:
+    """How many held-out samples go through the network at once: never more than in a step."""
+    return min(LARGEST_PORTION, recipe.micro_batch or recipe.batch_size)
 
 
 def _losses(backbone: nn.Module, batch: Batch, recipe: TrainRecipe) -> Float64[Tensor, "b k"]:

@@ -29,9 +29,12 @@ from training.kill_and_resume import contents
 from rectiflow.base.errors import StoreError, UserError
 from rectiflow.base.log import read_events
 from rectiflow.cli.main import main as command_line
+from rectiflow.distributed.sharding import own_part
 from rectiflow.distributed.world import World, mesh_of, open_world
 from rectiflow.models import precision
+from rectiflow.models.backbones import build_backbone
 from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.published.stored import StoredTensor
 from rectiflow.training import loop, tensor_files
 from rectiflow.training.alignment import RepresentationAlignment
 from rectiflow.training.checkpoint import read_header
@@ -42,6 +45,7 @@ from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.routing import TokenRouting
+from rectiflow.training.start_from import FirstWeights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
 from rectiflow.training.tensor_files import SavedTensors, read_tensors, write_tensors
@@ -228,6 +232,21 @@ def _status_bytes(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+def held_with_a_lora(base: Path, world: World) -> int:
+    """Bytes of weights and of three averages in a process; those in common are counted once."""
+    config = dataclasses.replace(BACKBONE, width=64, head_dim=32)
+    model = build_backbone(config)
+    stored = {name: StoredTensor.of(value) for name, value in model.state_dict().items()}
+    first = FirstWeights(name=str(base), sha256="", tensors=stored)
+    averages = EmaConfig(sigma_rels=(0.05, 0.1), snapshot_every=50)
+    recipe = dataclasses.replace(LORA, backbone=config, ema=averages, start_from=str(base))
+    state = TrainState.start(recipe, first, world)
+    models = [average.model for average in (state.ema, *state.power_emas.values())]
+    parts = [own_part(p) for model in (state.backbone, *models) for p in model.parameters()]
+    storages = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in parts}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def validated(world: World) -> dict[str, Any]:
     """Losses of three held-out batches of different sizes, and the forward passes made for them."""
     backbone, feed = TrainState.start(MUON, world=world).backbone, FakeFeed()
@@ -247,7 +266,7 @@ def one_process(folder: Path) -> Callable[[], Any]:
         go(BF16, folder / "bf16 1", world)
         go(FASTER, folder / "faster 1", world)
         lora_of(folder / "adamw 1", folder / "lora 1", world)
-        return validated(world)
+        return validated(world) | {"held with a LoRA": held_with_a_lora(folder, world)}
 
     return in_world(work)
 
@@ -275,6 +294,7 @@ def two_processes(folder: Path) -> Callable[[], Any]:
         poisoned = FakeFeed(poisoned_step=2)
         whole_each = mesh_of(world.device, num_copies=2, num_parts=1)
         return {
+            "held with a LoRA": held_with_a_lora(folder, world),
             "validated": validated(world),
             "torn": changed_by_a_step(world),
             "torn copies": changed_by_a_step(dataclasses.replace(world, mesh=whole_each)),
@@ -407,6 +427,7 @@ def main(folder: Path) -> None:
             "two": [first["validated"], second["validated"]],
             "four": [process["validated"] for process in four],
         },
+        "held with a LoRA": [p["held with a LoRA"] for p in (alone, first, second)],
         "memory of start": [process["memory of start"] for process in four],
         "distances": {
             "AdamW": distance(folder / "long 1", folder / "long 2"),

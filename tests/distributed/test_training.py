@@ -29,6 +29,13 @@ def test_no_process_holds_a_whole_model_while_it_starts(outcome: dict[str, Any])
         assert 0.9 * memory["weights"] < memory["grown"] < 1.3 * memory["weights"]
 
 
+def test_what_a_lora_leaves_as_it_is_is_held_once_however_many_averages_there_are(
+    outcome: dict[str, Any],
+) -> None:
+    alone, *each_of_two = outcome["held with a LoRA"]
+    assert each_of_two == [alone // 2] * 2
+
+
 def test_blocks_gathered_in_bfloat16_compute_what_autocast_does(outcome: dict[str, Any]) -> None:
     assert outcome["distances"]["bfloat16"] < 2e-3
     mine, theirs = (outcome["events"][name] for name in ("bf16 2", "bf16 1"))

@@ -204,3 +204,12 @@ def test_the_command_line(
 )
 def test_age(seconds: float, text: str) -> None:
     assert age_text(seconds) == text
+
+
+def test_different_stores_are_told_of_runs_that_trained_a_lora_too(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / name, tiny_recipe()) for name in "ab"]
+    for run, store in zip(runs, "ab", strict=True):
+        (run / "model" / "model.json").unlink(missing_ok=True)
+        provenance = json.dumps({"store": store * 64})
+        (run / "model" / "provenance.json").write_text(provenance)
+    assert "trained on different stores" in compare_runs(runs, tmp_path / "page.html")

@@ -326,3 +326,14 @@ def test_threads_share_a_pipeline(pipeline):
 def test_what_does_not_go_together(pipeline, given, told):
     with pytest.raises((UserError, ConfigError), match=told):
         pipeline(**given)
+
+
+def test_noise_from_a_generator_is_float32_whatever_another_thread_loads(pipeline):
+    """Who loads encoders has the default type of the whole process replaced meanwhile."""
+    expected = latents(pipeline, PROMPTS[0], generator=torch.Generator().manual_seed(1))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = latents(pipeline, PROMPTS[0], generator=torch.Generator().manual_seed(1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)

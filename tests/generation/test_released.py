@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from generation.released_folder import CONFIGS, TOKENS, diffusers_pipeline, save_released
 from models.lora.small_loras import text_tensors, write
+from models.published.small_checkpoints import random_mmdit, write_single_file
 
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
@@ -23,7 +24,13 @@ from rectiflow.generation.model import load_model, with_weaker
 from rectiflow.generation.pipeline import Pipeline
 from rectiflow.generation.released import name_released
 from rectiflow.generation.replay import replay
-from rectiflow.models.published import RELEASED, convert, open_checkpoint, save_single_file
+from rectiflow.models.published import (
+    RELEASED,
+    convert,
+    open_checkpoint,
+    part_of,
+    save_single_file,
+)
 from rectiflow.models.text import assemble
 from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.sampling import DynamicShiftGrid, ReleasedGrid, parse_guidance
@@ -253,6 +260,64 @@ def test_number_types(folder):
             Pipeline.from_pretrained(folder, dtype=wrong)
     with pytest.raises(ConfigError, match="differ; give one"):
         Pipeline.from_pretrained(folder, dtype=torch.float32, torch_dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_turbo"),
+    [
+        ("/models/sd3.5_large_turbo.safetensors", True),
+        ("/models/Stable-Diffusion-3.5-Large-Turbo", True),
+        ("/mnt/turbo/sd3.5_large.safetensors", False),
+        ("/large/turbo/mine.safetensors", True),
+        ("/hub/models--stabilityai--stable-diffusion-3.5-large-turbo/snapshots/ec07796", True),
+        ("/home/mine", False),
+    ],
+)
+def test_the_turbo_model_is_told_by_the_nearest_name_that_says_so(path, is_turbo):
+    large = list(RELEASED.values())[-1]
+    name = "SD3.5-large-turbo" if is_turbo else "SD3.5-large"
+    assert name_released(large, path) == name
+
+
+def test_the_turbo_model_is_told_from_within_its_folder(tmp_path, monkeypatch):
+    inside = tmp_path / "stable-diffusion-3.5-large-turbo"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    assert name_released(list(RELEASED.values())[-1], ".") == "SD3.5-large-turbo"
+
+
+def test_parts_of_other_widths_are_told_before_anything_is_drawn(folder, tmp_path):
+    parts = dict(open_checkpoint(folder).parts)
+    for name, change, text in (
+        ("context", {"context_dim": 128}, "give tokens of 192 numbers .* reads 128 and 160"),
+        ("pooled", {"pooled_dim": 96}, "a pooled vector of 160, .* reads 192 and 96"),
+        ("channels", {"in_channels": 8}, "an autoencoder of 16 latent channels, .* draws 8"),
+    ):
+        other = random_mmdit(replace(CONFIGS["sd3-medium"], **change))
+        path = tmp_path / f"{name}.safetensors"
+        save_single_file(path, parts | {"mmdit": part_of(other)})
+        with pytest.raises(UserError, match=text):
+            load_model(path, LoadSettings(tokenizers=folder, t5_tokens=TOKENS))
+        guided = parse_guidance(f"auto:weaker={path}")
+        model = load_model(folder, LoadSettings(t5_tokens=TOKENS))
+        with pytest.raises(UserError, match=f"{name}.safetensors cannot guide"):
+            with_weaker(model, replace(model.settings, guidance=guided))
+
+
+def test_a_weaker_model_of_smaller_pictures_is_told(folder, tmp_path):
+    other = random_mmdit(replace(CONFIGS["sd3-medium"], position_side=2, base_side=2))
+    path = write_single_file(tmp_path / "small.safetensors", other)
+    ours = Pipeline.from_pretrained(folder, t5_tokens=TOKENS)
+    text = r"height 64 px does not fit the weaker model .*small.safetensors; give .* up to 32 px"
+    with pytest.raises(UserError, match=text):
+        ours("a ring", guidance=f"auto:weaker={path}", guidance_scale=2.0)
+
+
+def test_parts_in_memory_have_a_hash_of_what_they_hold():
+    first, again, other = (random_mmdit(CONFIGS["sd3-medium"]) for _ in range(3))
+    torch.nn.init.zeros_(other.context_embedder.bias)
+    hashes = [part_of(model).sha256() for model in (first, again, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_settings_are_those_of_the_released_model():

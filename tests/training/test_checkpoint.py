@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -258,3 +259,23 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_former_ones(
         save_checkpoint(run, state.snapshot(), RECIPE, STORE)
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"step_00000001", "step_00000002"}
+
+
+def test_a_part_is_done_with_the_folder_once_its_note_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process may then rename the folder at any moment, as it does here at once."""
+    real = os.replace
+
+    def replace_and_rename(source: Path, target: Path) -> None:
+        real(source, target)
+        if Path(target).name.startswith("part-"):
+            real(Path(target).parent, tmp_path / "renamed")
+
+    monkeypatch.setattr(os, "replace", replace_and_rename)
+    snapshot = TrainState.start(RECIPE).snapshot()
+    assert snapshot is not None
+    second = dataclasses.replace(snapshot, part=1, num_parts=2)
+    assert save_checkpoint(tmp_path / "run", second, RECIPE, STORE, "token") is None
+    hashes = json.loads((tmp_path / "renamed" / "part-00002.json").read_text())
+    assert hashes == {f.name: sha256_file(f) for f in (tmp_path / "renamed").glob("*.safetensors")}

@@ -1,6 +1,7 @@
 """Shares add up, operations are those of the forward pass three times, no peak is ever guessed."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -119,3 +120,20 @@ def test_usage_in_words() -> None:
         shares={"data": 0.021}, peak_memory_bytes=1_200_000_000, flops_per_second=4e14, mfu=0.413
     )
     assert str(usage) == "MFU 41%, data 2%, 1.20 GB"
+
+
+def test_what_all_processes_do_is_counted_and_their_share_of_the_peak_is_each_ones(
+    monkeypatch: pytest.MonkeyPatch, device_named: Callable[[str], None]
+) -> None:
+    device_named("NVIDIA H100 PCIe")
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    meters = [Meter(tiny_recipe(), CUDA, num_processes=n) for n in (1, 4)]
+    for meter in meters:
+        with meter.spending("step"):
+            clock[0] += 1.0
+        meter.count(FakeFeed().batch_at(0))
+    assert meters[1].images_per_second == 4 * meters[0].images_per_second
+    one, four = (meter.read() for meter in meters)
+    assert four.flops_per_second == 4 * one.flops_per_second
+    assert four.mfu == one.mfu

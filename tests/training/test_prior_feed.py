@@ -12,7 +12,7 @@ from rectiflow.base.errors import ConfigError, DivergedError, StoreError
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.training.failure import replay
-from rectiflow.training.feed import StoreFeed
+from rectiflow.training.feed import StoreFeed, open_feed
 from rectiflow.training.fine_tuning import PriorPreservation
 from rectiflow.training.loop import train
 from rectiflow.training.prior_feed import PriorFeed
@@ -38,7 +38,7 @@ def recipe(**changes: object) -> TrainRecipe:
 
 
 def feed(stores: tuple[LatentStore, LatentStore], chosen: TrainRecipe) -> PriorFeed:
-    return PriorFeed(*stores, chosen, validation_batch_size=2)
+    return PriorFeed(*stores, chosen)
 
 
 def test_every_batch_has_its_share_and_its_loss_is_the_sum_of_both_means(stores) -> None:
@@ -81,7 +81,7 @@ def test_the_parts_of_processes_are_the_batch_and_weigh_the_same(stores) -> None
 
 def test_held_out_samples_are_the_instances_and_plain(stores) -> None:
     batches = feed(stores, recipe())
-    alone = StoreFeed(stores[0], recipe(), validation_batch_size=2)
+    alone = StoreFeed(stores[0], recipe())
     assert len(batches.validation) == 1
     assert batches.validation[0].weights is None
     assert torch.equal(batches.validation[0].indices, alone.validation[0].indices)
@@ -89,7 +89,7 @@ def test_held_out_samples_are_the_instances_and_plain(stores) -> None:
 
 def test_facts_tell_either_store_from_another(stores) -> None:
     both = feed(stores, recipe()).facts
-    swapped = PriorFeed(stores[1], stores[0], recipe(), validation_batch_size=2).facts
+    swapped = PriorFeed(stores[1], stores[0], recipe()).facts
     assert len({both.fingerprint, swapped.fingerprint, stores[0].fingerprint}) == 3
     assert both.latent_shapes == tuple(stores[0].latent_shapes.values())
 
@@ -120,3 +120,8 @@ def test_stores_that_do_not_go_together_are_refused(stores, tmp_path: Path) -> N
     encode(pictures, tmp_path / "other", conditioner=HashedText("other"))
     with pytest.raises(StoreError, match="was encoded by another text encoder"):
         feed((stores[0], LatentStore(tmp_path / "other")), recipe())
+
+
+def test_one_store_alone_has_no_prior(stores: tuple[LatentStore, LatentStore]) -> None:
+    with pytest.raises(ConfigError, match="prior mixes in samples of a second store, and one is"):
+        open_feed(stores[0].path, recipe())

@@ -1,6 +1,7 @@
 """Held-out losses say how well they are known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,3 +43,17 @@ def test_validation_has_an_error_for_each_level() -> None:
     found = validate(TrainState.start(recipe).backbone, FakeFeed().validation, recipe)
     assert len(found.per_level_error) == len(LEVELS)
     assert 0 < found.error < found.loss
+
+
+def test_no_more_rows_go_through_at_once_than_in_a_step_and_their_losses_are_the_same() -> None:
+    recipe = tiny_recipe(precision="fp32", batch_size=8)
+    backbone, batches = TrainState.start(recipe).backbone, FakeFeed(num=32).validation
+    assert max(map(len, batches)) > 2
+    seen: list[int] = []
+    backbone.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    whole = validate(backbone, batches, recipe)
+    assert max(seen) > 2
+    seen.clear()
+    found = validate(backbone, batches, replace(recipe, micro_batch=2))
+    assert max(seen) == 2
+    assert found.per_level == pytest.approx(whole.per_level, rel=1e-5)

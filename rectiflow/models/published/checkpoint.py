@@ -100,11 +100,20 @@ class Part:
         return tuple(sorted(sources))
 
     def sha256(self) -> str:
-        """Of one file its own, which other tools name it by too; of several, over theirs."""
+        """Of one file its own, which other tools name it by too; of several, over theirs.
+
+        Of tensors that lie in memory, as those of shipped parts, over their names and values.
+        """
         hashes = [cached_sha256(file) for file in self.files()]
         if len(hashes) == 1:
             return hashes[0]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+        whole = hashlib.sha256("".join(hashes).encode())
+        if not hashes:
+            for name in sorted(self.tensors):
+                whole.update(name.encode())
+                for block in self.tensors[name].blocks():
+                    whole.update(block)
+        return whole.hexdigest()
 
     def own_tensors(self) -> dict[str, StoredTensor]:
         """The tensors by our names; an MM-DiT's "pos_embed" among them."""
