@@ -194,7 +194,7 @@ def make_table() -> str:
         f"({machine['cpu_capability']}), PyTorch {machine['packages']['torch'].split('+')[0]}; "
         "ratios each in one run, on the machine that its row in `benchmarks/results` names. Scores "
         "on\nthe world `small`, combinations seen in training, lenient verdict, 95 % bootstrap "
-        "intervals over prompts. Made by\n`docs/readme/table.py`."
+        "intervals over prompts\n(Wilson's where all are alike). Made by `docs/readme/table.py`."
     )
     return "\n".join([about, "", *lines]) + "\n"
 

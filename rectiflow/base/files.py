@@ -43,15 +43,16 @@ def explain_os_error(error: OSError, path: Path | str, doing: str) -> UserError:
 def atomic_write(path: Path | str, mode: str = "wb") -> Generator[IO[Any], None, None]:
     """Opens a temporary sibling for writing and renames it to `path` when the block ends well.
 
-    `mode` is "wb" or "w" (UTF-8). Missing folders are made. After an error `path` is as it was.
+    `mode` is "wb" or "w" (UTF-8). Missing folders are made; where `path` is a link, the file is
+    replaced that it leads to. After an error `path` is as it was.
 
     Raises:
-        UserError: the file cannot be written (permission, disk full, a folder in the way).
+        UserError: the file cannot be written (permission, disk full, a folder or device there).
         ValueError: another mode.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f'atomic_write replaces whole files: mode is "wb" or "w", not {mode!r}')
-    path = Path(path)
+    path = _file_to_replace(path)
     temporary = _temporary_sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,19 +146,32 @@ def refuse_unwritable(path: Path | str) -> None:
     Nothing is made. A disk that fills up in the meantime is not foreseen.
 
     Raises:
-        UserError: `path` is a folder, lies under a file, or in a folder without permission.
+        UserError: `path` is a folder or device, lies under a file, or in a folder without
+            permission.
     """
-    path = Path(path)
+    path = _file_to_replace(path)
     nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if path.is_dir():
-        reason = errno.EISDIR
-    elif not nearest.is_dir():
+    if not nearest.is_dir():
         reason = errno.ENOTDIR
     elif not os.access(nearest, os.W_OK | os.X_OK):
         reason = errno.EACCES
     else:
         return
     raise explain_os_error(OSError(reason, os.strerror(reason)), path, "write")
+
+
+def _file_to_replace(path: Path | str) -> Path:
+    """Where a file at `path` is: behind a link if it is one, and nothing but a file if anything."""
+    path = Path(path)
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_dir():
+        raise explain_os_error(OSError(errno.EISDIR, os.strerror(errno.EISDIR)), path, "write")
+    if os.path.lexists(target) and not target.is_file():
+        raise UserError(
+            f"cannot write {path}: it is a device, a pipe or the like, which a file would replace; "
+            "choose another name"
+        )
+    return target
 
 
 def link_tree(source: Path | str, target: Path | str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -159,7 +160,13 @@ class Curation:
     buckets: tuple[Bucket, ...] = ()
 
     def __post_init__(self) -> None:
-        least = {"resolution_px": 8, "min_side_px": 1, "max_pixels": self.smallest_side_px**2}
+        if self.resolution_px >= 8 and self.smallest_side_px**2 > self.max_pixels:
+            raise UserError(
+                f"resolution_px {self.resolution_px} asks for sides of at least "
+                f"{self.smallest_side_px} px, and pictures of more than {self.max_pixels} pixels "
+                f"are not decoded (max_pixels); give at most {math.isqrt(self.max_pixels)}"
+            )
+        least = {"resolution_px": 8, "min_side_px": 1}
         for name, minimum in least.items():
             value = getattr(self, name)
             if value is not None and value < minimum:

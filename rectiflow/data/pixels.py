@@ -55,6 +55,8 @@ def decode_picture(data: bytes, *, size_px: tuple[int, int]) -> UInt8[np.ndarray
             return to_rgb(ImageOps.exif_transpose(image))
     except UndecodableError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UndecodableError(f"it is too large ({error})") from error
     except UnidentifiedImageError as error:
         # Pillow's text holds a memory address, and a reason is the same each time.
         raise UndecodableError("it is damaged or cut (no decoder recognises it)") from error

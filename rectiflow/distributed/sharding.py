@@ -58,15 +58,13 @@ def hold_as(model: nn.Module, other: nn.Module) -> None:
 
     What `other` does not train is the very same tensor in both; the rest is copied.
     """
-    with torch.no_grad():
-        for (_, module), (_, theirs) in zip(
-            model.named_modules(), other.named_modules(), strict=True
-        ):
-            for name, parameter in theirs.named_parameters(recurse=False):
-                held = parameter if not parameter.requires_grad else parameter.detach().clone()
-                module.register_parameter(name, nn.Parameter(held, requires_grad=False))
-        # FSDP looks for its parameters anew.
-        model._apply(lambda tensor: tensor)  # pyright: ignore[reportPrivateUsage]
+    for module, theirs in zip(model.modules(), other.modules(), strict=True):
+        for name, parameter in theirs.named_parameters(recurse=False):
+            held = parameter.detach()
+            held = held.clone() if parameter.requires_grad else held
+            module.register_parameter(name, nn.Parameter(held, requires_grad=False))
+    # FSDP looks for its parameters anew.
+    model._apply(lambda tensor: tensor)  # pyright: ignore[reportPrivateUsage]
 
 
 def is_cut(tensor: Tensor) -> bool:

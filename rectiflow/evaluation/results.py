@@ -121,7 +121,8 @@ def format_table(evaluation: Evaluation) -> str:
         f"\n{evaluation.drawn_by} on {evaluation.benchmark} ({evaluation.world}, "
         f"{evaluation.prompt_form} prompts): {evaluation.settings}, "
         f"{evaluation.pictures_per_prompt} picture(s) a prompt, "
-        f"seed {evaluation.seed}; in brackets 95 % of bootstraps over prompts"
+        f"seed {evaluation.seed}; in brackets 95 % intervals over prompts, by bootstrap or, where "
+        "all are alike, Wilson's"
     )
 
 

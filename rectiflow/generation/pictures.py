@@ -80,7 +80,7 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path} carries no rectiflow metadata: it was made or changed elsewhere")
     try:
         metadata = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
         raise UserError(f"{path} has metadata that is no JSON object: it was changed elsewhere")
@@ -105,6 +105,8 @@ def _open(path: Path | str) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is too large to be a picture of ours ({error})") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is no whole picture ({error}); make it again") from error
     return picture

@@ -152,6 +152,8 @@ def _parse_jsonl(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             given = json.loads(content, object_pairs_hook=_refuse_double_keys)
         except ValueError as error:
             raise _MalformedLineError(line, f"the line is not JSON ({error})") from error
+        except RecursionError as error:
+            raise _MalformedLineError(line, "the line has brackets without end") from error
         if not isinstance(given, dict):
             raise _MalformedLineError(
                 line, 'the line is no JSON object; a line looks like {"prompt": "a red circle"}'

@@ -69,14 +69,14 @@ def check_device(kind: str, device: torch.device) -> None:
     if device.type != wanted:
         other = "fp8" if kind == "int8" else "int8"
         raise ConfigError(
-            f"{kind} is for device {wanted}, not {device.type}; choose {other} there, or bf16"
+            f"{kind} is for device {wanted}, not {device.type}; choose {other} there, or neither"
         )
     if kind == "int8" and not hasattr(torch.ops.onednn, "qlinear_prepack"):
-        raise ConfigError("this PyTorch was built without oneDNN, which int8 needs; choose bf16")
+        raise ConfigError("this PyTorch was built without oneDNN, which int8 needs; leave it out")
     if kind == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
         raise ConfigError(
             f"{torch.cuda.get_device_name(device)} does not multiply in fp8, which came with "
-            "compute capability 8.9; choose bf16"
+            "compute capability 8.9; leave it out"
         )
 
 

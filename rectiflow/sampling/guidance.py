@@ -8,7 +8,6 @@ Source: classifier-free guidance, arXiv 2207.12598, in the form of arXiv 2403.03
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -205,9 +204,9 @@ def check_guidance_scale(scale: float) -> None:
     """Pass if it is one.
 
     Raises:
-        ConfigError: it is not a finite number of at least 0.
+        ConfigError: it is not a number of at least 0 that is finite in float32.
     """
-    if not math.isfinite(scale) or scale < 0:
+    if not 0 <= scale <= torch.finfo(torch.float32).max:
         raise ConfigError(
             f"guidance_scale={scale} must be a finite number ≥ 0 (1 is no guidance, 3–7 is usual)"
         )

@@ -24,6 +24,8 @@ from rectiflow.shapeworld.scene import TASKS, sample_scene
 from rectiflow.shapeworld.world import World
 
 _CHUNK = 64
+#: As many as `rectiflow encode` decodes.
+MAX_PIXELS = 2**26
 
 
 def choose_task(task_weights: Mapping[str, int], *, split: str, seed: int, index: int) -> str:
@@ -101,8 +103,8 @@ def write_folder(
 
     Raises:
         UserError: for a count, scale or number of workers below 1, an unknown split or task, a
-            negative weight, none above 0, an aspect that does not make whole pixels, or a folder
-            that cannot be made.
+            negative weight, none above 0, an aspect that does not make whole pixels, pictures of
+            more than `MAX_PIXELS`, or a folder that cannot be made.
     """
     for name, number in (("count", count), ("scale", scale), ("num_workers", num_workers)):
         if number < 1:
@@ -110,6 +112,13 @@ def write_folder(
     task_weights = dict(task_weights or {})
     _check_weights(task_weights)
     worlds = [replace(world, aspect=aspect) for aspect in aspects] or [world]
+    for one in worlds:
+        width, height = (scale * side for side in one.canvas_size_px)
+        if width * height > MAX_PIXELS:
+            raise UserError(
+                f"pictures of {width}×{height} px would have more than {MAX_PIXELS} pixels, which "
+                "no later step reads; choose a smaller scale, or less narrow ratios"
+            )
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     with atomic_directory(out) as folder:
         (folder / "images").mkdir()

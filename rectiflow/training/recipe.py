@@ -6,6 +6,7 @@ checkpoint carry it as `recipe.json`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,6 +128,8 @@ class TrainRecipe:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        if self.seed not in range(2**63):
+            raise ConfigError(f"seed is {self.seed}; give a whole number from 0 to {2**63 - 1}")
         for name in ("encoder_dropout", "pooled_dropout", "empty_prompt"):
             probability = getattr(self, name)
             if not 0.0 <= probability <= 1.0:
@@ -169,9 +172,9 @@ class TrainRecipe:
                 "compile_blocks is set together with alignment or routing, which reach between the "
                 "blocks, where compiled graphs are closed; leave out one of them"
             )
-        if self.gradient_clip <= 0.0:
+        if not 0.0 < self.gradient_clip < math.inf:
             raise ConfigError(
-                f"gradient_clip is {self.gradient_clip}; give a norm above 0 "
+                f"gradient_clip is {self.gradient_clip}; give a finite norm above 0 "
                 "(a large one, such as 1e9, clips nothing)"
             )
 

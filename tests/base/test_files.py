@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,3 +228,29 @@ def test_text_is_utf8_without_its_mark(tmp_path: Path) -> None:
         read_text(tmp_path / "a")
     with pytest.raises(UserError, match="cannot look at .*none: it does not exist"):
         read_text(tmp_path / "none", doing="look at")
+
+
+@pytest.mark.parametrize("write", [refuse_unwritable, lambda path: write_json(path, {})])
+def test_only_files_are_replaced(write: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link to it").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link to it"):
+        with pytest.raises(UserError, match=f"cannot write .*{name}: it is a device, a pipe or"):
+            write(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "/", "", tmp_path):
+        with pytest.raises(UserError, match=r"cannot write .*: it is a folder"):
+            write(folder)
+
+
+def test_behind_a_link_the_file_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    for name in ("old.json", "new.json"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(tmp_path / name)
+    write_json(tmp_path / "old.json", {"a": 1})
+    for name in ("old.json", "new.json"):
+        link = tmp_path / f"link to {name}"
+        write_json(link, {"a": 2})
+        assert link.is_symlink()
+        assert read_json(tmp_path / name) == {"a": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,15 @@ def test_metadata_that_others_changed(tmp_path: Path) -> None:
 def test_only_pictures_are_encoded() -> None:
     with pytest.raises(ValueError, match=r"a picture is uint8 \[h w 3\], got uint8 \[8, 12\]"):
         encode_png(IMAGE[..., 0])
+
+
+def test_a_picture_of_too_many_pixels_is_told(tmp_path: Path) -> None:
+    side = (50_000).to_bytes(4, "big")
+    chunks = (b"IHDR" + side + side + bytes([8, 2, 0, 0, 0]), b"IDAT" + zlib.compress(b""))
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+        for chunk in chunks
+    )
+    (tmp_path / "big.png").write_bytes(data)
+    with pytest.raises(UserError, match=r"big.png is too large to be a picture of ours"):
+        read_metadata(tmp_path / "big.png")

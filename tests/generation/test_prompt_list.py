@@ -141,3 +141,10 @@ def test_files_that_are_no_lists(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b.txt:2: the text is not UTF-8"):
         read_prompt_list(tmp_path / "b.txt")
     assert PromptEntry(prompt="a", line=4).place == "line 4"
+
+
+def test_brackets_without_end_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"prompt": "a ring"}\n{"prompt": ' + 100_000 * "[")
+    with pytest.raises(UserError, match=r"deep.jsonl.*2.*brackets without end"):
+        read_prompt_list(path)

@@ -146,3 +146,12 @@ def test_an_aspect_of_no_whole_pixels(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the aspect 7:3 does not make whole pixels of a canvas"):
         write_folder(SMALL, tmp_path / "a", count=1, aspects=[(7, 3)])
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("aspects", "scale"), [([(1, 100_000)], 1), ([], 200)])
+def test_pictures_that_nothing_reads_are_refused_at_once(
+    aspects: list[tuple[int, int]], scale: int, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="would have more than 67108864 pixels"):
+        write_folder(SMALL, tmp_path / "out", count=1, aspects=aspects, scale=scale)
+    assert not (tmp_path / "out").exists()

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 from training.fake_feed import tiny_recipe
@@ -34,7 +35,9 @@ def test_recipes_survive_json(optimizer: AdamW | Muon) -> None:
         ({"encoder_dropout": 1.5}, "encoder_dropout is 1.5; give a probability from 0 to 1"),
         ({"empty_prompt": -0.1}, "empty_prompt is -0.1; give a probability from 0 to 1"),
         ({"shift": ResolutionShift(alpha=2.0), "sampling": DYNAMIC}, "shift=2 does not go with"),
-        ({"gradient_clip": 0.0}, "gradient_clip is 0.0; give a norm above 0"),
+        ({"gradient_clip": 0.0}, "gradient_clip is 0.0; give a finite norm above 0"),
+        ({"gradient_clip": math.nan}, "gradient_clip is nan; give a finite norm above 0"),
+        ({"seed": -1}, "seed is -1; give a whole number from 0 to 9223372036854775807"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, object], text: str) -> None:
