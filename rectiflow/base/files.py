@@ -163,10 +163,11 @@ def refuse_unwritable(path: Path | str) -> None:
 def _file_to_replace(path: Path | str) -> Path:
     """Where a file at `path` is: behind a link if it is one, and nothing but a file if anything."""
     path = Path(path)
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
-    if target.is_dir():
+    # By os.path, which takes what cannot be looked at as absent: whoever writes there says why.
+    target = Path(os.path.realpath(path)) if os.path.islink(path) else path
+    if os.path.isdir(target):
         raise explain_os_error(OSError(errno.EISDIR, os.strerror(errno.EISDIR)), path, "write")
-    if os.path.lexists(target) and not target.is_file():
+    if os.path.lexists(target) and not os.path.isfile(target):
         raise UserError(
             f"cannot write {path}: it is a device, a pipe or the like, which a file would replace; "
             "choose another name"

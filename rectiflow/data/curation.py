@@ -164,7 +164,7 @@ class Curation:
             raise UserError(
                 f"resolution_px {self.resolution_px} asks for sides of at least "
                 f"{self.smallest_side_px} px, and pictures of more than {self.max_pixels} pixels "
-                f"are not decoded (max_pixels); give at most {math.isqrt(self.max_pixels)}"
+                f"are not decoded (max_pixels); give at most {math.isqrt(max(self.max_pixels, 0))}"
             )
         least = {"resolution_px": 8, "min_side_px": 1}
         for name, minimum in least.items():

@@ -131,7 +131,7 @@ def _refuse_misfits(mmdit: Part, decoding: Part, stored: StoredEncoders) -> None
         )
     widths = (text.context_dim, text.pooled_dim)
     if stored.parts and widths != (config.context_dim, config.pooled_dim):
-        (where,) = {part.path for part in stored.parts.values()}
+        where = ", ".join(sorted({str(part.path) for part in stored.parts.values()}))
         raise UserError(
             f"the text encoders of {where} give tokens of {widths[0]} numbers and a pooled vector "
             f"of {widths[1]}, {mmdit.path} reads {config.context_dim} and {config.pooled_dim}; "

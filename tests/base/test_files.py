@@ -238,6 +238,8 @@ def test_only_files_are_replaced(write: Any, tmp_path: Path, monkeypatch: Any) -
         with pytest.raises(UserError, match=f"cannot write .*{name}: it is a device, a pipe or"):
             write(tmp_path / name)
     assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(UserError, match="cannot write .*the name is too long"):
+        write_json(tmp_path / (300 * "n"), {})
     monkeypatch.chdir(tmp_path)
     for folder in (".", "/", "", tmp_path):
         with pytest.raises(UserError, match=r"cannot write .*: it is a folder"):

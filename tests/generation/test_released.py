@@ -298,6 +298,8 @@ def test_parts_of_other_widths_are_told_before_anything_is_drawn(folder, tmp_pat
         save_single_file(path, parts | {"mmdit": part_of(other)})
         with pytest.raises(UserError, match=text):
             load_model(path, LoadSettings(tokenizers=folder, t5_tokens=TOKENS))
+        with pytest.raises(UserError, match=text):
+            load_model(path, LoadSettings(autoencoder=folder, text_encoders=folder))
         guided = parse_guidance(f"auto:weaker={path}")
         model = load_model(folder, LoadSettings(t5_tokens=TOKENS))
         with pytest.raises(UserError, match=f"{name}.safetensors cannot guide"):

@@ -11,8 +11,9 @@ from PIL import Image
 
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import UserError
+from rectiflow.data.curation import Curation
 from rectiflow.shapeworld.captions import captions
-from rectiflow.shapeworld.folder import choose_task, write_folder
+from rectiflow.shapeworld.folder import MAX_PIXELS, choose_task, write_folder
 from rectiflow.shapeworld.render import render
 from rectiflow.shapeworld.scene import TASKS, sample_scene
 from rectiflow.shapeworld.world import SMALL, World
@@ -155,3 +156,7 @@ def test_pictures_that_nothing_reads_are_refused_at_once(
     with pytest.raises(UserError, match="would have more than 67108864 pixels"):
         write_folder(SMALL, tmp_path / "out", count=1, aspects=aspects, scale=scale)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_drawn_can_be_encoded() -> None:
+    assert Curation(resolution_px=64).max_pixels == MAX_PIXELS
