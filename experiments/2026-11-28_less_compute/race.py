@@ -3,9 +3,10 @@
 rectiflow shapeworld draw --count 50000 --out images && rectiflow encode images --out store
 OMP_NUM_THREADS=1 python race.py store demo 300 --seed 0 >> race.jsonl
 
-All three see the same pictures and are measured alike: held-out loss of what one would sample from,
+All see the same pictures and are measured alike: held-out loss of what one would sample from,
 at the demo's seven times, against the processor seconds spent on training. No rate ever decays, so
-that every moment of a run stands for itself. Prints a JSON row, with scores at the end.
+that every moment of a run stands for itself; `tiny` alone is a whole run, which ends with its last
+step. Prints a JSON row, with scores at the end. With `--keep FILE` a race that was stopped goes on.
 """
 
 import argparse
@@ -15,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
+from rectiflow.base.files import atomic_write
 from rectiflow.evaluation.shapeworld import evaluate
 from rectiflow.flow import ResolutionShift, flow_matching_loss
 from rectiflow.models.conditioning import Conditioning
@@ -28,7 +31,7 @@ from rectiflow.models.mmdit import MMDiT
 from rectiflow.models.published.loading import load_mmdit
 from rectiflow.models.shipped import load_autoencoder, load_conditioner
 from rectiflow.recipes.previews import model_in_training
-from rectiflow.recipes.small import demo, mmdit
+from rectiflow.recipes.small import demo, mmdit, tiny
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.feed import Feed, open_feed
 from rectiflow.training.optimizers import AdamW
@@ -40,7 +43,7 @@ from rectiflow.training.validation import validate
 
 #: Far beyond the end of any race, so that no rate decays.
 ENDLESS = 10**9
-LOOK_EVERY_S = 40.0
+TINY_STEPS = 8_000
 PER_TASK = 25
 
 
@@ -67,6 +70,11 @@ def paper_recipe() -> TrainRecipe:
     )
 
 
+def tiny_recipe() -> TrainRecipe:
+    """The shipped model's, of fewer steps."""
+    return replace(tiny(), max_steps=TINY_STEPS)
+
+
 class Ours:
     """A recipe in this package's own step."""
 
@@ -79,6 +87,16 @@ class Ours:
 
     def sampled_from(self) -> nn.Module:
         return self.state.ema.model
+
+    def saved(self) -> dict[str, Any]:
+        return dict(self.state.tensors())
+
+    def take_up(self, saved: dict[str, Any], num_steps: int) -> None:
+        with torch.no_grad():
+            for stem, own in self.state.tensors().items():
+                for name, value in own.items():
+                    value.copy_(saved[stem][name])
+        self.state.step = num_steps
 
 
 class Diffusers:
@@ -126,6 +144,13 @@ class Diffusers:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def saved(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def take_up(self, saved: dict[str, Any], num_steps: int) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+
     def sampled_from(self) -> MMDiT:
         """Its weights in our MM-DiT, by way of a file in its layout."""
         with TemporaryDirectory() as folder:
@@ -135,6 +160,7 @@ class Diffusers:
 
 RACERS: dict[str, tuple[Callable[[], TrainRecipe], type[Ours] | type[Diffusers]]] = {
     "demo": (demo_recipe, Ours),
+    "tiny": (tiny_recipe, Ours),
     "paper": (paper_recipe, Ours),
     "diffusers": (paper_recipe, Diffusers),
 }
@@ -147,20 +173,31 @@ def main() -> None:
     parser.add_argument("racer", choices=RACERS)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--look-every", type=float, default=40.0, metavar="SECONDS")
+    parser.add_argument("--per-task", type=int, default=PER_TASK)
+    parser.add_argument("--keep", type=Path, metavar="FILE")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     make_recipe, kind = RACERS[chosen.racer]
     recipe = replace(make_recipe(), seed=chosen.seed)
     racer = kind(recipe, open_feed(chosen.store, recipe))
     spent_s, num_steps, curve = 0.0, 0, []
-    while spent_s < chosen.seconds:
+    if chosen.keep is not None and chosen.keep.exists():
+        kept = torch.load(chosen.keep, weights_only=True)
+        spent_s, num_steps, curve = kept["spent_s"], kept["num_steps"], kept["curve"]
+        racer.take_up(kept["tensors"], num_steps)
+    while spent_s < chosen.seconds and num_steps < recipe.max_steps:
         started = time.process_time()
-        while time.process_time() - started < LOOK_EVERY_S:
+        while time.process_time() - started < chosen.look_every and num_steps < recipe.max_steps:
             racer.step(num_steps)
             num_steps += 1
         spent_s += time.process_time() - started
         measured = validate(racer.sampled_from(), racer.feed.validation, demo())
         curve.append([round(spent_s, 1), round(measured.loss, 4)])
+        if chosen.keep is not None:
+            kept = {"spent_s": spent_s, "num_steps": num_steps, "curve": curve}
+            with atomic_write(chosen.keep) as file:
+                torch.save(kept | {"tensors": racer.saved()}, file)
     backbone = racer.sampled_from()
     assert isinstance(backbone, Backbone)
     model = model_in_training(
@@ -172,11 +209,12 @@ def main() -> None:
         world="small",
         resolution_px=64,
     )
-    seen = evaluate(model, per_task=PER_TASK).overall.seen
+    seen = evaluate(model, per_task=chosen.per_task).overall.seen
     row = {
         "racer": chosen.racer,
         "seed": chosen.seed,
         "steps": num_steps,
+        "pictures": num_steps * recipe.batch_size,
         "seconds": round(spent_s, 1),
         "held_out_loss": curve,
         "overall": round(seen.lenient.mean, 3),

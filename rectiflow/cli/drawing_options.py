@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 #: For a verb's details.
 SAMPLING_DETAILS = """\
 How pictures are sampled is the model's own way unless told otherwise:
-  --solver    euler, heun, midpoint, rk4, dpm++2m, dormand-prince:tolerance=1e-3
+  --solver    euler, heun, midpoint, rk4, dpm++2m, dormand-prince:tolerance=1e-3,
+              ancestral:eta=0.5 (new noise at each step)
   --grid      linear, released, training-times, dynamic
   --guidance  cfg, zero-star, apg, auto:weaker=MODEL, skip-layers:layers=7,8,9,
               perturb-attention:layers=5, none; around them, or around cfg:

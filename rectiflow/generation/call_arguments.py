@@ -19,8 +19,9 @@ from rectiflow.base.errors import UserError
 from rectiflow.generation.edit_files import Picture, edit_of
 from rectiflow.generation.editing import STRENGTH, Edit
 from rectiflow.generation.model import Model
+from rectiflow.generation.noise import NoiseSource, noise_source, source_behind
 from rectiflow.generation.settings import SamplingSettings
-from rectiflow.generation.text_to_image import encode_prompts, initial_noise
+from rectiflow.generation.text_to_image import encode_prompts
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.sampling.guidance import check_guidance_scale
 
@@ -119,22 +120,22 @@ def noise_for(
     seed: SupportsIndex | Sequence[SupportsIndex] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     latents: Tensor | None,
-) -> tuple[tuple[int | None, ...], Tensor]:
-    """Each of `num` pictures' seed, if it has one, and its noise.
+) -> tuple[tuple[int | None, ...], Tensor, NoiseSource]:
+    """Each of `num` pictures' seed, if it has one, the noise it starts from, and where more is.
 
     Raises:
         UserError: noise is given in two ways, or not for so many pictures.
     """
     if sum(given is not None for given in (seed, generator, latents)) > 1:
         raise UserError("seed, generator and latents each give the noise; give one of them")
-    like = initial_noise(model, [0], settings)
+    shape = noise_source(model, [0], settings).shape
     if latents is not None:
-        if latents.shape != (num, *like.shape[1:]):
+        if latents.shape != (num, *shape):
             raise UserError(
                 f"latents are {list(latents.shape)}; {num} pictures of {settings.width_px}×"
-                f"{settings.height_px} px need {[num, *like.shape[1:]]}"
+                f"{settings.height_px} px need {[num, *shape]}"
             )
-        return (None,) * num, latents.float()
+        return (None,) * num, latents.float(), source_behind(latents)
     if generator is not None:
         generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
         if len(generators) not in (1, num):
@@ -142,12 +143,11 @@ def noise_for(
         each = num // len(generators)
         drawn = [
             # Not in the default type, which another thread that loads encoders may have changed.
-            torch.randn(
-                each, *like.shape[1:], generator=one, device=one.device, dtype=torch.float32
-            ).cpu()
+            torch.randn(each, *shape, generator=one, device=one.device, dtype=torch.float32).cpu()
             for one in generators
         ]
-        return (None,) * num, torch.cat(drawn)
+        noise = torch.cat(drawn)
+        return (None,) * num, noise, source_behind(noise)
     if seed is None:
         seed = secrets.randbits(32)
     try:
@@ -162,4 +162,5 @@ def noise_for(
             f"seed={seed} does not suit {num} pictures; give one whole number from 0 to 2^63 - 1, "
             "or one for each"
         )
-    return seeds, initial_noise(model, seeds, settings)
+    source = noise_source(model, seeds, settings)
+    return seeds, source.start(), source

@@ -26,10 +26,11 @@ from rectiflow.generation.metadata import (
     picture_metadata,
 )
 from rectiflow.generation.model import Model, load_model
+from rectiflow.generation.noise import check_seed
 from rectiflow.generation.pictures import read_metadata
 from rectiflow.generation.prompt_list import PromptEntry
 from rectiflow.generation.settings import SamplingSettings
-from rectiflow.generation.text_to_image import OnProgress, check_request, check_seed
+from rectiflow.generation.text_to_image import OnProgress, check_request
 from rectiflow.generation.variations import Variation
 
 INDEX_FILE = "index.jsonl"

@@ -15,6 +15,7 @@ from torch import Tensor
 from rectiflow.flow import ResolutionShift
 from rectiflow.generation.editing import EncodedEdit
 from rectiflow.generation.model import Model
+from rectiflow.generation.noise import NoiseSource
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone, Network
@@ -43,6 +44,7 @@ def draw_latents(
     noise: Float[Tensor, "b c h w"],
     settings: SamplingSettings,
     *,
+    source: NoiseSource | None = None,
     edit: EncodedEdit | None = None,
     on_step: OnStep | None = None,
     on_evaluated: OnEvaluated | None = None,
@@ -50,8 +52,9 @@ def draw_latents(
 ) -> Float[Tensor, "b c h w"]:
     """Integrate dz/dt from noise (t = 1) to latents (t = 0); `on_step`, `places` as in `integrate`.
 
-    `null` is of one prompt for all rows, or of one for each. With an `edit`, from a noisy picture
-    at the time that its strength says.
+    `null` is of one prompt for all rows, or of one for each. A solver that adds noise has it from
+    `source`, which has as many rows. With an `edit`, from a noisy picture at the time that its
+    strength says.
     """
     start, solver = model.formulation.start(noise), settings.solver
     times = times_of(model, noise, settings)
@@ -75,7 +78,8 @@ def draw_latents(
             weaker=_weaker_network(model, conditioning, edit),
         )
     )
-    latents = integrate(field, solver, start, times, on_step, places=places)
+    fresh = None if source is None else source.fresh
+    latents = integrate(field, solver, start, times, on_step, fresh=fresh, places=places)
     if on_evaluated is not None:
         on_evaluated(field.num_evaluations)
     return latents

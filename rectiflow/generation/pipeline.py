@@ -357,9 +357,12 @@ class Pipeline:
             warnings.warn(line, stacklevel=2)
         # Pictures of a prompt stand together, as in diffusers.
         rows = torch.arange(len(prompts)).repeat_interleave(num_images_per_prompt)
-        seeds, noise = noise_for(model, settings, len(rows), seed, generator, latents)
+        seeds, noise, source = noise_for(model, settings, len(rows), seed, generator, latents)
         inputs = Inputs(
-            conditioning=conditioning[rows], negative=negative[rows], noise=noise.to(model.device)
+            conditioning=conditioning[rows],
+            negative=negative[rows],
+            noise=noise.to(model.device),
+            source=source,
         )
         on_step = None
         if callback_on_step_end is not None:

@@ -16,15 +16,14 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rectiflow.base import philox
 from rectiflow.base.errors import UserError
-from rectiflow.base.seeds import derive_seed
 from rectiflow.generation.chunks import plan_chunks, trusted_sizes
 from rectiflow.generation.editing import Edit, EncodedEdit, check_edit, encode_edit
 from rectiflow.generation.latents import OnEvaluated, draw_latents
 from rectiflow.generation.model import Model, with_weaker
+from rectiflow.generation.noise import NoiseSource, check_seed, noise_source
 from rectiflow.generation.settings import SamplingSettings
-from rectiflow.generation.variations import Variation, turn_noise
+from rectiflow.generation.variations import Variation
 from rectiflow.models.autoencoder import tiling
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.precision import autocast
@@ -35,8 +34,6 @@ OnProgress = Callable[[int, int], None]
 #: Given a picture's place among the prompts, and its pixels [h w 3].
 OnDrawn = Callable[[int, NDArray[np.uint8]], None]
 
-#: Philox stream of a picture's initial noise.
-NOISE_STREAM = 0
 #: With up to so many tokens, the text's included, one picture leaves the processor idle; a larger
 #: one is as fast alone.
 MAX_TOKENS_OF_SMALL = 128
@@ -45,11 +42,15 @@ PROBE_STEPS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What pictures are drawn from, a row each: prompt, negative prompt, noise."""
+    """What pictures are drawn from, a row each: prompt, negative prompt, noise.
+
+    `noise` is what drawing starts from, `source` where a solver that adds noise has more.
+    """
 
     conditioning: Conditioning
     negative: Conditioning
     noise: Float[Tensor, "n c h w"]
+    source: NoiseSource
 
     def __len__(self) -> int:
         return len(self.noise)
@@ -59,6 +60,7 @@ class Inputs:
             conditioning=self.conditioning[rows],
             negative=self.negative[rows],
             noise=self.noise[rows],
+            source=self.source[rows],
         )
 
 
@@ -96,10 +98,12 @@ def generate(
     check_request(model, prompts, seeds, settings, negative_prompts)
     check_edit(model, edit, settings)
     conditioning, null = encode_prompts(model, [*prompts, *(negative_prompts or ())])
+    source = noise_source(model, seeds, settings, variations)
     inputs = Inputs(
         conditioning=conditioning[: len(prompts)],
         negative=conditioning[len(prompts) :] if negative_prompts else null.expand(len(prompts)),
-        noise=initial_noise(model, seeds, settings, variations),
+        noise=source.start().to(model.device),
+        source=source,
     )
     images: list[UInt8[np.ndarray, "h w 3"]] = []
 
@@ -154,6 +158,7 @@ def draw_in_chunks(
                 chunk.negative,
                 chunk.noise,
                 settings,
+                source=chunk.source,
                 edit=edit,
                 on_step=on_step,
                 on_evaluated=on_evaluated,
@@ -227,16 +232,6 @@ def check_uses_null(settings: SamplingSettings) -> None:
         )
 
 
-def check_seed(seed: int) -> None:
-    """Pass if it is one.
-
-    Raises:
-        UserError: it is out of range.
-    """
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed {seed} is out of range; give a whole number from 0 to 2^63 - 1")
-
-
 def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
     """The prompts' conditioning [n …] and that of the empty prompt [1 …]."""
     conditioner = model.conditioner
@@ -248,40 +243,6 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> tuple[Conditioning, 
         return whole.with_last_as_one(num_equal)
 
     return condition(conditioner.encode(list(prompts))), condition(conditioner.null())
-
-
-def initial_noise(
-    model: Model,
-    seeds: Sequence[int],
-    settings: SamplingSettings,
-    variations: Sequence[Variation] | None = None,
-) -> Float[Tensor, "n c h w"]:
-    """Standard normal latents, row i a function of seeds[i], its variation and the size alone.
-
-    Raises:
-        UserError: seeds and variations differ in number, or a variation's seed is out of range.
-    """
-    if variations is not None:
-        if len(variations) != len(seeds):
-            raise UserError(
-                f"{len(variations)} variations came with {len(seeds)} seeds; give one for each, or "
-                "none at all"
-            )
-        for variation in variations:
-            check_seed(variation.seed)
-        return turn_noise(
-            initial_noise(model, seeds, settings),
-            initial_noise(model, [variation.seed for variation in variations], settings),
-            [variation.amount for variation in variations],
-        )
-    factor = model.autoencoder.config.downsample_factor
-    shape = (
-        model.backbone.config.latent_channels,
-        settings.height_px // factor,
-        settings.width_px // factor,
-    )
-    keys = torch.tensor([derive_seed(seed, "picture") for seed in seeds], dtype=torch.int64)
-    return philox.normal(keys, shape, stream=NOISE_STREAM).to(model.device)
 
 
 def decode_latents(model: Model, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
@@ -329,14 +290,16 @@ def _chunk_sizes(
         )
         for phase in settings.guidance.phases
     ]
-    noise = initial_noise(model, [0], settings)
+    source = noise_source(model, [0], settings)
+    noise = source.start().to(model.device)
     if edit is not None:
         edit = replace(edit, strength=1.0)
 
     def probe(size: int) -> Tensor:
-        rows = noise.expand(size, -1, -1, -1)
+        rows, sources = noise.expand(size, -1, -1, -1), source[torch.zeros(size, dtype=torch.int64)]
         drawn = [
-            draw_latents(model, null.expand(size), null, rows, phase, edit=edit) for phase in probed
+            draw_latents(model, null.expand(size), null, rows, phase, source=sources, edit=edit)
+            for phase in probed
         ]
         return torch.cat(drawn, dim=1)
 

@@ -4,6 +4,7 @@ No text and no pixels here. Source: arXiv 2403.03206, sections 2 and 5.3.2.
 """
 
 from rectiflow.sampling.adaptive import DormandPrince
+from rectiflow.sampling.ancestral import Ancestral
 from rectiflow.sampling.defaults import SamplingDefaults
 from rectiflow.sampling.field import Backbone, Field, time_and_coefficients
 from rectiflow.sampling.guidance import (
@@ -27,7 +28,7 @@ from rectiflow.sampling.schedule import (
     linear_times,
     times_for,
 )
-from rectiflow.sampling.solvers import RK4, Euler, Heun, Midpoint, Solver
+from rectiflow.sampling.solvers import RK4, Euler, FreshNoise, Heun, Midpoint, Solver
 from rectiflow.sampling.weak_guidance import (
     AutoGuidance,
     PerturbedAttentionGuidance,
@@ -37,6 +38,7 @@ from rectiflow.sampling.weak_guidance import (
 __all__ = [
     "RK4",
     "AdaptiveProjectedGuidance",
+    "Ancestral",
     "AutoGuidance",
     "Backbone",
     "CFGZeroStar",
@@ -47,6 +49,7 @@ __all__ = [
     "DynamicShiftGrid",
     "Euler",
     "Field",
+    "FreshNoise",
     "Guidance",
     "Heun",
     "InpaintingSolver",

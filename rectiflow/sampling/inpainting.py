@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rectiflow.flow import RectifiedFlowPath, noisy_latents
-from rectiflow.sampling.solvers import Memory, Solver, VelocityField
+from rectiflow.sampling.solvers import FreshNoise, Memory, Solver, VelocityField
 
 
 class InpaintingSolver(Solver):
@@ -38,6 +38,9 @@ class InpaintingSolver(Solver):
     @property
     def couples_samples(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._solver.couples_samples
+
+    def first_memory(self, fresh: FreshNoise | None) -> Memory:
+        return self._solver.first_memory(fresh)
 
     def step(
         self,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rectiflow.base.errors import DivergedError
-from rectiflow.sampling.solvers import Memory, Solver, VelocityField
+from rectiflow.sampling.solvers import FreshNoise, Solver, VelocityField
 
 #: Sees (i, t_next, z) after step i, and may give another z to go on with.
 OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
@@ -25,16 +25,18 @@ def integrate(
     times: Float[Tensor, " n"],
     on_step: OnStep | None = None,
     *,
+    fresh: FreshNoise | None = None,
     places: Sequence[int] | None = None,
 ) -> Float[Tensor, "b ..."]:
     """Carry z from times[0] to times[-1]; `on_step(i, t_next, z)` sees, or replaces, each z.
 
-    An error tells rows by their `places` among the caller's samples, or by their number.
+    A solver that adds noise has it from `fresh`. An error tells rows by their `places` among the
+    caller's samples, or by their number.
 
     Raises:
         DivergedError: z is not finite after a step; the text says which, and the likely cause.
     """
-    memory: Memory = None
+    memory = solver.first_memory(fresh)
     for i in range(len(times) - 1):
         before = z
         z, memory = solver.step(field, z, times[i], times[i + 1], memory)
@@ -76,7 +78,8 @@ def evaluation_times(solver: Solver, times: Float[Tensor, " n"]) -> list[Float[T
         seen.append(t)
         return torch.zeros_like(z)
 
-    integrate(field, solver, torch.zeros(1, 1, device=times.device), times)
+    z = torch.zeros(1, 1, device=times.device)
+    integrate(field, solver, z, times, fresh=lambda _: z)
     return seen
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.sampling.adaptive import DormandPrince
+from rectiflow.sampling.ancestral import Ancestral
 from rectiflow.sampling.guidance import (
     ClassifierFreeGuidance,
     Guidance,
@@ -45,6 +46,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "rk4": RK4,
     "dpm++2m": DPMSolverPP2M,
     "dormand-prince": DormandPrince,
+    "ancestral": Ancestral,
 }
 GRIDS: dict[str, type[TimeGrid]] = {
     "linear": LinearGrid,

@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 VelocityField = Callable[[Tensor, Tensor], Tensor]
-#: What a solver carries from one step to the next; each has its own, None before the first.
+#: What a solver carries from one step to the next; each has its own.
 Memory: TypeAlias = Any
+#: Standard normal noise shaped as z, other for each number from 0 on.
+FreshNoise = Callable[[int], Tensor]
 
 
 class Solver(ABC):
@@ -26,6 +28,10 @@ class Solver(ABC):
     order: ClassVar[int]
     #: Whether a sample's steps depend on the others of its batch.
     couples_samples: ClassVar[bool] = False
+
+    def first_memory(self, fresh: FreshNoise | None) -> Memory:
+        """What the first step is to remember: nothing, unless a solver has use for noise."""
+        return None
 
     @abstractmethod
     def step(

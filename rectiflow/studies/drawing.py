@@ -17,9 +17,9 @@ from torch import Tensor
 from rectiflow.evaluation.shapeworld import picture_seeds
 from rectiflow.generation.latents import draw_latents
 from rectiflow.generation.model import Model
+from rectiflow.generation.noise import initial_noise, noise_source
 from rectiflow.generation.text_to_image import (
     decode_latents,
-    initial_noise,
     to_pixels,
 )
 from rectiflow.models.autoencoder import Autoencoder
@@ -87,7 +87,8 @@ class Drawer:
         """One picture a prompt, with the recipe's formulation and shift."""
         model = self._model(backbone, recipe, setting)
         conditioning, null = self._encoded
-        noise = initial_noise(model, self.seeds, model.settings)
+        source = noise_source(model, self.seeds, model.settings)
+        noise = source.start()
         images = [
             decode_latents(
                 model,
@@ -97,6 +98,7 @@ class Drawer:
                     null,
                     noise[rows],
                     model.settings,
+                    source=source[rows],
                     on_step=on_step,
                 ),
             )

@@ -17,11 +17,11 @@ from rectiflow.flow import parse_formulation
 from rectiflow.generation.editing import Edit, EncodedEdit, encode_edit, first_step
 from rectiflow.generation.latents import draw_latents
 from rectiflow.generation.model import Model
+from rectiflow.generation.noise import initial_noise, noise_source
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     encode_prompts,
     generate,
-    initial_noise,
 )
 from rectiflow.models.autoencoder import tiling
 from rectiflow.models.mmdit import MMDiT
@@ -203,9 +203,12 @@ def test_any_solver_goes_with_any_guidance(
         guidance_scale=1.0 if guidance == "none" else 3.0,
     )
     encoded, noise, (conditioning, null) = begun[is_told]
+    source = noise_source(base, [1], settings)
     with torch.inference_mode():
-        drawn = draw_latents(base, conditioning, null, noise, settings, edit=encoded)
-        other = draw_latents(base, null, null, noise, settings, edit=encoded)
+        drawn, other = (
+            draw_latents(base, prompts, null, noise, settings, source=source, edit=encoded)
+            for prompts in (conditioning, null)
+        )
     assert torch.isfinite(drawn).all()
     assert encoded.mask is not None
     painted = (encoded.mask == 1).expand_as(drawn)

@@ -60,14 +60,16 @@ def test_output_types_are_the_same_pictures(pipeline):
     assert latents(pipeline, PROMPTS, seed=0).shape == (2, 16, 8, 8)
 
 
-def test_noise_from_generators_is_that_of_diffusers(pipeline):
+@pytest.mark.parametrize("solver", ["euler", "ancestral"])
+def test_noise_from_generators_is_that_of_diffusers(pipeline, solver):
     one = torch.Generator().manual_seed(1)
     noise = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1))
-    drawn = latents(pipeline, PROMPTS, generator=one)
-    assert torch.equal(drawn, latents(pipeline, PROMPTS, latents=noise))
+    drawn = latents(pipeline, PROMPTS, generator=one, solver=solver)
+    assert torch.equal(drawn, latents(pipeline, PROMPTS, latents=noise, solver=solver))
     each = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    pair = latents(pipeline, PROMPTS, generator=each)
-    alone = latents(pipeline, PROMPTS[1], generator=torch.Generator().manual_seed(2))
+    pair = latents(pipeline, PROMPTS, generator=each, solver=solver)
+    two = torch.Generator().manual_seed(2)
+    alone = latents(pipeline, PROMPTS[1], generator=two, solver=solver)
     assert torch.equal(pair[1:], alone)
 
 

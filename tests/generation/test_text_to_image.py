@@ -17,12 +17,12 @@ from rectiflow.generation import latents as latents_module
 from rectiflow.generation import text_to_image
 from rectiflow.generation.latents import draw_latents
 from rectiflow.generation.model import Model
+from rectiflow.generation.noise import initial_noise
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     decode_latents,
     encode_prompts,
     generate,
-    initial_noise,
     to_pixels,
 )
 from rectiflow.models.autoencoder import tiling
@@ -73,6 +73,7 @@ def test_same_bytes_with_two_threads(run_python: Callable[..., CompletedProcess[
         ("dpm++2m", "zero-star:zero_init_steps=0+rescale+interval:high=0.7"),
         ("heun", "perturb-attention:layers=1,high=0.9"),
         ("dormand-prince:tolerance=0.3", "apg"),
+        ("ancestral", "cfg"),
     ],
 )
 def test_same_bytes_with_any_solver_and_guidance(solver: str, guidance: str) -> None:

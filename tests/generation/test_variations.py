@@ -12,8 +12,10 @@ from tiny_model import tiny_model
 
 from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.generation.model import Model
-from rectiflow.generation.text_to_image import generate, initial_noise
+from rectiflow.generation.noise import initial_noise, noise_source
+from rectiflow.generation.text_to_image import generate
 from rectiflow.generation.variations import Variation, turn_noise
+from rectiflow.sampling import Ancestral, Euler, Solver
 
 PROMPTS = ["a red circle", "a ring", ""]
 
@@ -23,14 +25,27 @@ def model() -> Model:
     return tiny_model()
 
 
-def test_the_ends_are_the_seeds_own_pictures(model: Model) -> None:
+@pytest.mark.parametrize("solver", [Euler(), Ancestral()])
+def test_the_ends_are_the_seeds_own_pictures(model: Model, solver: Solver) -> None:
+    settings = replace(model.settings, solver=solver)
     variations = [Variation(seed=7, amount=a) for a in (0.0, 1.0, 0.3)]
-    images = generate(model, PROMPTS, [1, 2, 3], variations=variations)
-    assert np.array_equal(images[:2], generate(model, PROMPTS[:2], [1, 7]))
-    assert not np.array_equal(images[2], generate(model, PROMPTS[2:], [3])[0])
+    images = generate(model, PROMPTS, [1, 2, 3], settings, variations=variations)
+    assert np.array_equal(images[:2], generate(model, PROMPTS[:2], [1, 7], settings))
+    assert not np.array_equal(images[2], generate(model, PROMPTS[2:], [3], settings)[0])
     # Alone as among others.
-    alone = generate(model, PROMPTS[2:], [3], variations=variations[2:])
+    alone = generate(model, PROMPTS[2:], [3], settings, variations=variations[2:])
     assert np.array_equal(alone[0], images[2])
+
+
+def test_noise_of_later_steps_turns_as_the_first_does(model: Model) -> None:
+    settings = replace(model.settings, height_px=256, width_px=256)
+    start, end = (noise_source(model, [seed], settings) for seed in (1, 2))
+    turned = noise_source(model, [1], settings, [Variation(seed=2, amount=0.2)])
+    whole = angle(start.fresh(3), end.fresh(3))
+    assert angle(start.fresh(3), turned.fresh(3)) == pytest.approx(0.2 * whole, abs=0.02)
+    # Nothing comes twice.
+    for other in (start.start(), start.fresh(0), start.fresh(2)):
+        assert angle(start.fresh(3), other) == pytest.approx(math.pi / 2, abs=0.05)
 
 
 def test_noise_stays_noise_and_turns_evenly(model: Model) -> None:

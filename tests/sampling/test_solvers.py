@@ -16,6 +16,7 @@ from sampling.gaussian_flow import (
 
 from rectiflow.sampling import (
     RK4,
+    Ancestral,
     CountedField,
     DormandPrince,
     DPMSolverPP2M,
@@ -29,11 +30,21 @@ from rectiflow.sampling.solvers import RungeKutta
 
 #: Tolerant of anything, so that it steps from time to time as the others do.
 FREE = DormandPrince(tolerance=1e9)
-ONE_STEP = (Euler(), Heun(), Midpoint(), RK4(), FREE)
+#: Without noise, which no flow has.
+QUIET = Ancestral(eta=0.0)
+ONE_STEP = (Euler(), Heun(), Midpoint(), RK4(), FREE, QUIET)
 SOLVERS = (*ONE_STEP, DPMSolverPP2M())
 by_name = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
 TABLES = (Heun, Midpoint, RK4, DormandPrince)
-EVALUATIONS = {Euler: 1, DPMSolverPP2M: 1, Heun: 2, Midpoint: 2, RK4: 4, DormandPrince: 7}
+EVALUATIONS = {
+    Euler: 1,
+    Ancestral: 1,
+    DPMSolverPP2M: 1,
+    Heun: 2,
+    Midpoint: 2,
+    RK4: 4,
+    DormandPrince: 7,
+}
 
 
 def orders(solver: Solver, field, exact, z: torch.Tensor, *, end: float) -> list[float]:

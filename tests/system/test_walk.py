@@ -13,11 +13,11 @@ from rectiflow.data.encode import encode_folder
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.generation import model as model_module
 from rectiflow.generation.model import load_model
+from rectiflow.generation.noise import initial_noise
 from rectiflow.generation.text_to_image import (
     draw_latents,
     encode_prompts,
     generate,
-    initial_noise,
 )
 from rectiflow.sampling import SamplingDefaults
 from rectiflow.shapeworld.folder import write_folder
