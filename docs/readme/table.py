@@ -66,11 +66,15 @@ def both_compiled(row: dict[str, Any]) -> str:
 def rows_of_model(model: dict[str, Any]) -> list[tuple[str, str]]:
     """What the card of a shipped model says of its scores and of what they took."""
     scores, data = model["scores"], model["data"]
+    # And those of the model that it began from, if it did.
+    before = (data["start_from"] or {}).get("provenance", {"images_seen": 0, "training_s": 0.0})
+    num_pictures = data["images_seen"] + before["images_seen"]
+    training_s = data["training_s"] + before["training_s"]
     title = model["recipe"]["backbone"]["kind"].removesuffix("Config").replace("MMDiT", "MM-DiT")
     return [
         (
             f"shipped `{scores['model']}` ({title}), overall ({scores['per_task']} prompts a task; "
-            f"{data['images_seen']:,} pictures, {seconds(data['training_s'])})",
+            f"{num_pictures:,} pictures, {seconds(training_s)})",
             f"{interval(scores['overall']['seen'])}; unseen combinations "
             f"{interval(scores['overall']['unseen'])}",
         ),

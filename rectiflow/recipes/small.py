@@ -24,7 +24,7 @@ from rectiflow.models.baselines.crossdit import CrossDiTConfig
 from rectiflow.models.baselines.dit import DiTConfig
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.mmdit import MMDiTConfig
-from rectiflow.sampling import SamplingDefaults
+from rectiflow.sampling import Ancestral, SamplingDefaults
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.recipe import TrainRecipe
@@ -144,6 +144,11 @@ def tiny_mmdit() -> TrainRecipe:
 
 
 def _of_hours(recipe: TrainRecipe, *, max_steps: int) -> TrainRecipe:
+    """The recipe for a long run, whose model is drawn with new noise at each step.
+
+    A model that has learned what belongs where draws it better so, others do not. Measured in
+    `experiments/2026-11-29_new_noise_at_each_step`.
+    """
     return replace(
         recipe,
         batch_size=32,
@@ -152,6 +157,7 @@ def _of_hours(recipe: TrainRecipe, *, max_steps: int) -> TrainRecipe:
         validate_every=1000,
         checkpoint_every=1000,
         sample_every=4000,
+        sampling=replace(recipe.sampling, solver=Ancestral()),
     )
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -38,17 +39,23 @@ class FirstWeights:
 
     The tensors lie where they were found until each is used, and keep their types. `positions`
     [side, side, d] is the grid that a released file holds; None where it is the closed form's.
+    `provenance` is what the card of a model of ours says of how it was made.
     """
 
     name: str
     sha256: str
     tensors: Mapping[str, StoredTensor]
     positions: StoredTensor | None = None
+    provenance: Mapping[str, Any] | None = None
 
-    def origin_of(self, recipe: TrainRecipe) -> dict[str, str]:
+    def origin_of(self, recipe: TrainRecipe) -> dict[str, Any]:
         """What checkpoints and the exported model's provenance keep of it."""
-        origin = {"model": self.name, "sha256": self.sha256}
-        return origin | ({"added": "qk_norm"} if recipe.add_qk_norm else {})
+        origin: dict[str, Any] = {"model": self.name, "sha256": self.sha256}
+        if recipe.add_qk_norm:
+            origin["added"] = "qk_norm"
+        if self.provenance is not None:
+            origin["provenance"] = dict(self.provenance)
+        return origin
 
     def values_for(
         self, backbone: Backbone, *, add_qk_norm: bool = False
@@ -125,16 +132,18 @@ def read_first_weights(name_or_path: str) -> FirstWeights:
             name=name_or_path, sha256=part.sha256(), tensors=tensors, positions=positions
         )
     folder = find_model_folder(name_or_path)
-    hashes = read_json(folder / CARD_FILE)["sha256"]
+    card = read_json(folder / CARD_FILE)
+    hashes = card["sha256"]
     tensors = read_model_weights(folder, hashes)
     return FirstWeights(
         name=name_or_path,
         sha256=hashes[WEIGHTS_FILE],
         tensors={name: StoredTensor.of(tensor) for name, tensor in tensors.items()},
+        provenance=card.get("provenance"),
     )
 
 
-def read_same_weights(name_or_path: str, origin: Mapping[str, str]) -> FirstWeights:
+def read_same_weights(name_or_path: str, origin: Mapping[str, Any]) -> FirstWeights:
     """The weights that a run which trains a LoRA began with, for it to go on.
 
     Raises:

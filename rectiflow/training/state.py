@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class Snapshot:
     step: int
     elapsed_s: float
     loss_window: tuple[float, ...]
-    origin: Mapping[str, str] | None
+    origin: Mapping[str, Any] | None
     spikes: SpikeMemory
     is_copy: bool
 
@@ -75,7 +75,7 @@ class TrainState:
     step: int = 0
     elapsed_s: float = 0.0
     loss_window: list[float] = field(default_factory=list)
-    origin: dict[str, str] | None = None
+    origin: dict[str, Any] | None = None
     spikes: SpikeMemory = field(default_factory=SpikeMemory)
     world: World = ALONE
     aligner: Aligner | None = None

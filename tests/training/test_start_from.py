@@ -72,7 +72,9 @@ def test_checkpoints_and_model_say_where_the_weights_came_from(
     origin = {
         "model": str(earlier),
         "sha256": sha256_file(earlier / "model" / "weights.safetensors"),
+        "provenance": read_json(earlier / "model" / "model.json")["provenance"],
     }
+    assert origin["provenance"]["images_seen"] > 0
     assert read_json(result.model / "model.json")["provenance"]["start_from"] == origin
     state = read_json(result.run / "checkpoints" / "step_00000004" / "state.json")
     assert state["origin"] == origin
