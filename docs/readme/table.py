@@ -66,10 +66,12 @@ def both_compiled(row: dict[str, Any]) -> str:
 def rows_of_model(model: dict[str, Any]) -> list[tuple[str, str]]:
     """What the card of a shipped model says of its scores and of what they took."""
     scores, data = model["scores"], model["data"]
-    # And those of the model that it began from, if it did.
-    before = (data["start_from"] or {}).get("provenance", {"images_seen": 0, "training_s": 0.0})
-    num_pictures = data["images_seen"] + before["images_seen"]
-    training_s = data["training_s"] + before["training_s"]
+    # Its own and those of the models that it began from, one from another.
+    stages = [data]
+    while origin := stages[-1]["start_from"]:
+        stages.append(origin["provenance"])
+    num_pictures = sum(stage["images_seen"] for stage in stages)
+    training_s = sum(stage["training_s"] for stage in stages)
     title = model["recipe"]["backbone"]["kind"].removesuffix("Config").replace("MMDiT", "MM-DiT")
     return [
         (

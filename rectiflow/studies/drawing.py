@@ -88,7 +88,7 @@ class Drawer:
         model = self._model(backbone, recipe, setting)
         conditioning, null = self._encoded
         source = noise_source(model, self.seeds, model.settings)
-        noise = source.start()
+        noise = source.start().to(model.device)
         images = [
             decode_latents(
                 model,

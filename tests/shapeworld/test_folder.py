@@ -153,6 +153,8 @@ def test_an_aspect_of_no_whole_pixels(tmp_path: Path) -> None:
 def test_pictures_that_nothing_reads_are_refused_at_once(
     aspects: list[tuple[int, int]], scale: int, tmp_path: Path
 ) -> None:
+    # What encoding decodes, which is in a room that this one does not see.
+    assert Curation(resolution_px=64).max_pixels == MAX_PIXELS
     with pytest.raises(UserError, match="would have more than 67108864 pixels"):
         write_folder(SMALL, tmp_path / "out", count=1, aspects=aspects, scale=scale)
     assert not (tmp_path / "out").exists()
