@@ -1,8 +1,8 @@
 """SD3-medium's transformer at its own size on a GPU, all steps of a guided picture; JSON rows.
 
 Random weights in bfloat16, 1024², 28 steps, guided, 154 text tokens: the time of the transformer
-part alone, once as it is, once with every block compiled, once with the blocks compiled into CUDA
-graphs, and the last in fp8 where the GPU has it. Needs PyTorch and this package, nothing else.
+part alone, once as it is, once with every block compiled, once with that recorded as CUDA graphs,
+and the last in fp8 where the GPU has it. Needs PyTorch and this package, nothing else.
 
     python benchmarks/released_size.py [--repeats 5]
     python benchmarks/released_size.py --device cpu --side 64 --steps 2 --depth 2     # tries it out
@@ -17,7 +17,9 @@ import torch
 from measure import interleaved_ms, print_row
 
 from rectiflow.flow import ResolutionShift, rectified_flow
+from rectiflow.models.compilation import with_compiled_blocks
 from rectiflow.models.conditioning import Conditioning
+from rectiflow.models.frame import Backbone
 from rectiflow.models.mmdit import MMDiT
 from rectiflow.models.published import RELEASED
 from rectiflow.models.quantization import quantize
@@ -30,7 +32,7 @@ LATENT_FACTOR = 8
 
 
 def drawing(
-    backbone: MMDiT, prompts: Conditioning, null: Conditioning, times: torch.Tensor
+    backbone: Backbone, prompts: Conditioning, null: Conditioning, times: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """What carries noise to latents, its modulation tabulated where generation does so."""
     network, (told, told_null) = backbone, (backbone.embed(prompts), backbone.embed(null))
@@ -54,24 +56,15 @@ def _integrate(field: Field, times: torch.Tensor, noise: torch.Tensor) -> torch.
     return latents
 
 
-def ways(backbone: MMDiT, device: torch.device) -> Iterator[tuple[str, MMDiT]]:
+def ways(backbone: Backbone, device: torch.device) -> Iterator[tuple[str, Backbone]]:
     """The backbone in each way that is measured."""
     yield "eager", backbone
-    modes = {"compiled": "default", "CUDA graphs": "reduce-overhead"}
-    if device.type != "cuda":
-        del modes["CUDA graphs"]
-    for name, mode in modes.items():
-        yield name, _compiled(backbone, mode)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
-        quantized, _ = quantize(backbone, "fp8")
-        assert isinstance(quantized, MMDiT)
-        yield "fp8, CUDA graphs", _compiled(quantized, "reduce-overhead")
-
-
-def _compiled(backbone: MMDiT, mode: str) -> MMDiT:
-    for block in backbone.blocks:
-        block.compile(mode=mode)
-    return backbone
+    yield "compiled", with_compiled_blocks(backbone)
+    if device.type == "cuda":
+        yield "CUDA graphs", with_compiled_blocks(backbone, cuda_graphs=True)
+        if torch.cuda.get_device_capability(device) >= (8, 9):
+            quantized, _ = quantize(backbone, "fp8")
+            yield "fp8, CUDA graphs", with_compiled_blocks(quantized, cuda_graphs=True)
 
 
 @torch.inference_mode()

@@ -57,6 +57,12 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="run blocks as compiled graphs: pays off for many pictures of a size",
     )
+    changes.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        default=None,
+        help="with --compile on an NVIDIA GPU: repeat each step's kernels as one",
+    )
     parser.add_argument(
         "--offload-modulation",
         action="store_true",
@@ -86,7 +92,10 @@ def read_changes(options: argparse.Namespace) -> "ModelChanges":
             "rectiflow: the first picture of each size takes longer: it compiles", file=sys.stderr
         )
     return ModelChanges(
-        loras=loras, quantization=options.quantize, is_compiled=bool(options.compile)
+        loras=loras,
+        quantization=options.quantize,
+        is_compiled=bool(options.compile),
+        cuda_graphs=bool(options.cuda_graphs),
     )
 
 

@@ -95,7 +95,8 @@ def _variation(text: str) -> dict[str, Any]:
 
 
 _NOT_OF_A_REPLAY = (
-    *("n", "seed", "negative", "prompts", "strength", "variation", "quantize", "compile"),
+    *("n", "seed", "negative", "prompts", "strength", "variation"),
+    *("quantize", "compile", "cuda_graphs"),
     *SETTINGS,
     *CHOICES,
 )

@@ -19,11 +19,24 @@ from rectiflow.models.offloading import is_offloaded
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChanges:
-    """LoRAs to merge, 8 bits to multiply in (int8 on a CPU, fp8 on a GPU), blocks to compile."""
+    """LoRAs to merge, 8 bits to multiply in (int8 on a CPU, fp8 on a GPU), blocks to compile.
+
+    `cuda_graphs` records the compiled network on an NVIDIA GPU (`models.cuda_graphs`).
+
+    Raises:
+        ConfigError: `cuda_graphs` without `is_compiled`.
+    """
 
     loras: tuple[LoraFile | WeightedLora, ...] = ()
     quantization: str | None = None
     is_compiled: bool = False
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cuda_graphs and not self.is_compiled:
+            raise ConfigError(
+                "CUDA graphs are recorded of a compiled model; compile it too, or leave them out"
+            )
 
     def of(self, model: Model) -> Model:
         """The model so changed, beside the given one, which stays as it is.
@@ -40,5 +53,8 @@ class ModelChanges:
             )
         changed = with_quantization(with_loras(model, self.loras), self.quantization)
         if self.is_compiled:
-            changed = replace(changed, backbone=with_compiled_blocks(changed.backbone))
+            changed = replace(
+                changed,
+                backbone=with_compiled_blocks(changed.backbone, cuda_graphs=self.cuda_graphs),
+            )
         return changed

@@ -66,6 +66,7 @@ from rectiflow.generation.text_to_image import (
     to_pixels,
 )
 from rectiflow.models.compilation import check_compiler
+from rectiflow.models.cuda_graphs import check_records
 from rectiflow.models.layers.embeddings import TIME_SCALE
 from rectiflow.models.quantization import check_device
 from rectiflow.sampling import (
@@ -178,13 +179,15 @@ class Pipeline:
 
         Raises:
             ConfigError: it is quantized in a way that the device does not multiply in, or compiled
-                and there is no compiler for the device.
+                and there is no compiler for the device, or recorded and the device cannot.
         """
         with self._changing:
             if self._changes.quantization is not None:
                 check_device(self._changes.quantization, torch.device(device))
             if self._changes.is_compiled:
                 check_compiler(torch.device(device))
+            if self._changes.cuda_graphs:
+                check_records(torch.device(device))
             if self._graphs is not None:
                 self._graphs.finish()
             self._plain = self._plain.to(device)
@@ -204,20 +207,26 @@ class Pipeline:
         with self._changing:
             self._change(replace(self._changes, quantization=kind))
 
-    def compile(self, *, wait: bool = True) -> None:
+    def compile(self, *, wait: bool = True, cuda_graphs: bool = False) -> None:
         """Run the blocks as compiled graphs from the next call on, one picture at a time.
 
         The first call of a size compiles, which takes from seconds to minutes. Without `wait` a
         thread does, and calls draw without graphs until it is done; each result's `is_compiled`
         tells which, for pictures differ in a few pixels by a step or two of 255. What the compiler
         raises in that thread, the next call of that size raises. LoRAs may come and go as before.
+        `cuda_graphs` also records each step's kernels, for an NVIDIA GPU to repeat as one.
 
         Raises:
-            ConfigError: there is no compiler for the device; nothing has changed then.
+            ConfigError: there is no compiler for the device, or it records nothing; nothing has
+                changed then.
         """
         with self._changing:
-            self._waits_for_graphs = wait
-            self._change(replace(self._changes, is_compiled=True))
+            waited, self._waits_for_graphs = self._waits_for_graphs, wait
+            try:
+                self._change(replace(self._changes, is_compiled=True, cuda_graphs=cuda_graphs))
+            except ConfigError:
+                self._waits_for_graphs = waited
+                raise
 
     def load_lora_weights(self, path: str | Path, *, weight: float = 1.0) -> None:
         """Add a LoRA's file to those that calls from now on draw with; 1 is as trained.
@@ -239,8 +248,8 @@ class Pipeline:
             self._change(replace(self._changes, loras=()))
 
     def _change(self, changes: ModelChanges) -> None:
-        plain = replace(changes, is_compiled=False).of(self._plain)
-        model = ModelChanges(is_compiled=changes.is_compiled).of(plain)
+        plain = replace(changes, is_compiled=False, cuda_graphs=False).of(self._plain)
+        model = replace(changes, loras=(), quantization=None).of(plain)
         makes_graphs = changes.is_compiled and not self._waits_for_graphs
         self._graphs = GraphsInTheMaking(model, plain.backbone) if makes_graphs else None
         self.model = model

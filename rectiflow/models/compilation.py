@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rectiflow.base.errors import ConfigError
+from rectiflow.models.cuda_graphs import CudaRecorder, RecordedNetwork, check_records
 from rectiflow.models.frame import Backbone
 from rectiflow.models.substitution import with_modules
 
@@ -38,18 +39,26 @@ def compile_blocks(blocks: Iterable[nn.Module], device: torch.device) -> None:
         block.compile(fullgraph=True, dynamic=False)
 
 
-def with_compiled_blocks(backbone: Backbone) -> Backbone:
+def with_compiled_blocks(backbone: Backbone, *, cuda_graphs: bool = False) -> Backbone:
     """The backbone with blocks that are compiled when they first meet a shape.
 
     The given one stays as it is, and all weights are shared. There is a graph for each shape, so
-    that what comes out does not depend on what was computed before.
+    that what comes out does not depend on what was computed before. With `cuda_graphs` the network
+    as a whole is then recorded (`models.cuda_graphs`), which repeats the very same kernels.
 
     Raises:
-        ConfigError: as `check_compiler`.
+        ConfigError: as `check_compiler`, or as `check_records`.
     """
-    _prepare(next(backbone.parameters()).device)
+    device = next(backbone.parameters()).device
+    if cuda_graphs:
+        check_records(device)
+    _prepare(device)
     compiled = with_modules(backbone, {block: _compiled(block) for block in backbone.blocks})
     assert isinstance(compiled, Backbone)
+    if cuda_graphs:
+        # Where torch puts a module's own graph, and `with_modules` leaves it out of what it makes.
+        recorded = RecordedNetwork(compiled.forward, CudaRecorder(device))
+        vars(compiled)["_compiled_call_impl"] = recorded
     return compiled
 
 

@@ -15,6 +15,7 @@ from tiny_model import tiny_model
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.distributed.world import World
+from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.text_to_image import generate
 from rectiflow.models.determinism import compute_deterministically
 from rectiflow.models.precision import usable_device
@@ -55,6 +56,18 @@ def test_a_picture_has_the_same_bytes_again_and_alone(gpu: torch.device) -> None
     assert np.array_equal(generate(model, PROMPTS, SEEDS), together)
     alone = [generate(model, [PROMPTS[seed]], [seed])[0] for seed in SEEDS]
     assert np.array_equal(np.stack(alone), together)
+
+
+@pytest.mark.compile
+def test_recorded_pictures_are_those_of_the_compiled_model(gpu: torch.device) -> None:
+    model = tiny_model().to(gpu)
+    compiled, recorded = (
+        ModelChanges(is_compiled=True, cuda_graphs=graphs).of(model) for graphs in (False, True)
+    )
+    expected = generate(compiled, PROMPTS, SEEDS)
+    # Recorded, then repeated.
+    for _ in range(2):
+        assert np.array_equal(generate(recorded, PROMPTS, SEEDS), expected)
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(gpu: torch.device, tmp_path: Path) -> None:
