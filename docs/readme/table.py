@@ -52,6 +52,12 @@ def by_task(scores: dict[str, Any]) -> str:
     return " / ".join(f"{scores['tasks'][task]['seen']['lenient']['mean']:.2f}" for task in TASKS)
 
 
+def asked(scores: dict[str, Any]) -> str:
+    """How many pictures a task, of how many prompts in all."""
+    seen, unseen = (scores["overall"][split]["num_prompts"] for split in ("seen", "unseen"))
+    return f"{scores['per_task']} pictures a task, of {seen} prompts, unseen {unseen}"
+
+
 def seconds(value: float) -> str:
     """Minutes and seconds."""
     return f"{int(value) // 60} min {int(value) % 60} s"
@@ -75,7 +81,7 @@ def rows_of_model(model: dict[str, Any]) -> list[tuple[str, str]]:
     title = model["recipe"]["backbone"]["kind"].removesuffix("Config").replace("MMDiT", "MM-DiT")
     return [
         (
-            f"shipped `{scores['model']}` ({title}), overall ({scores['per_task']} prompts a task; "
+            f"shipped `{scores['model']}` ({title}), overall ({asked(scores)}; "
             f"{num_pictures:,} pictures, {seconds(training_s)})",
             f"{interval(scores['overall']['seen'])}; unseen combinations "
             f"{interval(scores['overall']['unseen'])}",
@@ -124,8 +130,7 @@ def make_table() -> str:
             f"({demo['steps']:,} steps, {demo['images_per_s']:.0f} images/s)",
         ),
         (
-            f"the demo's model, a {demo['backbone']}, overall "
-            f"({demo['scores']['per_task']} prompts a task)",
+            f"the demo's model, a {demo['backbone']}, overall ({asked(demo['scores'])})",
             f"{interval(demo['scores']['overall']['seen'])}; unseen combinations "
             f"{interval(demo['scores']['overall']['unseen'])}",
         ),
@@ -200,7 +205,8 @@ def make_table() -> str:
         f"({machine['cpu_capability']}), PyTorch {machine['packages']['torch'].split('+')[0]}; "
         "ratios each in one run, on the machine that its row in `benchmarks/results` names. Scores "
         "on\nthe world `small`, combinations seen in training, lenient verdict, 95 % bootstrap "
-        "intervals over prompts\n(Wilson's where all are alike). Made by `docs/readme/table.py`."
+        "intervals over prompts, or\nover pictures where a task has no other prompts (Wilson's "
+        "where all are alike). Made by `docs/readme/table.py`."
     )
     return "\n".join([about, "", *lines]) + "\n"
 

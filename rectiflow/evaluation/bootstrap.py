@@ -1,14 +1,15 @@
 """Bootstrap intervals: how far a benchmark's mean could move by the draw of its prompts.
 
-Pictures of one prompt succeed and fail together, so whole prompts are resampled, never pictures
-(Efron and Tibshirani 1993, chapter 8: the unit that was drawn is the unit that is redrawn). NumPy
-only; used by every score of `evaluation`.
+Pictures of one prompt succeed and fail together, so whole prompts are resampled (Efron and
+Tibshirani 1993, chapter 8: the unit that was drawn is the unit that is redrawn). A task may have so
+few prompts that all of them were asked: nothing was drawn then but pictures. NumPy only; used by
+every score of `evaluation`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -49,16 +50,21 @@ def bootstrap_mean(
 def bootstrap_mean_of_strata(
     strata: Mapping[str, Sequence[Sequence[float]]],
     *,
+    exhausted: Collection[str] = (),
     seed: int = 0,
     num_resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Interval:
     """Interval of the unweighted mean of the strata's means; prompts are redrawn inside their task.
 
+    In the strata named `exhausted` the groups are all that there are, not a draw of them, and a
+    handful may be too few to resample. There values are redrawn, whichever group they are of, which
+    is cautious: that also counts how the groups differ.
+
     Percentile interval of the resampled means, widened by sqrt(n / (n - 1)) about the mean because
-    a resample of n values varies less than a fresh draw. Where no resample can differ (every prompt
-    of every task scored alike, usually all 0 or all 1) the bootstrap is blind and Wilson's interval
-    (1927) for that many prompts takes its place.
+    a resample of n values varies less than a fresh draw. Where no resample can differ (all that is
+    redrawn scored alike, usually all 0 or all 1) the bootstrap is blind and Wilson's interval
+    (1927) for that many draws takes its place.
 
     Raises:
         ValueError: no strata, a stratum without groups, a group without values, values outside
@@ -70,14 +76,20 @@ def bootstrap_mean_of_strata(
     if not means:
         raise ValueError("there are no values to resample; give at least one stratum")
     mean = float(np.mean([values.mean() for values in means.values()]))
-    if all(float(np.ptp(values)) == 0.0 for values in means.values()):
-        return wilson_interval(mean, sum(map(len, means.values())), confidence=confidence)
+    redrawn = {
+        name: np.concatenate([np.asarray(group, dtype=np.float64) for group in strata[name]])
+        if name in exhausted
+        else values
+        for name, values in means.items()
+    }
+    if all(float(np.ptp(values)) == 0.0 for values in redrawn.values()):
+        return wilson_interval(mean, sum(map(len, redrawn.values())), confidence=confidence)
     deviation = np.zeros(num_resamples)
-    for name, values in means.items():
+    for name, values in redrawn.items():
         n = len(values)
         drawn = numpy_generator(seed, "bootstrap", name).integers(0, n, size=(num_resamples, n))
         widening = math.sqrt(n / (n - 1)) if n > 1 else 1.0
-        deviation += widening * (values[drawn].mean(axis=1) - values.mean()) / len(means)
+        deviation += widening * (values[drawn].mean(axis=1) - values.mean()) / len(redrawn)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(mean + deviation, [tail, 1.0 - tail])
     return Interval(mean=mean, low=max(0.0, float(low)), high=min(1.0, float(high)))

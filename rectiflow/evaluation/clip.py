@@ -8,7 +8,7 @@ CLIP ViT-L/14 (arXiv 2403.03206, section 5.1). Source: arXiv 2103.00020.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from rectiflow.base.errors import CheckpointError
+from rectiflow.base.files import read_json
 from rectiflow.data.pixels import centered_square, crop_and_resize
 from rectiflow.data.records import images_from_pixels
 from rectiflow.evaluation.features import Features
@@ -154,7 +156,8 @@ def load_clip_folder(
 
     Raises:
         UserError: the folder lacks a config or tokenizer.
-        CheckpointError: weights are damaged, or lack tensors of the model.
+        CheckpointError: weights are damaged, or lack tensors of the model, or the image processor's
+            config is no such.
     """
     folder = Path(folder)
     model = load_pretrained(CLIPModel, folder, dtype).to(device)
@@ -168,11 +171,27 @@ def load_clip_folder(
 def _picture_statistics(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     for file in ("preprocessor_config.json", "processor_config.json"):
         if (folder / file).is_file():
-            written: dict[str, Any] = json.loads((folder / file).read_text(encoding="utf-8"))
-            stated = written.get("image_processor", written)
-            if "image_mean" in stated:
-                return stated["image_mean"], stated["image_std"]
+            written = read_json(folder / file)
+            stated = written.get("image_processor", written) if isinstance(written, dict) else None
+            if not isinstance(stated, dict):
+                raise CheckpointError(f"{folder / file} holds no JSON object; fetch it again")
+            mean, std = (stated.get(name) for name in ("image_mean", "image_std"))
+            if _is_color(mean) and _is_color(std) and min(std) > 0:
+                return mean, std
+            if not mean is std is None:
+                raise CheckpointError(
+                    f"{folder / file} has image_mean={mean!r:.40} and image_std={std!r:.40}; both "
+                    "need three numbers, the latter above 0; fetch it again"
+                )
     return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+def _is_color(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(each, int | float) and math.isfinite(each) for each in value)
+    )
 
 
 def _embed_images(

@@ -202,8 +202,8 @@ def _scores(evaluation: Evaluation) -> str:
     return (
         "<section><h2>Scores</h2><p>Lenient is GenEval’s verdict; strict wants the whole scene; "
         "graded says how near a picture comes. Seen combinations are like those trained on, "
-        "unseen ones were held out. Whiskers: 95 % intervals over prompts, by bootstrap or, where "
-        "all are alike, Wilson’s.</p>"
+        "unseen ones were held out. Whiskers: 95 % intervals over prompts, or over pictures where "
+        "a task has no other prompts, by bootstrap or, where all are alike, Wilson’s.</p>"
         '<div class="scroll"><table><thead><tr><th>Task</th><th>Seen, lenient</th><th>Strict</th>'
         "<th>Graded</th><th>Unseen, lenient</th><th>Strict</th><th>Pictures</th></tr></thead>"
         f'<tbody>{"".join(rows)}</tbody></table></div><p class="note">{escape(note)}</p></section>'

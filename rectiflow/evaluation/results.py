@@ -108,21 +108,21 @@ def read_evaluation(path: Path | str) -> Evaluation:
 
 def format_table(evaluation: Evaluation) -> str:
     """The scores as a table for a terminal."""
-    rows = [("task", "n", "lenient", "strict", "graded")]
+    rows = [("task", "prompts", "pictures", "lenient", "strict", "graded")]
     for is_seen in (True, False):
         split = "seen" if is_seen else "unseen"
         for name, scores in (*evaluation.tasks.items(), ("overall", evaluation.overall)):
             score = scores.seen if is_seen else scores.unseen
             if score is not None:
-                counted = str(score.num_pictures)
+                counted = (str(score.num_prompts), str(score.num_pictures))
                 readings = (str(score.lenient), str(score.strict), f"{score.graded.mean:.2f}")
-                rows.append((f"{name} ({split})", counted, *readings))
+                rows.append((f"{name} ({split})", *counted, *readings))
     return text_table(rows) + (
         f"\n{evaluation.drawn_by} on {evaluation.benchmark} ({evaluation.world}, "
         f"{evaluation.prompt_form} prompts): {evaluation.settings}, "
         f"{evaluation.pictures_per_prompt} picture(s) a prompt, "
-        f"seed {evaluation.seed}; in brackets 95 % intervals over prompts, by bootstrap or, where "
-        "all are alike, Wilson's"
+        f"seed {evaluation.seed}; in brackets 95 % intervals over prompts, or over pictures where "
+        "a task has no other prompts, by bootstrap or, where all are alike, Wilson's"
     )
 
 

@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def evaluate(
             _keep(keep_in, i, picture, image, model, settings)
             for i, (picture, image) in enumerate(zip(judged, images))
         ]
-    overall, tasks = summarize(judged, seed=seed)
+    overall, tasks = summarize(judged, pictures_per_prompt=pictures_per_prompt, seed=seed)
     return Evaluation(
         benchmark=BENCHMARK,
         model=model.name,
@@ -141,24 +142,29 @@ def judge(
 
 
 def summarize(
-    judged: Sequence[JudgedPicture], *, seed: int = 0
+    judged: Sequence[JudgedPicture], *, pictures_per_prompt: int = 1, seed: int = 0
 ) -> tuple[SplitScore, dict[str, SplitScore]]:
-    """Overall and per-task scores; overall is the unweighted mean over the split's tasks."""
+    """Overall and per-task scores; overall is the unweighted mean over the split's tasks.
+
+    A task whose prompts have more than `pictures_per_prompt` pictures has no others: intervals are
+    over its pictures then, else over its prompts.
+    """
+    score_of = partial(_score, pictures_per_prompt=pictures_per_prompt, seed=seed)
     by_task: dict[str, dict[bool, list[JudgedPicture]]] = {}
     for picture in judged:
         splits = by_task.setdefault(picture.task, {False: [], True: []})
         splits[picture.is_held_out].append(picture)
     tasks = {
         task: SplitScore(
-            seen=_score({task: splits[False]}, seed=seed),
-            unseen=_score({task: splits[True]}, seed=seed) if splits[True] else None,
+            seen=score_of({task: splits[False]}),
+            unseen=score_of({task: splits[True]}) if splits[True] else None,
         )
         for task, splits in by_task.items()
     }
     unseen = {task: splits[True] for task, splits in by_task.items() if splits[True]}
     overall = SplitScore(
-        seen=_score({task: splits[False] for task, splits in by_task.items()}, seed=seed),
-        unseen=_score(unseen, seed=seed) if unseen else None,
+        seen=score_of({task: splits[False] for task, splits in by_task.items()}),
+        unseen=score_of(unseen) if unseen else None,
     )
     return overall, tasks
 
@@ -179,15 +185,18 @@ def describe_reading(reading: Reading) -> str:
     return ", ".join(parts)
 
 
-def _score(by_task: Mapping[str, Sequence[JudgedPicture]], *, seed: int) -> Score:
+def _score(
+    by_task: Mapping[str, Sequence[JudgedPicture]], *, pictures_per_prompt: int, seed: int
+) -> Score:
     prompts = {task: _by_prompt(pictures) for task, pictures in by_task.items()}
+    exhausted = {t for t, groups in prompts.items() if max(map(len, groups)) > pictures_per_prompt}
 
     def interval(reading: Callable[[JudgedPicture], float]) -> Interval:
         values = {
             task: [[reading(picture) for picture in group] for group in groups]
             for task, groups in prompts.items()
         }
-        return bootstrap_mean_of_strata(values, seed=seed)
+        return bootstrap_mean_of_strata(values, exhausted=exhausted, seed=seed)
 
     return Score(
         num_prompts=sum(map(len, prompts.values())),

@@ -52,6 +52,35 @@ def test_resampling_pictures_would_be_too_narrow() -> None:
     assert tenfold == once
 
 
+def test_covers_the_truth_of_the_few_prompts_that_there_are() -> None:
+    """All prompts were asked, some with a picture more than others: pictures are what was drawn."""
+    chances = (0.1, 0.6)
+
+    def strata(rng: np.random.Generator) -> dict[str, list[list[float]]]:
+        few = [list((rng.random(20 + i) < p).astype(float)) for i, p in enumerate(chances)]
+        return {"few": few, "many": [[float(rng.random() < 0.5)] for _ in range(40)]}
+
+    def coverage(truth: float, names: tuple[str, ...], exhausted: set[str]) -> float:
+        def draw(rng: np.random.Generator) -> Interval:
+            drawn = {name: groups for name, groups in strata(rng).items() if name in names}
+            return bootstrap_mean_of_strata(drawn, exhausted=exhausted, num_resamples=300)
+
+        return _coverage(draw, truth)
+
+    truth = float(np.mean(chances))
+    assert coverage((truth + 0.5) / 2, ("few", "many"), {"few"}) >= 0.93
+    assert coverage(truth, ("few",), {"few"}) >= 0.93
+
+
+def test_alike_means_of_exhausted_prompts_still_vary() -> None:
+    halves = {"few": [[0.0, 1.0]] * 3}
+    interval = bootstrap_mean_of_strata(halves, exhausted={"few"})
+    assert interval.mean == 0.5
+    assert 0.5 < interval.high - interval.low < 1.0
+    unanimous = bootstrap_mean_of_strata({"few": [[1.0] * 10] * 2}, exhausted={"few"})
+    assert unanimous == wilson_interval(1.0, 20)
+
+
 def test_every_task_weighs_the_same() -> None:
     strata = {"few": [[1.0], [1.0]], "many": [[0.0]] * 98}
     assert bootstrap_mean_of_strata(strata).mean == 0.5

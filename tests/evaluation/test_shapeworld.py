@@ -14,8 +14,19 @@ from tiny_model import tiny_model
 
 from rectiflow.base.errors import UserError
 from rectiflow.evaluation import shapeworld
-from rectiflow.evaluation.results import format_table, read_evaluation, write_evaluation
-from rectiflow.evaluation.shapeworld import describe_reading, evaluate, judge, picture_seeds
+from rectiflow.evaluation.results import (
+    JudgedPicture,
+    format_table,
+    read_evaluation,
+    write_evaluation,
+)
+from rectiflow.evaluation.shapeworld import (
+    describe_reading,
+    evaluate,
+    judge,
+    picture_seeds,
+    summarize,
+)
 from rectiflow.generation.model import Model
 from rectiflow.generation.pictures import read_metadata, read_png
 from rectiflow.shapeworld.benchmark import HELD_OUT_TASKS, BenchmarkPrompt, benchmark_prompts
@@ -167,6 +178,37 @@ def test_verdicts_follow_the_pictures() -> None:
     judged = judge(SMALL, prompts, [0] * len(prompts), swapped)
     assert not any(picture.is_correct for picture in judged)
     assert all(picture.reason and 0.0 <= picture.graded < 1.0 for picture in judged)
+
+
+def test_intervals_are_over_pictures_where_a_task_has_no_other_prompts() -> None:
+    def judged(num_prompts: int, num_pictures: int) -> list[JudgedPicture]:
+        # A prompt succeeds always or never.
+        return [
+            JudgedPicture(
+                task="two_object",
+                is_held_out=False,
+                prompt=f"{number % num_prompts}",
+                seed=number,
+                is_correct=bool(number % num_prompts % 2),
+                is_strict=False,
+                graded=0.5,
+                reason="",
+                read="",
+                file=None,
+            )
+            for number in range(num_pictures)
+        ]
+
+    def width(pictures: Sequence[JudgedPicture], pictures_per_prompt: int) -> float:
+        overall, _ = summarize(pictures, pictures_per_prompt=pictures_per_prompt)
+        assert overall.seen.lenient.mean == 0.5
+        return overall.seen.lenient.high - overall.seen.lenient.low
+
+    # As wide as a hundred independent verdicts, whatever number of prompts they are of; but four
+    # pictures of each of many prompts that succeed and fail together are 25 verdicts.
+    hundred, again, few = width(judged(100, 100), 1), width(judged(2, 100), 1), judged(26, 104)
+    assert again == pytest.approx(hundred, rel=0.1)
+    assert width(few, 4) == pytest.approx(2 * hundred, rel=0.1)
 
 
 def test_refuses_what_cannot_be_scored(model: Model) -> None:
