@@ -7,9 +7,9 @@ from rectiflow.cli.options import Verbs, add_verb
 
 _DETAILS = """\
 SOURCE is whatever `rectiflow inspect` knows. A TARGET that ends in .safetensors becomes a single
-file in Stability AI's layout, any other the folder of a diffusers pipeline, with tokenizers and
-scheduler where SOURCE has them. Values are copied as they are, whatever their type, a few megabytes
-at a time.
+file in Stability AI's layout, any other the folder of a diffusers pipeline, with tokenizers where
+SOURCE is such a folder, and scheduler where it has one. Values are copied as they are, whatever
+their type, a few megabytes at a time.
 """
 
 

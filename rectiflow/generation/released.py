@@ -30,8 +30,8 @@ from rectiflow.models.published import (
     build_mmdit,
     open_checkpoint,
 )
-from rectiflow.models.published.checkpoint import SCHEDULER_CLASS
-from rectiflow.models.published.components import SCHEDULER, SCHEDULER_FILE
+from rectiflow.models.published.checkpoint import SCHEDULER, SCHEDULER_CLASS
+from rectiflow.models.published.components import SCHEDULER_FILE
 from rectiflow.models.published.text_loading import StoredEncoders, find_text_encoders
 from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.models.text.conditioner import FOLDERS, bare_tokenizers
@@ -175,8 +175,8 @@ def _sampling(checkpoint: Checkpoint, name: str | None) -> SamplingSettings:
             raise CheckpointError(
                 f"{checkpoint.path}: its scheduler has {option}={value!r}, which rectiflow does "
                 f"not follow ({f'it knows {usual}' if usual else 'it knows no such option'}); "
-                f"take it out of {SCHEDULER}/{SCHEDULER_FILE}, and choose times by --grid and "
-                "--solver"
+                f"take it out of the folder's {SCHEDULER}/{SCHEDULER_FILE}, before a conversion if "
+                "there was one, and choose times by --grid and --solver"
             )
     if is_dynamic:
         return replace(sampling, shift=NO_SHIFT.alpha, grid=DynamicShiftGrid())

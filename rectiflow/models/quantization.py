@@ -6,7 +6,7 @@ are: they are a small part of the work, and the numbers that they make reach eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -22,6 +22,8 @@ from rectiflow.models.substitution import with_modules
 
 EightBits = Literal["int8", "fp8"]
 _LAYERS: dict[str, Callable[[nn.Linear], nn.Module]] = {"int8": Int8Linear, "fp8": Float8Linear}
+#: Of what tensor cores take of e4m3 at once.
+FP8_MULTIPLE = 16
 _PROBE_SIDE, _PROBE_TOKENS, _PROBE_TIMES = 8, 16, (0.2, 0.5, 0.8)
 
 
@@ -33,13 +35,13 @@ def quantize(backbone: Backbone, kind: EightBits) -> tuple[Backbone, float]:
     three times. The given one stays as it is, and all but those matrices is shared.
 
     Raises:
-        ConfigError: the device cannot multiply so.
+        ConfigError: the device cannot multiply so, or not matrices of such sizes.
     """
     check_device(kind, next(backbone.parameters()).device)
-    quantized = with_modules(
-        backbone,
-        {linear: _LAYERS[kind](linear) for block in backbone.blocks for linear in _matrices(block)},
-    )
+    matrices = [linear for block in backbone.blocks for linear in _matrices(block)]
+    if kind == "fp8":
+        check_fp8_sizes(matrices)
+    quantized = with_modules(backbone, {linear: _LAYERS[kind](linear) for linear in matrices})
     assert isinstance(quantized, Backbone)
     before, after = _probe(backbone), _probe(quantized)
     return quantized, ((after - before).square().mean() / before.square().mean()).sqrt().item()
@@ -57,6 +59,21 @@ def _matrices(module: nn.Module) -> Iterator[nn.Linear]:
         # A modulation is one row a picture, and its weights are read once.
         elif not isinstance(child, Modulation):
             yield from _matrices(child)
+
+
+def check_fp8_sizes(matrices: Iterable[nn.Linear]) -> None:
+    """Pass if GPUs multiply such matrices in fp8: both sizes are multiples of 16.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for linear in matrices:
+        for size in (linear.in_features, linear.out_features):
+            if size % FP8_MULTIPLE:
+                raise ConfigError(
+                    f"fp8 multiplies matrices of multiples of {FP8_MULTIPLE}, and one of this "
+                    f"model's has {size}; leave fp8 out, or take int8 on a CPU, which needs none"
+                )
 
 
 def check_device(kind: str, device: torch.device) -> None:

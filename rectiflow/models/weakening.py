@@ -35,7 +35,8 @@ def skip_blocks(backbone: Backbone, layers: Sequence[int]) -> Network:
 def perturb_attention(backbone: Backbone, layers: Sequence[int]) -> Network:
     """The backbone with image tokens that in `layers` look at themselves and the text, no other.
 
-    Text tokens look as always, and so does an attention that is only to the text.
+    So do those of an MMDiT-X in their second attention. Text tokens look as always, and so does an
+    attention that is only to the text.
 
     Raises:
         ConfigError: the backbone has no such block.
@@ -69,7 +70,7 @@ class _PassThrough(nn.Module):
 
 
 class _PerturbedBlock(nn.Module):
-    """A block in whose first attention, the one among image tokens, these look at themselves."""
+    """A block in whose attentions among image tokens these look at themselves."""
 
     def __init__(self, block: nn.Module, num_image: int) -> None:
         super().__init__()
@@ -77,13 +78,7 @@ class _PerturbedBlock(nn.Module):
         self.num_image = num_image
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        is_first = True
-
-        def choose(q: Tensor, k: Tensor) -> Tensor | None:
-            nonlocal is_first
-            if not is_first:
-                return None
-            is_first = False
+        def choose(q: Tensor, k: Tensor) -> Tensor:
             return image_tokens_alone(q.shape[2], k.shape[2], self.num_image, k.device)
 
         with mask_attention(choose):

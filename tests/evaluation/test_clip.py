@@ -200,6 +200,30 @@ def test_the_folders_own_mean_and_std_are_used(folder: Path, tmp_path: Path, fil
     assert not torch.allclose(embed([0.5] * 3, [0.5] * 3), default)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[]",
+        '{"image_processor": []}',
+        '{"image_mean": [0.5, 0.5, 0.5]}',
+        '{"image_mean": [0.5, 0.5], "image_std": [0.5, 0.5]}',
+        '{"image_mean": [0.5, 0.5, "x"], "image_std": [1, 1, 1]}',
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 0]}',
+    ],
+)
+def test_an_image_processor_that_says_no_colors(folder: Path, tmp_path: Path, written: str) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "preprocessor_config.json").write_text(written)
+    with pytest.raises(
+        CheckpointError, match=r"preprocessor_config\.json (holds no|has image_mean)"
+    ):
+        load_clip_folder(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"preprocessor_config\.json is not valid JSON"):
+        load_clip_folder(tmp_path)
+
+
 def test_folders_that_do_not_do(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config.json is missing"):
         load_clip_folder(tmp_path)

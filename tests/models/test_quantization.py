@@ -7,7 +7,7 @@ from torch import nn
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.models.layers.eight_bits import Float8Linear, Int8Linear
-from rectiflow.models.quantization import check_device, quantize
+from rectiflow.models.quantization import check_device, check_fp8_sizes, quantize
 
 # Four standard deviations of a sum of 96 rounding errors over the largest that the product can be:
 # steps of a 63rd of the largest of 96 normal values, and of a 16th of each value.
@@ -96,3 +96,10 @@ def test_the_other_device_is_refused() -> None:
         quantize(random_backbone(CONFIGS["dit"]), "fp8")
     with pytest.raises(ConfigError, match="int8 is for device cpu, not cuda; choose fp8 there"):
         check_device("int8", torch.device("cuda"))
+
+
+def test_sizes_that_fp8_does_not_multiply_are_refused() -> None:
+    check_fp8_sizes([nn.Linear(64, 48)])
+    for linear in (nn.Linear(200, 64), nn.Linear(64, 200)):
+        with pytest.raises(ConfigError, match="multiples of 16, and one of this model's has 200"):
+            check_fp8_sizes([linear])

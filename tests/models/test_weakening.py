@@ -8,10 +8,10 @@ import torch
 from models.small_backbones import CONFIGS, NUM_TEXT, inputs, random_backbone
 
 from rectiflow.base.errors import ConfigError
-from rectiflow.models.layers.attention import attention, mask_attention
+from rectiflow.models.layers.attention import attention
 from rectiflow.models.weakening import image_tokens_alone, perturb_attention, skip_blocks
 
-KINDS = ("mmdit", "mmdit3", "dit", "crossdit", "uvit")
+KINDS = ("mmdit", "mmdit3", "mmdit-x", "dit", "crossdit", "uvit")
 by_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -31,7 +31,8 @@ def test_the_given_network_stays_as_it_is(kind: str) -> None:
                 assert (output - other).abs().max() > 1e-3
 
 
-@by_kind
+# The block that is left of the MMDiT-X has no second attention.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mmdit-x"])
 @torch.no_grad()
 def test_a_model_without_its_last_block_is_the_shorter_model(kind: str) -> None:
     model, call = random_backbone(CONFIGS[kind]), inputs()
@@ -61,12 +62,24 @@ def test_image_tokens_look_at_themselves_and_the_text() -> None:
     q, k, v = torch.randn(3, 1, 2, 4, 8).unbind(0)
     alone = torch.eye(4, dtype=torch.bool)
     for dtype in (torch.float32, torch.bfloat16):
-        with mask_attention(lambda q, k: alone):
-            assert torch.equal(attention(q.to(dtype), k.to(dtype), v.to(dtype)), v.to(dtype))
-    with mask_attention(lambda q, k: None):
-        assert torch.equal(
-            attention(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        )
+        alike = (q.to(dtype), k.to(dtype), v.to(dtype))
+        assert torch.equal(attention(*alike, mask=alone), alike[-1])
+
+
+@pytest.mark.parametrize("kind", ["mmdit", "mmdit3", "mmdit-x", "dit", "crossdit"])
+@torch.no_grad()
+def test_a_perturbed_patch_tells_no_other_of_itself(kind: str) -> None:
+    # A single block: the next one's text, which looks at all, would carry it on.
+    config = replace(CONFIGS[kind], depth=1, width=128)
+    model = random_backbone(config)
+    z_t, t, conditioning = inputs()
+    changed = z_t.clone()
+    changed[..., :2, :2] += 1.0
+    for network, is_local in ((perturb_attention(model, (0,)), True), (model, False)):
+        moved = (network(changed, t, conditioning) - network(z_t, t, conditioning)).abs()
+        assert moved[..., :2, :2].max() > 1e-3
+        moved[..., :2, :2] = 0.0
+        assert (moved.max() == 0.0) == is_local
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -106,9 +106,9 @@ def watch_attention(look: Callable[[Tensor, Tensor], None]) -> Generator[None]:
 
 @contextmanager
 def mask_attention(choose: Callable[[Tensor, Tensor], Tensor | None]) -> Generator[None]:
-    """Ask `choose(q, k)` at every attention within for a mask; None leaves it as it is.
+    """Ask `choose(q, k)` at every joint attention within for a mask; None leaves it as it is.
 
-    A mask is boolean, broadcasts to [b h n m], and is True where a query may look at a key.
+    A mask is boolean, [n m], and is True where a query may look at a key.
     """
     _hooks.maskers.append(choose)
     try:
@@ -118,21 +118,22 @@ def mask_attention(choose: Callable[[Tensor, Tensor], Tensor | None]) -> Generat
 
 
 def attention(
-    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h m d"], v: Float[Tensor, "b h m d"]
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h m d"],
+    v: Float[Tensor, "b h m d"],
+    *,
+    mask: Bool[Tensor, "n m"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
     """softmax(q·kᵀ/√d)·v by the fastest kernel for the device and dtype.
 
-    Without a mask, but within `mask_attention`.
     On a CPU without tiles of its own for bfloat16 (AMX) the library's fused kernel has no fast path
     for it, and nowhere backwards; two matrix products and a softmax are several times faster
     (`benchmarks/attention.py`).
     """
     for look in _hooks.watchers:
         look(q, k)
-    for choose in _hooks.maskers:
-        mask = choose(q, k)
-        if mask is not None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if q.device.type == "cpu" and v.dtype == torch.bfloat16:
         if torch.is_grad_enabled():
             return _attention_by_products(q, k, v)
@@ -160,7 +161,9 @@ def repeat_last(tokens: Float[Tensor, "b n *d"], count: int) -> Float[Tensor, "b
 def joint_attention(
     projections: Sequence[tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[Float[Tensor, "b n d"], ...]:
-    """Attend over all streams' tokens at once, without a mask, and split the result again.
+    """Attend over all streams' tokens at once, and split the result again.
+
+    Without a mask, but within `mask_attention`.
 
     Takes (q, k, v) of each stream, [b n_i heads head_dim], of which a stream may have more keys
     and values than queries; returns one [b n_i heads·head_dim] per stream.
@@ -171,5 +174,8 @@ def joint_attention(
         torch.cat([part.transpose(1, 2) for part in parts], dim=2)
         for parts in zip(*projections, strict=True)
     )
-    attended = attention(q, k, v).split([part[0].shape[1] for part in projections], dim=2)
+    masks = (choose(q, k) for choose in _hooks.maskers)
+    mask = next((mask for mask in masks if mask is not None), None)
+    lengths = [part[0].shape[1] for part in projections]
+    attended = attention(q, k, v, mask=mask).split(lengths, dim=2)
     return tuple(part.transpose(1, 2).flatten(2) for part in attended)

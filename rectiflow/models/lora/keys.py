@@ -1,7 +1,7 @@
 """The tensors of a LoRA file by module: what each key means, and why some files are refused.
 
-Pairs are called lora_A and lora_B by PEFT, lora_down and lora_up by kohya's scripts, lora.down and
-lora.up by older diffusers; an alpha stands beside them.
+Pairs are called lora_A and lora_B by PEFT, with an adapter's name behind or none, lora_down and
+lora_up by kohya's scripts, lora.down and lora.up by older diffusers; an alpha stands beside them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from rectiflow.models.published.text_configs import RELEASED_TEXT
 
 _KEY = re.compile(
     r"(?P<module>.+?)\."
-    r"(?:(?P<down>lora_A(\.default)?\.weight|lora_down\.weight"
+    r"(?:(?P<down>lora_A(\.(?P<down_adapter>[^.]+))?\.weight|lora_down\.weight"
     r"|lora(_linear_layer)?\.down\.weight)"
-    r"|(?P<up>lora_B(\.default)?\.weight|lora_up\.weight|lora(_linear_layer)?\.up\.weight)"
+    r"|(?P<up>lora_B(\.(?P<up_adapter>[^.]+))?\.weight|lora_up\.weight"
+    r"|lora(_linear_layer)?\.up\.weight)"
     r"|(?P<alpha>alpha))"
 )
 #: Other ways of changing a model, by how a key ends; more than a pair of matrices.
@@ -68,20 +69,27 @@ def stored_pairs(path: Path, tensors: Mapping[str, StoredTensor]) -> list[Stored
             that is something else.
     """
     keys: dict[str, dict[str, str]] = {}
+    adapters: set[str] = set()
     unknown: list[str] = []
     for key in tensors:
         found = _KEY.fullmatch(key)
         if found is None:
             unknown.append(key)
             continue
+        adapters |= {found[name] for name in ("down_adapter", "up_adapter") if found[name]}
         role = next(role for role in ("down", "up", "alpha") if found[role])
         own = keys.setdefault(found["module"], {})
-        if role in own:
+        if role in own and len(adapters) < 2:
             raise CheckpointError(
                 f"{path} has both {own[role]} and {key}, two tensors for one place; remove one"
             )
         own[role] = key
     _refuse_unknown(path, unknown, is_any_known=bool(keys))
+    if len(adapters) > 1:
+        raise CheckpointError(
+            f"{path} holds several LoRAs, {', '.join(sorted(adapters))}; give each a file of its "
+            "own"
+        )
     pairs: list[StoredPair] = []
     for module, own in keys.items():
         missing = [role for role in ("down", "up") if role not in own]

@@ -45,7 +45,8 @@ PREFIXES = {
     "clip_g": "text_encoders.clip_g.transformer.",
     "t5": "text_encoders.t5xxl.transformer.",
 }
-SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
+#: The folder of a pipeline that says how times are shifted, and the class that it is for.
+SCHEDULER, SCHEDULER_CLASS = "scheduler", "FlowMatchEulerDiscreteScheduler"
 PART_TITLES = {
     "mmdit": "MM-DiT",
     "autoencoder": "autoencoder",
@@ -63,6 +64,8 @@ _MARKS: tuple[tuple[str, str, Layout], ...] = (
 )
 _CLIP_MARK = "text_model.final_layer_norm.weight"
 _CLIP_G_WIDTH = 1280
+#: Of a whole CLIP model, without a part in the text's states.
+_CLIP_EXTRAS = ("logit_scale", "logit_bias")
 _CHANGES_A_MODEL = "which changes a model and is none by itself; give the model's own file"
 OTHER_KIND = (
     "which is another architecture; rectiflow loads SD3-medium, SD3.5-medium, SD3.5-large and "
@@ -188,7 +191,8 @@ def open_file(path: Path) -> Checkpoint:
         )
         for kind, (layout, tensors) in groups.items()
     }
-    return Checkpoint(path=path, parts=parts, unknown=unknown)
+    scheduler = _from_metadata(path, SCHEDULER, file.metadata)
+    return Checkpoint(path=path, parts=parts, unknown=unknown, scheduler=scheduler)
 
 
 def _split(
@@ -208,8 +212,9 @@ def _split(
             if any(name.startswith(mark) for name in tensors):
                 return {kind: (layout, dict(tensors))}, ()
         if _CLIP_MARK in tensors:
-            is_large = tensors[_CLIP_MARK].shape[0] >= _CLIP_G_WIDTH
-            return {"clip_g" if is_large else "clip_l": ("sai", dict(tensors))}, ()
+            kind = "clip_g" if tensors[_CLIP_MARK].shape[0] >= _CLIP_G_WIDTH else "clip_l"
+            extras = tuple(name for name in _CLIP_EXTRAS if name in tensors)
+            return {kind: ("sai", {n: t for n, t in tensors.items() if n not in extras})}, extras
         some = ", ".join(sorted(tensors)[:3]) or "none"
         raise CheckpointError(
             f"{path} holds no part of an SD3 model: it has {len(tensors)} tensors, among them "
@@ -367,20 +372,36 @@ _CONFIGS: dict[str, tuple[type[Any], ...]] = {
 
 
 def metadata_key(kind: str) -> str:
-    """Where a single file's metadata holds a part's config, if the tensors do not tell it."""
+    """Where a single file's metadata holds a config that its tensors do not tell.
+
+    Of a part, by its kind, or of the scheduler.
+    """
     return f"rectiflow.{kind}"
 
 
 def _config_from_metadata(path: Path, kind: str, metadata: Mapping[str, str]) -> PartConfig | None:
+    data = _from_metadata(path, kind, metadata)
+    if data is None:
+        return None
+    try:
+        cls = {cls.__name__: cls for cls in _CONFIGS[kind]}[data.pop("kind")]
+        return from_json(cls, data)
+    except (TypeError, KeyError, ConfigError) as error:
+        raise _unreadable(path, kind, error) from error
+
+
+def _from_metadata(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str, Any] | None:
     text = metadata.get(metadata_key(kind))
     if text is None:
         return None
     try:
-        data: dict[str, Any] = dict(json.loads(text))
-        cls = {cls.__name__: cls for cls in _CONFIGS[kind]}[data.pop("kind")]
-        return from_json(cls, data)
-    except (ValueError, TypeError, KeyError, ConfigError) as error:
-        raise CheckpointError(
-            f"{path} holds a config under {metadata_key(kind)} that cannot be read ({error}); "
-            "make the file again"
-        ) from error
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _unreadable(path, kind, error) from error
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds a config under {metadata_key(kind)} that cannot be read ({error}); "
+        "make the file again"
+    )

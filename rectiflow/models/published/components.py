@@ -26,7 +26,7 @@ COMPONENTS = {
     "clip_g": ("text_encoder_2", "model"),
     "t5": ("text_encoder_3", "model"),
 }
-SCHEDULER, SCHEDULER_FILE = "scheduler", "scheduler_config.json"
+SCHEDULER_FILE = "scheduler_config.json"
 #: In the metadata of weights: tensors that are the identity and stand for none.
 IDENTITY_KEY = "rectiflow.identity"
 CONFIG_FILE = "config.json"

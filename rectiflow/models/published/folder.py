@@ -5,15 +5,22 @@ Each becomes a `Checkpoint` as a single file does; only headers and configs are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rectiflow.base.errors import UserError
 from rectiflow.models.model_folder import CARD_FILE, find_pipeline, is_own_model
-from rectiflow.models.published.checkpoint import PART_TITLES, Checkpoint, Part, open_file
+from rectiflow.models.published.checkpoint import (
+    PART_TITLES,
+    SCHEDULER,
+    Checkpoint,
+    Part,
+    open_file,
+)
 from rectiflow.models.published.components import (
     COMPONENTS,
     CONFIG_FILE,
-    SCHEDULER,
     SCHEDULER_FILE,
     kind_of_component,
     open_component,
@@ -73,6 +80,7 @@ def _open_split_files(folder: Path) -> Checkpoint:
         )
     parts: dict[str, Part] = {}
     unknown: list[str] = []
+    schedulers: list[Mapping[str, Any]] = []
     for file in files:
         found = open_file(file)
         for kind, part in found.parts.items():
@@ -83,4 +91,7 @@ def _open_split_files(folder: Path) -> Checkpoint:
                 )
             parts[kind] = part
         unknown += found.unknown
-    return Checkpoint(path=folder, parts=parts, unknown=tuple(unknown))
+        if found.scheduler is not None:
+            schedulers.append(found.scheduler)
+    scheduler = next(iter(schedulers), None)
+    return Checkpoint(path=folder, parts=parts, unknown=tuple(unknown), scheduler=scheduler)

@@ -21,6 +21,7 @@ from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.models.model_folder import PIPELINE_FILE
 from rectiflow.models.published.checkpoint import (
     PREFIXES,
+    SCHEDULER,
     SCHEDULER_CLASS,
     Checkpoint,
     Part,
@@ -31,7 +32,6 @@ from rectiflow.models.published.components import (
     COMPONENTS,
     CONFIG_FILE,
     IDENTITY_KEY,
-    SCHEDULER,
     SCHEDULER_FILE,
     read_object,
 )
@@ -61,7 +61,7 @@ def convert(source: Path | str, target: Path | str) -> Checkpoint:
     """
     checkpoint, target = open_checkpoint(source), Path(target)
     if target.suffix == SUFFIX:
-        save_single_file(target, checkpoint.parts)
+        save_single_file(target, checkpoint.parts, scheduler=checkpoint.scheduler)
     else:
         save_diffusers_folder(
             target,
@@ -72,8 +72,15 @@ def convert(source: Path | str, target: Path | str) -> Checkpoint:
     return checkpoint
 
 
-def save_single_file(path: Path | str, parts: Mapping[str, Part]) -> None:
+def save_single_file(
+    path: Path | str,
+    parts: Mapping[str, Part],
+    *,
+    scheduler: Mapping[str, Any] | None = None,
+) -> None:
     """Write the parts as one file in Stability AI's layout.
+
+    `scheduler` is the config of diffusers' one, which has the shift of times.
 
     Raises:
         UserError: the file exists or cannot be written.
@@ -89,6 +96,8 @@ def save_single_file(path: Path | str, parts: Mapping[str, Part]) -> None:
         if not _tells_its_config(part, own):
             config = {"kind": type(part.config).__name__} | to_json(part.config)
             metadata[metadata_key(kind)] = json.dumps(config)
+    if scheduler is not None:
+        metadata[metadata_key(SCHEDULER)] = json.dumps(scheduler)
     write_safetensors(path, tensors, metadata)
 
 

@@ -91,6 +91,8 @@ def test_every_spelling_of_diffusers_names_is_the_same_lora(prefix, tmp_path):
         ("lora.down", "lora.up"),
         ("lora_linear_layer.down", "lora_linear_layer.up"),
         ("lora_A.default", "lora_B.default"),
+        ("lora_A.default_0", "lora_B.default_0"),
+        ("lora_A.my-style", "lora_B.my-style"),
     ],
 )
 def test_original_names_and_older_endings(prefix, ends, tmp_path):
@@ -292,6 +294,18 @@ def refused(tmp_path, tensors, message, config=CONFIG, metadata=None):
     path = write(tmp_path / "refused.safetensors", tensors, metadata)
     with pytest.raises(CheckpointError, match=message):
         read_lora(path, config)
+
+
+def test_several_adapters_in_one_file(tmp_path):
+    module = PROJ.removesuffix(".weight")
+    tensors = pair_of(module, names=("lora_A.first", "lora_B.first"))
+    message = "holds several LoRAs, first, second; give each a file of its own"
+    second = pair_of(module, names=("lora_A.second", "lora_B.second"))
+    refused(tmp_path, tensors | second, message)
+    # Halves of two, which would pass for a pair.
+    up = {name: value for name, value in second.items() if "lora_B" in name}
+    down = {name: value for name, value in tensors.items() if "lora_A" in name}
+    refused(tmp_path, down | up, message)
 
 
 def test_no_lora_at_all(tmp_path):

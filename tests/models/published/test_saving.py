@@ -21,8 +21,11 @@ from rectiflow.models.published import (
     load_mmdit,
     open_checkpoint,
     part_of,
+    save_diffusers_folder,
     save_single_file,
 )
+from rectiflow.models.published.checkpoint import scheduler_of
+from rectiflow.models.published.stored import write_safetensors
 
 
 def equal_files(first, second) -> bool:
@@ -83,6 +86,24 @@ def test_what_tensors_cannot_tell_survives_both_layouts(tmp_path):
     plain = {"mmdit": part_of(random_mmdit(SMALL["sd3-medium"]))}
     save_single_file(tmp_path / "d.safetensors", plain)
     assert b"__metadata__" not in (tmp_path / "d.safetensors").read_bytes()
+
+
+def test_a_folders_scheduler_survives_the_single_file(tmp_path):
+    parts = {"mmdit": part_of(random_mmdit(SMALL["sd3-medium"]))}
+    scheduler = scheduler_of(2.5) | {"base_shift": 0.5}
+    save_diffusers_folder(tmp_path / "a", parts, scheduler=scheduler)
+    convert(tmp_path / "a", tmp_path / "files" / "b.safetensors")
+    convert(tmp_path / "files" / "b.safetensors", tmp_path / "c")
+    # The folder "files" is split files, as many have them.
+    for path in (tmp_path / "a", tmp_path / "files" / "b.safetensors", tmp_path / "files"):
+        found = open_checkpoint(path)
+        assert (found.scheduler, found.shift) == (scheduler, 2.5)
+    files = (tmp_path / f"{name}/scheduler/scheduler_config.json" for name in "ac")
+    assert len({file.read_bytes() for file in files}) == 1
+    damaged = tmp_path / "d.safetensors"
+    write_safetensors(damaged, parts["mmdit"].tensors, {"rectiflow.scheduler": "[1"})
+    with pytest.raises(CheckpointError, match=r"config under rectiflow\.scheduler that cannot be"):
+        open_checkpoint(damaged)
 
 
 def sizes(**overrides):

@@ -108,6 +108,10 @@ def test_bare_files_are_known_by_their_tensors(single, tmp_path):
         state = {k.removeprefix(prefix): v for k, v in load_file(single).items() if prefix in k}
         save_file(state, tmp_path / f"{kind}.safetensors")
         assert set(open_checkpoint(tmp_path / f"{kind}.safetensors").parts) == {kind}
+    # As in the file of a whole CLIP from which the picture's half was taken out.
+    save_file(state | {"logit_scale": torch.zeros(())}, tmp_path / "clip.safetensors")
+    found = open_checkpoint(tmp_path / "clip.safetensors")
+    assert (set(found.parts), found.unknown) == ({"clip_l"}, ("logit_scale",))
 
 
 def test_what_is_missing_is_named(single, tmp_path):
