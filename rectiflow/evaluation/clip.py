@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -186,7 +186,7 @@ def _picture_statistics(folder: Path) -> tuple[Sequence[float], Sequence[float]]
     return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 
-def _is_color(value: Any) -> bool:
+def _is_color(value: Any) -> TypeGuard[list[float]]:
     return (
         isinstance(value, list)
         and len(value) == 3

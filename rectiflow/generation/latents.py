@@ -58,7 +58,7 @@ def draw_latents(
     """
     start, solver = model.formulation.start(noise), settings.solver
     times = times_of(model, noise, settings)
-    num_resting_steps = settings.guidance.num_resting_steps
+    num_resting_steps = settings.guidance.num_resting_steps(settings.guidance_scale)
     if edit is None:
         times = times[num_resting_steps:]
     else:

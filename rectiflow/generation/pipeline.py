@@ -377,7 +377,8 @@ class Pipeline:
         if callback_on_step_end is not None:
             # The first step that is taken: those that an edit or the guidance leaves out are gone.
             first = 0 if edit is None else first_step(settings.num_steps, edit.strength)
-            first = max(first, settings.guidance.num_resting_steps)
+            num_resting_steps = settings.guidance.num_resting_steps(settings.guidance_scale)
+            first = max(first, num_resting_steps)
             began = times_of(model, noise, settings)[first].item()
             on_step = self._on_step(callback_on_step_end, began)
         encoded = None if edit is None else encode_edit(model, edit)

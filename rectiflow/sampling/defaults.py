@@ -41,7 +41,7 @@ class SamplingDefaults:
         if not 1 <= self.num_steps <= 1000:
             raise ConfigError(f"num_steps={self.num_steps} must be from 1 to 1000; 20–50 is usual")
         check_guidance_scale(self.guidance_scale)
-        if self.guidance.num_resting_steps >= self.num_steps:
+        if self.guidance.num_resting_steps(self.guidance_scale) >= self.num_steps:
             raise ConfigError(
                 f"{spell(self.guidance)} leaves none of num_steps={self.num_steps} steps; take more"
             )

@@ -30,9 +30,11 @@ Velocities = Mapping[Branch, Tensor]
 class Guidance(ABC):
     """Chooses the velocities that a step needs and combines them."""
 
-    @property
-    def num_resting_steps(self) -> int:
-        """So many steps at the beginning leave z as it is: their times drop out of the grid."""
+    def num_resting_steps(self, scale: float) -> int:
+        """So many steps at the beginning leave z as it is: their times drop out of the grid.
+
+        None where drawing begins without guidance.
+        """
         return 0
 
     @property
@@ -115,9 +117,8 @@ class IntervalGuidance(Guidance):
     def __post_init__(self) -> None:
         check_interval(self.low, self.high)
 
-    @property
-    def num_resting_steps(self) -> int:
-        return self.inner.num_resting_steps
+    def num_resting_steps(self, scale: float) -> int:
+        return self.inner.num_resting_steps(scale) if self.high == 1.0 else 0
 
     @property
     def weaker_model(self) -> str | None:
@@ -157,9 +158,8 @@ class RescaledGuidance(Guidance):
                 f"amount={self.amount} must be from 0 (nothing) to 1 (all of the rescaling)"
             )
 
-    @property
-    def num_resting_steps(self) -> int:
-        return self.inner.num_resting_steps
+    def num_resting_steps(self, scale: float) -> int:
+        return self.inner.num_resting_steps(scale)
 
     @property
     def weaker_model(self) -> str | None:

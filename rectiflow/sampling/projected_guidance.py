@@ -64,9 +64,8 @@ class CFGZeroStar(Guidance):
         if self.zero_init_steps < 0:
             raise ConfigError(f"zero_init_steps={self.zero_init_steps} must be at least 0")
 
-    @property
-    def num_resting_steps(self) -> int:
-        return self.zero_init_steps
+    def num_resting_steps(self, scale: float) -> int:
+        return 0 if scale == 1.0 else self.zero_init_steps
 
     @property
     def phases(self) -> tuple[Guidance, ...]:

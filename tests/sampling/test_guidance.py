@@ -176,9 +176,15 @@ def test_zero_star_fits_the_null_to_the_conditional() -> None:
 
 
 def test_steps_that_rest_are_those_of_the_inner_guidance() -> None:
-    assert ClassifierFreeGuidance().num_resting_steps == 0
+    assert ClassifierFreeGuidance().num_resting_steps(SCALE) == 0
+    inner = RescaledGuidance(inner=CFGZeroStar(zero_init_steps=2))
+    assert IntervalGuidance(high=1.0, inner=inner).num_resting_steps(SCALE) == 2
+
+
+def test_none_rests_where_drawing_begins_without_guidance() -> None:
     inner = CFGZeroStar(zero_init_steps=2)
-    assert IntervalGuidance(inner=RescaledGuidance(inner=inner)).num_resting_steps == 2
+    assert inner.num_resting_steps(1.0) == 0
+    assert IntervalGuidance(high=0.9, inner=inner).num_resting_steps(SCALE) == 0
 
 
 @pytest.mark.parametrize(
@@ -204,7 +210,7 @@ def test_phases_are_all_that_is_ever_asked_for(guidance: Guidance) -> None:
         for t in linear_times(2)
     }
     assert asked <= phases
-    assert all(phase.num_resting_steps == 0 for phase in guidance.phases)
+    assert all(phase.num_resting_steps(SCALE) == 0 for phase in guidance.phases)
 
 
 @pytest.mark.parity
