@@ -335,12 +335,50 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "store").exists()
 
 
-def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("foreign", ["notes.txt", ".draft.tmp-1", ".tmp-1", "x.store.json.tmp-1"])
+def test_foreign_folder_is_left_alone(tmp_path: Path, foreign: str) -> None:
     folder = make_folder(tmp_path / "folder", 1)
-    before = files_of(folder)
+    out = tmp_path / "out"
+    out.mkdir()
+    # What a killed run leaves, in such a number that some of it is met before the foreign file.
+    for number in range(20):
+        (out / f".latents-{number:05d}.safetensors.tmp-1-ab").write_bytes(b"half")
+    (out / foreign).write_text("mine")
+    before = files_of(out)
     with pytest.raises(UserError, match="which is no part of a store; choose an empty folder"):
-        encode(folder, folder)
-    assert files_of(folder) == before
+        encode(folder, out)
+    assert files_of(out) == before
+
+
+def test_what_file_browsers_leave_is_ignored(tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    out.mkdir()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (out / name).write_bytes(b"x")
+    encode(make_folder(tmp_path / "folder", 1), out)
+    assert (out / ".DS_Store").read_bytes() == b"x"
+    assert len(LatentStore(out)) == 1
+
+
+def test_killed_between_index_and_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "folder", 2)
+    encode(folder, tmp_path / "store")
+    add_picture(folder, 2)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("rectiflow.data.store_writer.save_config", kill)
+        encode(folder, tmp_path / "store")
+    with pytest.raises(StoreError, match="is not the one that store.json describes; run the enc"):
+        LatentStore(tmp_path / "store")
+    assert encode(folder, tmp_path / "store").num_latents_encoded == 0
+    encode(folder, tmp_path / "fresh")
+    assert_same_rows(tmp_path / "store", tmp_path / "fresh")
 
 
 def test_damaged_shard_is_named_and_made_anew_when_removed(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import UserError
 from rectiflow.data.curation import Curation
+from rectiflow.data.folder import list_folder, load_sample
+from rectiflow.data.records import CuratedSample, RawSample
 from rectiflow.shapeworld.captions import captions
 from rectiflow.shapeworld.folder import MAX_PIXELS, choose_task, write_folder
 from rectiflow.shapeworld.render import render
@@ -160,5 +162,14 @@ def test_pictures_that_nothing_reads_are_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_drawn_can_be_encoded() -> None:
-    assert Curation(resolution_px=64).max_pixels == MAX_PIXELS
+def test_what_is_drawn_can_be_encoded(tmp_path: Path) -> None:
+    write_folder(SMALL, tmp_path, count=3, aspects=[(1, 1), (2, 1)])
+    listing = list_folder(tmp_path)
+    assert (len(listing.entries), listing.rejections, listing.world) == (3, (), SMALL.name)
+    curation = Curation(resolution_px=64)
+    for entry in listing.entries:
+        sample = load_sample(tmp_path, entry)
+        assert isinstance(sample, RawSample)
+        curated = curation.apply(sample)
+        assert isinstance(curated, CuratedSample)
+        assert curated.pixels.shape == (64, 64, 3)
