@@ -38,10 +38,13 @@ def tiny_autoencoder(seed: int = 0) -> Autoencoder:
 
 
 class HashedText:
-    """States drawn from a caption's hash; counts what it encodes."""
+    """States drawn from a caption's hash; counts what it encodes.
 
-    def __init__(self, name: str = "hashed") -> None:
-        self.name = name
+    Both CLIPs say that they hold `num_words` words; the states are those of the whole text.
+    """
+
+    def __init__(self, name: str = "hashed", num_words: int = 100) -> None:
+        self.name, self.num_words = name, num_words
         self.encoded: list[str] = []
 
     def encode(self, prompts: Sequence[str]) -> EncodedText:
@@ -57,6 +60,10 @@ class HashedText:
         digest = hashlib.sha256(f"{column}:{prompt}".encode()).digest()
         generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         return torch.from_numpy(generator.standard_normal(SHAPES[column], dtype=np.float32))
+
+    def truncations(self, prompt: str) -> list[tuple[str, str]]:
+        lost = " ".join(prompt.split()[self.num_words :])
+        return [(encoder, lost) for encoder in ("clip_l", "clip_g") if lost]
 
     def fingerprints(self) -> dict[str, str]:
         return {
