@@ -12,16 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rectiflow.base.errors import StoreError
-from rectiflow.base.files import sha256_file
 from rectiflow.data.records import EncodedBatch
 from rectiflow.data.shards import ShardRecord, check_shard_size, open_shard
-from rectiflow.data.store_format import INDEX_FILE, ColumnFormat, index_schema, read_header
+from rectiflow.data.store_format import ColumnFormat, read_header, read_index
 
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 #: What training reads of a row of latents; the last of them only some stores have.
@@ -48,7 +45,7 @@ class LatentStore:
         self.header = header = read_header(self.path)
         for record in (*header.latent_shards, *header.text_shards):
             check_shard_size(self.path, record)
-        self.index = _read_index(self.path, header.index_sha256, header.variants)
+        self.index = read_index(self.path, header)
         self.variants = header.variants
         self.latent_rows: Int[Tensor, " n"] = _column(self.index, "latent_row")
         # The place among `latent_shapes` of each sample's shape.
@@ -218,16 +215,6 @@ class ShardTable:
             name: torch.empty(num_rows, *shape, dtype=dtype)
             for name, (dtype, shape) in self._formats.items()
         }
-
-
-def _read_index(store: Path, sha256: str, variants: tuple[str, ...]) -> pa.Table:
-    path = store / INDEX_FILE
-    if not path.is_file() or sha256_file(path) != sha256:
-        raise StoreError(
-            f"{path} is missing, or is not the one that store.json describes; run the encoding "
-            "again, it completes the store"
-        )
-    return pq.read_table(path, schema=index_schema(variants))
 
 
 def _column(index: pa.Table, name: str) -> Int[Tensor, " n"]:

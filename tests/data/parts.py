@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from rectiflow.data.encode import EncodeReport, encode_folder
+from rectiflow.data.folder import FolderListing
 from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
 from rectiflow.models.text.encoded import EncodedText
 
@@ -115,7 +116,7 @@ def make_folder(folder: Path, num: int) -> Path:
     return folder
 
 
-def encode(folder: Path, out: Path, **options: object) -> EncodeReport:
+def encode(folder: Path | FolderListing, out: Path, **options: object) -> EncodeReport:
     """Encode with the parts of this module unless others are given."""
     return encode_folder(
         folder,

@@ -160,6 +160,20 @@ def test_rows_are_the_same_in_any_history(made: Path, tmp_path: Path) -> None:
         assert torch.equal(rows[0].x0_logvar, rows[1].x0_logvar)
 
 
+def test_pictures_are_rejected_alike_in_a_store_that_is_continued(tmp_path: Path) -> None:
+    """26×30 px is large enough for the narrow bucket, but its own is the square."""
+    folder = make_folder(tmp_path / "folder", 3)
+    (folder / "small.png").write_bytes(picture_bytes(np.zeros((30, 26, 3), np.uint8)))
+    (folder / "small.txt").write_text("small")
+    lenient = encode(folder, tmp_path / "continued", buckets=BUCKETS, min_side_px=8)
+    assert lenient.num_rejected == 0
+    for store in ("continued", "fresh"):
+        report = encode(folder, tmp_path / store, buckets=BUCKETS)
+        assert report.rejected_by_stage == {"crop": 1}
+    left = [(tmp_path / s / "quarantine.jsonl").read_bytes() for s in ("continued", "fresh")]
+    assert left[0] == left[1]
+
+
 def test_a_store_is_continued_with_its_own_buckets_alone(made: Path, tmp_path: Path) -> None:
     folder = made.parent / "folder"
     with pytest.raises(StoreError, match="encoded with another buckets"):

@@ -25,6 +25,7 @@ from data.parts import (
 from rectiflow.base import files as files_module
 from rectiflow.base.errors import StoreError, UserError
 from rectiflow.data.encoded_rows import encode_pictures
+from rectiflow.data.folder import list_folder
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.data.records import CuratedSample, EncodedBatch, images_from_pixels
 from rectiflow.models.text.encoded import EncodedText
@@ -164,6 +165,49 @@ def test_rejections_are_counted_and_listed(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (11, 11)
+
+
+def test_cut_captions_are_told(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 4)
+    text = HashedText(num_words=3)
+    report = encode(folder, tmp_path / "store", conditioner=text)
+    assert {name: cut.num for name, cut in report.cut_captions.items()} == {
+        "clip_l": 4, "clip_g": 4,
+    }  # fmt: skip
+    assert report.cut_captions["clip_g"].example == "the full caption 0"
+    assert (
+        '4 of the captions encoded are too long for clip_l, which does not see "0" of '
+        '"the full caption 0"\n' in str(report)
+    )
+    # Only what is new is asked about.
+    assert encode(folder, tmp_path / "store", conditioner=text).cut_captions == {}
+    assert "too long" not in str(encode(folder, tmp_path / "other"))
+
+
+def test_samples_that_are_no_longer_listed_are_told(tmp_path: Path) -> None:
+    first, second = make_folder(tmp_path / "first", 4), tmp_path / "second"
+    for index in (3, 4):
+        add_picture(second, index)
+    # A name is none of what a picture is.
+    (second / "images/004.png").rename(second / "images/000.png")
+    lines = (second / "captions.jsonl").read_text().replace("004.png", "000.png")
+    (second / "captions.jsonl").write_text(lines)
+    assert encode(first, tmp_path / "store").num_unlisted == 0
+    report = encode(second, tmp_path / "store")
+    assert (report.num_unlisted, report.former_source) == (3, str(first))
+    assert f"3 samples of {first} were in the store and no longer are:" in str(report)
+    assert encode(second, tmp_path / "store").num_unlisted == 0
+
+
+def test_a_listing_is_encoded_as_a_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "folder", 3)
+    encode(folder, tmp_path / "a")
+    listing = list_folder(folder)
+    monkeypatch.setattr("rectiflow.data.encode.list_folder", None)
+    encode(listing, tmp_path / "b")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
 def test_mended_picture_leaves_quarantine(tmp_path: Path) -> None:
