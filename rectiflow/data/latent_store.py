@@ -6,8 +6,11 @@ stays memory-mapped, and each shard is checked when it is first touched.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,11 @@ from rectiflow.data.store_format import ColumnFormat, read_header, read_index
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 #: What training reads of a row of latents; the last of them only some stores have.
 LATENT_COLUMNS = ("mean", "logvar", "features")
+#: What the index says of a sample, besides its captions; not where its rows lie or who made it.
+_CONTENT_COLUMNS = (
+    *("file", "content_hash", "height_px", "width_px"),
+    *("crop_top_px", "crop_left_px", "crop_height_px", "crop_width_px"),
+)
 
 #: Stands for the empty prompt among the positions of caption variants.
 EMPTY_PROMPT = -1
@@ -76,9 +84,30 @@ class LatentStore:
         return self.header.num_samples
 
     @property
+    def content_hashes(self) -> list[str]:
+        """What identifies each sample's picture: the SHA-256 of its file, in hexadecimal."""
+        return self.index["content_hash"].to_pylist()
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Identifies the store's whole content."""
-        return self.header.fingerprint
+        """Identifies what the samples are: pictures and captions by file, what encoded them, sizes.
+
+        Rows and shards are no part of it: two stores of the same samples, whatever the order they
+        were encoded in, are the same data.
+        """
+        header = self.header
+        made_by = {
+            "autoencoder": header.autoencoder,
+            "text": header.text,
+            "features": header.features,
+            "resolution_px": header.resolution_px,
+            "buckets": [str(bucket.size) for bucket in header.buckets],
+        }
+        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
+        for name in (*_CONTENT_COLUMNS, *(f"caption.{variant}" for variant in self.variants)):
+            values = json.dumps(self.index[name].to_pylist())
+            digest.update(f"|{name}:{len(values)}:{values}".encode())
+        return digest.hexdigest()
 
     @property
     def latent_shapes(self) -> dict[int, tuple[int, int, int]]:

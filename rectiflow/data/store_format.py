@@ -105,8 +105,11 @@ class StoreHeader:
     features: str | None = field(default=None, metadata=LATER)
 
     @property
-    def fingerprint(self) -> str:
-        """Identifies all content: the index and every shard, by their hashes."""
+    def fingerprint_of_files(self) -> str:
+        """Identifies the bytes of the index and of every shard, which another run may lay out anew.
+
+        Runs that were begun when this was compared name it (`LatentStore.fingerprint` is now).
+        """
         shards = [shard.sha256 for shard in (*self.latent_shards, *self.text_shards)]
         return hashlib.sha256("|".join([self.index_sha256, *shards]).encode()).hexdigest()
 

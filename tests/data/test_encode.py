@@ -28,6 +28,7 @@ from rectiflow.data.encoded_rows import encode_pictures
 from rectiflow.data.folder import list_folder
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.data.records import CuratedSample, EncodedBatch, images_from_pixels
+from rectiflow.data.split import split_store
 from rectiflow.models.text.encoded import EncodedText
 
 
@@ -50,6 +51,14 @@ def assert_same_rows(first: Path, second: Path) -> None:
     assert one.keys() == other.keys()
     for name in one:
         assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True))
+
+
+def assert_same_data(first: Path, second: Path) -> None:
+    """Runs on either go on with the other, and hold out the same samples."""
+    one, other = LatentStore(first), LatentStore(second)
+    assert one.fingerprint == other.fingerprint
+    splits = [split_store(s.content_hashes, num_validation=5, seed=0) for s in (one, other)]
+    assert torch.equal(splits[0].validation, splits[1].validation)
 
 
 def test_store_holds_what_the_parts_say(tmp_path: Path) -> None:
@@ -103,6 +112,10 @@ def test_result_does_not_depend_on_batches_shards_or_history(tmp_path: Path) -> 
                 add_picture(grown, index)
         encode(grown, tmp_path / "steps")
     assert_same_rows(tmp_path / "whole", tmp_path / "steps")
+    assert_same_data(tmp_path / "whole", tmp_path / "steps")
+    assert_same_data(tmp_path / "whole", tmp_path / "small")
+    rows = [LatentStore(tmp_path / name).latent_rows.tolist() for name in ("whole", "steps")]
+    assert rows[0] != rows[1]
 
 
 def test_bytes_are_deterministic(tmp_path: Path) -> None:
@@ -142,6 +155,31 @@ def test_changed_caption_and_changed_picture(tmp_path: Path) -> None:
     assert (report.num_latents_encoded, report.num_captions_encoded) == (1, 1)
     encode(folder, tmp_path / "fresh")
     assert_same_rows(tmp_path / "store", tmp_path / "fresh")
+
+
+def test_other_samples_are_other_data(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 3)
+    found = set[str]()
+
+    def note(name: str, **options: object) -> None:
+        encode(folder, tmp_path / name, **options)
+        found.add(LatentStore(tmp_path / name).fingerprint)
+
+    note("first")
+    note("same")
+    assert len(found) == 1
+    note("other autoencoder", autoencoder=tiny_autoencoder(1))
+    note("other text", conditioner=HashedText("other"))
+    note("other size", resolution_px=16)
+    lines = (folder / "captions.jsonl").read_text()
+    (folder / "captions.jsonl").write_text(lines.replace("the full caption 2", "other words"))
+    note("other caption")
+    (folder / "captions.jsonl").write_text(lines.replace("002.png", "003.png"))
+    (folder / "images" / "002.png").rename(folder / "images" / "003.png")
+    note("other file")
+    (folder / "images" / "003.png").write_bytes(picture_bytes(random_pixels(9)))
+    note("other picture")
+    assert len(found) == 7
 
 
 def test_rejections_are_counted_and_listed(tmp_path: Path) -> None:
@@ -440,6 +478,7 @@ def test_damaged_shard_is_named_and_made_anew_when_removed(tmp_path: Path) -> No
     report = encode(folder, tmp_path / "store", max_shard_bytes=8_000)
     assert 0 < report.num_latents_encoded < 12
     assert_same_rows(tmp_path / "whole", tmp_path / "store")
+    assert_same_data(tmp_path / "whole", tmp_path / "store")
 
 
 KILLED_RUN = """

@@ -76,6 +76,7 @@ def test_nothing_is_held_out_on_request(store: Path) -> None:
 def test_facts_are_the_stores(store: Path) -> None:
     facts = open_feed(store, recipe()).facts
     assert facts.fingerprint == LatentStore(store).fingerprint
+    assert facts.former_fingerprint == LatentStore(store).header.fingerprint_of_files
     assert facts.autoencoder["fingerprint"] == tiny_autoencoder().fingerprint()
     assert facts.text == HashedText().fingerprints()
     assert (facts.resolution_px, facts.latent_shapes) == (RESOLUTION_PX, ((16, 4, 4),))
@@ -196,3 +197,20 @@ def test_every_bucket_must_fit_the_backbone(mixed: Path) -> None:
 def test_the_planner_takes_the_largest_bucket(mixed: Path) -> None:
     size = largest_input(open_feed(mixed, recipe(backbone=PATCHES_OF_1)))
     assert (size.height * size.width, size.num_text) == (18, 5)
+
+
+def test_a_run_goes_on_with_a_store_whose_damaged_shard_was_made_anew(tmp_path: Path) -> None:
+    """As the program advises; what was encoded anew lies elsewhere and holds the same bits."""
+    folder = make_folder(tmp_path / "folder", NUM)
+    encode(folder, tmp_path / "store", max_shard_bytes=8_000)
+    train(recipe(), tmp_path / "store", tmp_path / "run", max_steps=2, progress=False)
+    before = open_feed(tmp_path / "store", recipe())
+    (tmp_path / "store" / "latents-00000.safetensors").unlink()
+    encode(folder, tmp_path / "store", max_shard_bytes=8_000)
+    after = open_feed(tmp_path / "store", recipe())
+    assert before.facts.former_fingerprint != after.facts.former_fingerprint
+    for one, other in zip(before.validation, after.validation, strict=True):
+        assert torch.equal(one.x0_mean, other.x0_mean)
+    assert torch.equal(before.batch_at(3).x0_mean, after.batch_at(3).x0_mean)
+    result = train(recipe(), tmp_path / "store", tmp_path / "run", max_steps=4, progress=False)
+    assert result.step == 4
