@@ -233,20 +233,28 @@ def write_json(path: Path | str, value: Any) -> None:
         file.write(text + "\n")
 
 
-def read_json(path: Path | str) -> Any:
+def read_json(path: Path | str, *, may_be_non_finite: bool = False) -> Any:
     """The value in a JSON file.
+
+    `may_be_non_finite` takes the NaN and Infinity that JSON does not have but that other programs
+    write, Python's own json among them.
 
     Raises:
         UserError: the file is missing, unreadable, not JSON or nests too deeply; the text names it.
     """
+    refuse = None if may_be_non_finite else _refuse_constant
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(Path(path).read_bytes(), parse_constant=refuse)
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
     except ValueError as error:  # also covers bytes that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); it may be cut or damaged") from error
     except RecursionError as error:
         raise UserError(f"{path} nests too deeply to be read; it may be damaged") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_text(path: Path | str, *, doing: str = "read") -> str:

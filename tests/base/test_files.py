@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import signal
 import subprocess
@@ -240,6 +241,15 @@ def test_read_json_names_a_damaged_file(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json is not valid JSON .*cut or damaged"):
         read_json(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have(tmp_path: Path, number: str) -> None:
+    (tmp_path / "a.json").write_text(f'{{"a": {number}}}')
+    with pytest.raises(UserError, match=f"a.json is not valid JSON .{number} is no number of JSON"):
+        read_json(tmp_path / "a.json")
+    found = read_json(tmp_path / "a.json", may_be_non_finite=True)
+    assert not math.isfinite(found["a"])
 
 
 def test_read_json_of_endless_brackets(tmp_path: Path) -> None:
