@@ -100,8 +100,11 @@ def test_the_nearest_bucket_cuts_least_away_and_the_crop_lies_in_the_middle(
     ("ratios", "settings", "text"),
     [
         ([], {}, "there are no buckets; give ratios such as 1:1,2:1,1:2"),
-        (["2x1"], {}, "'2x1' is no aspect ratio; give width:height in whole numbers, such as 16:9"),
+        (["2x1"], {}, "'2x1' is no aspect ratio; give width:height in whole numbers of at most"),
         (["0:1"], {}, "'0:1' is no aspect ratio"),
+        (["100000:1"], {}, "'100000:1' is no aspect ratio; .* of at most five digits, such as"),
+        (["1:" + 400 * "9"], {}, "'1:999999999999999.* is no aspect ratio"),
+        ([5000 * "9" + ":1"], {}, "'999999999999999.* is no aspect ratio"),
         (["1:1"], {"resolution_px": 40}, "resolution_px is 40; .* must be a multiple of 16"),
         (["1:1"], {"resolution_px": 0}, "resolution_px is 0; .* must be a multiple of 16"),
         (["2:1", "4:2"], {}, "the buckets '2:1' and '4:2' are both 96×48 px at a resolution of 64"),
