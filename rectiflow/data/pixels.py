@@ -96,7 +96,9 @@ def _key_color(image: Image.Image) -> Any:
     """
     key = image.info.get("transparency")
     tiles: Any = getattr(image, "tile", None)
-    layout = tiles[0].args if key is not None and tiles else None
+    if key is None or not tiles:
+        return key
+    layout = tiles[0].args
     if layout == "RGB;16B":
         raise UndecodableError(
             "its transparency is a key colour of 16 bits a channel, and pixels are decoded to 8"
