@@ -86,7 +86,7 @@ class EncodeReport:
                 f"{stage} {n}" for stage, n in sorted(self.rejected_by_stage.items())
             )
             lines.append(
-                f"{self.num_rejected} pictures rejected ({stages}); "
+                f"{self.num_rejected} files rejected ({stages}); "
                 f"reasons in {self.store / QUARANTINE_FILE}"
             )
         for encoder, cut in self.cut_captions.items():

@@ -195,7 +195,7 @@ def test_rejections_are_counted_and_listed(tmp_path: Path) -> None:
     )
     assert (report.num_samples, report.num_rejected) == (1, 3)
     assert report.rejected_by_stage == {"decode": 1, "folder": 1, "size": 1}
-    assert "3 pictures rejected (decode 1, folder 1, size 1); reasons in" in str(report)
+    assert "3 files rejected (decode 1, folder 1, size 1); reasons in" in str(report)
     assert text.encoded == ["", "caption 2", "the full caption 2"]
     listed = [json.loads(x) for x in (tmp_path / "store/quarantine.jsonl").read_text().splitlines()]
     assert [(line["file"], line["stage"]) for line in listed] == [
