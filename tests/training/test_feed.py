@@ -15,6 +15,7 @@ from data.parts import (
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import ConfigError, StoreError
+from rectiflow.base.files import read_json, write_json
 from rectiflow.data.buckets import buckets_for
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.models.mmdit import MMDiTConfig
@@ -214,3 +215,18 @@ def test_a_run_goes_on_with_a_store_whose_damaged_shard_was_made_anew(tmp_path: 
     assert torch.equal(before.batch_at(3).x0_mean, after.batch_at(3).x0_mean)
     result = train(recipe(), tmp_path / "store", tmp_path / "run", max_steps=4, progress=False)
     assert result.step == 4
+
+
+def test_a_run_that_knows_its_store_by_files_goes_on(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As versions wrote it that held out other samples."""
+    train(recipe(), store, tmp_path / "run", max_steps=2, progress=False)
+    state = tmp_path / "run" / "checkpoints" / "step_00000002" / "state.json"
+    former = LatentStore(store).header.fingerprint_of_files
+    write_json(state, read_json(state) | {"store": former})
+    result = train(recipe(), store, tmp_path / "run", max_steps=4, progress=False)
+    assert result.step == 4
+    assert "was written by a version that held out other samples" in capsys.readouterr().err
+    newest = tmp_path / "run" / "checkpoints" / "step_00000004" / "state.json"
+    assert read_json(newest)["store"] == LatentStore(store).fingerprint
