@@ -109,7 +109,7 @@ def _encode(hint: Any, value: Any, path: str, whole: bool) -> Any:
             return value.name
         if isinstance(value, Path):
             return value.as_posix()
-        return _encode_plain(float(value) if hint is float else value, path)
+        return _finite(value, path) if hint is float else _encode_plain(value, path)
     raise _wrong(path, _name(hint), value)
 
 
@@ -147,7 +147,7 @@ def _encode_plain(value: Any, path: str) -> Any:
 
 def _decode(hint: Any, data: Any, path: str) -> Any:
     if hint is Any:
-        return data
+        return _encode_plain(data, path)
     options = _dataclass_options(hint)
     if options and isinstance(data, dict):
         return _decode_tagged(options, cast(dict[str, Any], data), path)
@@ -171,7 +171,9 @@ def _decode(hint: Any, data: Any, path: str) -> Any:
     elif _matches(hint, data):
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
             return hint[data]
-        return hint(data) if hint in (float, Path) else data
+        if hint is float:
+            return _finite(data, path)
+        return Path(data) if hint is Path else data
     raise _wrong(path, _name(hint), data)
 
 
@@ -211,6 +213,17 @@ def _decode_fields(cls: type, data: Any, path: str) -> Any:
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{_at(path)}{error}") from error
+
+
+def _finite(number: float, path: str) -> float:
+    """A whole number too becomes a float, unless it has more digits than floats hold."""
+    try:
+        value = float(number)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise _wrong(path, "a finite number", number)
+    return value
 
 
 # --- types -----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ _ADVICE = {
     errno.EEXIST: "a file is in the way; choose another place or remove it",
     errno.ENOTEMPTY: "the folder exists and is not empty; choose another place or remove it",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EBUSY: "a file system is mounted there, or it is in use; choose a folder in it",
 }
 
 
@@ -75,15 +76,14 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Generator[IO[Any], None,
 def atomic_directory(path: Path | str, token: str | None = None) -> Generator[Path, None, None]:
     """Yields a temporary sibling folder that becomes `path` when the block ends well.
 
-    Every file in it is synced before the rename. `path` must not exist, or be an empty folder.
-    After an error nothing is left. Other processes that are given the same `token` may write into
-    it meanwhile (`joined_directory`).
+    Every file in it is synced before the rename. `path` must not exist, or be an empty folder that
+    can be replaced, or a link to either, which stays. After an error nothing is left. Other
+    processes that are given the same `token` may write into it meanwhile (`joined_directory`).
 
     Raises:
-        UserError: `path` exists and is not an empty folder, or cannot be written.
+        UserError: as `refuse_used_folder`, before the block; or `path` cannot be written.
     """
-    path = Path(path)
-    refuse_used_folder(path)
+    path = _folder_to_replace(path)
     temporary = _temporary_sibling(path, token)
     try:
         temporary.mkdir(parents=True, exist_ok=token is not None)
@@ -110,7 +110,7 @@ def joined_directory(path: Path | str, token: str) -> Generator[Path, None, None
     Raises:
         UserError: it cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     temporary = _temporary_sibling(path, token)
     try:
         temporary.mkdir(parents=True, exist_ok=True)
@@ -122,22 +122,39 @@ def joined_directory(path: Path | str, token: str) -> Generator[Path, None, None
 
 
 def refuse_used_folder(path: Path | str) -> None:
-    """Passes when `path` is absent or an empty folder, so that nothing is ever written over.
+    """Passes when a folder can take the place of `path`: it is absent, or an empty folder.
+
+    So nothing is ever written over, and no work is lost at its end.
 
     Raises:
-        UserError: `path` is a file, or a folder with something in it, or cannot be looked at.
+        UserError: `path` is a file, or a folder with something in it, or one that cannot be
+            replaced (a mount point, the current folder), or cannot be looked at.
     """
-    path = Path(path)
+    _folder_to_replace(path)
+
+
+def _folder_to_replace(path: Path | str) -> Path:
+    """Where a folder at `path` is: behind a link if it is one, and absent or empty."""
+    target = Path(os.path.realpath(path))
     try:
-        if path.is_dir():
-            if any(path.iterdir()):
+        if target.is_dir():
+            if any(target.iterdir()):
                 raise UserError(
                     f"cannot write {path}: the folder is not empty; choose another or remove it"
                 )
-        elif path.exists():
+            if os.path.ismount(target):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            if os.path.samefile(target, os.curdir):
+                raise UserError(
+                    f"cannot write {path or os.curdir}: it is the current folder, which a new one "
+                    "would replace; choose a folder in it"
+                )
+        # What realpath leaves a link leads to itself.
+        elif target.exists() or target.is_symlink():
             raise UserError(f"cannot write {path}: a file is in the way; choose another place")
     except OSError as error:
         raise explain_os_error(error, path, "write") from error
+    return target
 
 
 def refuse_unwritable(path: Path | str) -> None:
@@ -216,20 +233,28 @@ def write_json(path: Path | str, value: Any) -> None:
         file.write(text + "\n")
 
 
-def read_json(path: Path | str) -> Any:
+def read_json(path: Path | str, *, may_be_non_finite: bool = False) -> Any:
     """The value in a JSON file.
+
+    `may_be_non_finite` takes the NaN and Infinity that JSON does not have but that other programs
+    write, Python's own json among them.
 
     Raises:
         UserError: the file is missing, unreadable, not JSON or nests too deeply; the text names it.
     """
+    refuse = None if may_be_non_finite else _refuse_constant
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(Path(path).read_bytes(), parse_constant=refuse)
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
     except ValueError as error:  # also covers bytes that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); it may be cut or damaged") from error
     except RecursionError as error:
         raise UserError(f"{path} nests too deeply to be read; it may be damaged") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_text(path: Path | str, *, doing: str = "read") -> str:

@@ -22,7 +22,7 @@ def add_parser(verbs: Verbs) -> None:
         "encode",
         run,
         usage="rectiflow encode FOLDER --out STORE [--resolution PX] [--buckets W:H,...] "
-        "[--features]",
+        "[--features] [--device NAME]",
         summary="encode captioned images into a latent store, once for all epochs",
         details=_DETAILS,
     )
@@ -47,6 +47,7 @@ def add_parser(verbs: Verbs) -> None:
         action="store_true",
         help="also keep the image tower's features, for training with --alignment.weight",
     )
+    parser.add_argument("--device", metavar="NAME", help="where to encode: cpu (default), cuda, …")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
             resolution_px=options.resolution,
             ratios=options.buckets.split(",") if options.buckets is not None else (),
             with_features=options.features,
+            device=options.device,
             progress=progress,
         )
     print(report)

@@ -1,8 +1,8 @@
 """Entry of the command line: finds the verb, turns what a user can fix into one line on stderr.
 
 Exit codes: 0 done, 2 something to fix in the call or its files, 130 interrupted, 141 the reader of
-the output has gone. A defect of the program keeps its traceback and exit code 1, which is also that
-of a replay whose picture differs.
+the output has gone, 143 ended by SIGTERM. A defect of the program keeps its traceback and exit code
+1, which is also that of a replay whose picture differs.
 """
 
 import errno

@@ -7,6 +7,7 @@ the loader makes every batch of one bucket. Source: arXiv 2403.03206, section 5.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from rectiflow.base.errors import UserError
 #: How far the area of a bucket may be from the square's, as a share of it. Equal batches should
 #: cost about the same, and one timestep shift should suit them all.
 MAX_AREA_DIFFERENCE = 0.25
+#: Wider than any picture that is decoded, and few enough digits to compute with.
+_RATIO = re.compile(r"(\d{1,5}):(\d{1,5})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +85,14 @@ def parse_ratio(text: str) -> tuple[int, int]:
     Raises:
         UserError: it is none.
     """
-    width, colon, height = text.strip().partition(":")
-    if not (colon and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+    found = _RATIO.fullmatch(text.strip())
+    width, height = (int(side) for side in found.groups()) if found else (0, 0)
+    if not (width and height):
         raise UserError(
-            f"{text!r} is no aspect ratio; give width:height in whole numbers, such as 16:9"
+            f"{text!r:.40} is no aspect ratio; give width:height in whole numbers of at most five "
+            "digits, such as 16:9"
         )
-    return int(width), int(height)
+    return width, height
 
 
 def _bucket(text: str, resolution_px: int, multiple_px: int) -> Bucket:

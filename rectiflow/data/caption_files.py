@@ -4,7 +4,8 @@ A line of captions.jsonl is {"file": PATH, "caption": TEXT, "captions": {VARIANT
 two captions is enough. captions.csv has the columns file, caption, and caption_VARIANT for each
 variant. Both may carry "origin" and "license". Other keys and columns are not read. Text is UTF-8;
 white space around a caption is removed, nothing else is changed. A plain "caption" counts as the
-variant "caption", unless a named variant has the same text.
+variant "caption", unless a named variant has the same text. A key or column that stands there
+twice, of which one would be lost, is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -25,6 +27,7 @@ JSONL = "captions.jsonl"
 CSV = "captions.csv"
 PLAIN_VARIANT = "caption"
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_CSV_COLUMNS = ("file", "caption", "origin", "license")
 _LINE_FORM = '{"file": "images/0.png", "caption": "a red circle"}'
 
 
@@ -74,7 +77,9 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, CaptionEntry]]:
         if not line.strip():
             continue
         try:
-            data = json.loads(line)
+            data = json.loads(line, object_pairs_hook=_each_once)
+        except _NamedTwiceError as error:
+            raise _malformed(path, number, f"has {str(error)!r:.40} twice") from error
         except ValueError as error:
             raise _malformed(path, number, f"is not JSON ({error})") from error
         except RecursionError as error:
@@ -82,6 +87,22 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, CaptionEntry]]:
         if not isinstance(data, dict):
             raise _malformed(path, number, "is not a JSON object")
         yield number, _entry(cast(dict[str, Any], data), path, number)
+
+
+class _NamedTwiceError(Exception):
+    """A key of a JSON object that stands there twice, of which Python would keep the last."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if repeated := _repeated(keys):
+        raise _NamedTwiceError(repeated)
+    return dict(pairs)
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    """The first name that stands there more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _parse_csv(path: Path, text: str) -> Iterator[tuple[int, CaptionEntry]]:
@@ -95,6 +116,12 @@ def _parse_csv(path: Path, text: str) -> Iterator[tuple[int, CaptionEntry]]:
             raise UserError(
                 f"{path}:1: the first line names the columns {header}; it needs file and caption, "
                 "or caption_VARIANT for each variant"
+            )
+        read = [name for name in header if name in _CSV_COLUMNS or name in variants]
+        if repeated := _repeated(read):
+            raise UserError(
+                f"{path}:1: the first line names the column {repeated!r:.40} twice; give each "
+                "caption a column of its own, such as caption_full"
             )
         for row in rows:
             if not row:
@@ -119,6 +146,12 @@ def _entry(data: dict[str, Any], path: Path, line: int) -> CaptionEntry:
             raise _malformed(path, line, f'has {value!r:.40} as "{name}", which must be a string')
         return value
 
+    def provenance(name: str) -> str | None:
+        value = field(name)
+        if value is not None and not is_unicode(value):
+            raise _malformed(path, line, f'has {value!r:.40} as "{name}", no valid Unicode text')
+        return value
+
     named = data.get("captions", {})
     if not isinstance(named, dict):
         raise _malformed(path, line, 'needs {variant: text} as "captions"')
@@ -132,6 +165,9 @@ def _entry(data: dict[str, Any], path: Path, line: int) -> CaptionEntry:
         captions[variant] = text.strip()
     plain = (field("caption") or "").strip()
     if plain and plain not in captions.values():
+        if captions.get(PLAIN_VARIANT):
+            problem = f'has a "caption" and another text as caption {PLAIN_VARIANT!r}; keep one'
+            raise _malformed(path, line, problem)
         captions[PLAIN_VARIANT] = plain
     file = field("file")
     if not file:
@@ -139,8 +175,8 @@ def _entry(data: dict[str, Any], path: Path, line: int) -> CaptionEntry:
     return CaptionEntry(
         file=_inside(file, lambda problem: _malformed(path, line, problem)),
         captions=captions,
-        origin=field("origin"),
-        license=field("license"),
+        origin=provenance("origin"),
+        license=provenance("license"),
     )
 
 

@@ -130,16 +130,27 @@ class CropToBucket:
     name: str = "crop"
 
     def apply(self, sample: CuratedSample) -> CuratedSample | Rejection:
-        bucket = nearest_bucket(self.buckets, *sample.size_px)
-        size_px = bucket.height_px, bucket.width_px
-        crop_px = centered_crop(*sample.size_px, shape=size_px)
-        if not self.may_enlarge and (crop_px[2] < size_px[0] or crop_px[3] < size_px[1]):
-            height, width = sample.size_px
-            reason = f"{width}×{height} px is too small; its bucket has {bucket} px"
-            score = float(min(height, width))
-            return Rejection(file=sample.file, stage=self.name, reason=reason, score=score)
+        refused = self.refuse(sample.file, sample.size_px)
+        if refused is not None:
+            return refused
+        size_px, crop_px = self._plan(sample.size_px)
         pixels = crop_and_resize(sample.pixels, crop_px, size_px)
         return replace(sample, pixels=pixels, crop_px=crop_px)
+
+    def refuse(self, file: str, size_px: tuple[int, int]) -> Rejection | None:
+        """The decision alone, which the (height, width) of the upright picture is enough for."""
+        (rows, columns), (_, _, height, width) = self._plan(size_px)
+        if self.may_enlarge or (height >= rows and width >= columns):
+            return None
+        bucket = Bucket(height_px=rows, width_px=columns)
+        reason = f"{size_px[1]}×{size_px[0]} px is too small; its bucket has {bucket} px"
+        return Rejection(file=file, stage=self.name, reason=reason, score=float(min(size_px)))
+
+    def _plan(self, size_px: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+        """The bucket's (height, width), and what of the picture is cut out for it."""
+        bucket = nearest_bucket(self.buckets, *size_px)
+        shape = bucket.height_px, bucket.width_px
+        return shape, centered_crop(*size_px, shape=shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +209,18 @@ class Curation:
         decoded = Decode().apply(sample)
         if isinstance(decoded, Rejection):
             return decoded
-        crop = CropToBucket(buckets=self.sizes, may_enlarge=self.min_side_px is not None)
-        return crop.apply(decoded)
+        return self._crop.apply(decoded)
+
+    def recheck(self, sample: RawSample, size_px: tuple[int, int]) -> RawSample | Rejection:
+        """What `decode` would decide on an upright (height, width) that an earlier run decoded.
+
+        So that a picture is kept or rejected alike in whichever run its latents were made.
+        """
+        return self._crop.refuse(sample.file, size_px) or sample
+
+    @property
+    def _crop(self) -> CropToBucket:
+        return CropToBucket(buckets=self.sizes, may_enlarge=self.min_side_px is not None)
 
     def apply(self, sample: RawSample) -> CuratedSample | Rejection:
         """All stages."""

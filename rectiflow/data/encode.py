@@ -1,7 +1,8 @@
 """Encodes a folder of captioned pictures into a latent store, or completes one.
 
 On the walk of a sample: folder → curation → here → latent store. Each distinct picture and each
-distinct caption is encoded once, and a row has the same bits in whichever run it was encoded.
+distinct caption is encoded once, and a row has the same bits in whichever run it was encoded, as
+long as `batch_size` is the same: kernels choose how to add by the shape of the whole batch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rectiflow.base.errors import UserError
+from rectiflow.base.errors import StoreError, UserError
 from rectiflow.data.buckets import Bucket, nearest_bucket
 from rectiflow.data.caption_files import CaptionEntry
 from rectiflow.data.curation import Curation, content_hash
@@ -27,16 +28,26 @@ from rectiflow.data.encoded_rows import (
 )
 from rectiflow.data.folder import FolderListing, list_folder, load_sample
 from rectiflow.data.records import CuratedSample, RawSample, Rejection
-from rectiflow.data.store_format import QUARANTINE_FILE
+from rectiflow.data.store_format import QUARANTINE_FILE, read_header, read_index
 from rectiflow.data.store_writer import StoreWriter, open_store_writer
 from rectiflow.models.autoencoder import Autoencoder
 
 MAX_SHARD_BYTES = 16 * 2**20
 BATCH_SIZE = 16
 _TEXT_CHUNK = 64
+_MAX_SHOWN = 120
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutCaptions:
+    """How many captions a text encoder reads only in part; the first, and what it loses."""
+
+    num: int
+    example: str
+    lost: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +56,10 @@ class EncodeReport:
 
     `num_samples` pictures are in the store, `num_rejected` in its quarantine list. Of the distinct
     pictures and captions that the samples need, `num_latents_encoded` and `num_captions_encoded`
-    were made by this run, the rest was there. `num_by_bucket` counts samples, where there are
-    buckets.
+    were made by this run, the rest was there. `cut_captions` tells by encoder which of these
+    captions are too long for it. `num_by_bucket` counts samples, where there are buckets.
+    `num_unlisted` samples, which came from `former_source`, were in the store before and are not
+    among those of this folder.
     """
 
     store: Path
@@ -56,6 +69,9 @@ class EncodeReport:
     num_latents_encoded: int
     num_captions_encoded: int
     num_by_bucket: Mapping[Bucket, int] = field(default_factory=dict[Bucket, int])
+    cut_captions: Mapping[str, CutCaptions] = field(default_factory=dict[str, CutCaptions])
+    num_unlisted: int = 0
+    former_source: str | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -70,14 +86,25 @@ class EncodeReport:
                 f"{stage} {n}" for stage, n in sorted(self.rejected_by_stage.items())
             )
             lines.append(
-                f"{self.num_rejected} pictures rejected ({stages}); "
+                f"{self.num_rejected} files rejected ({stages}); "
                 f"reasons in {self.store / QUARANTINE_FILE}"
+            )
+        for encoder, cut in self.cut_captions.items():
+            lines.append(
+                f"{cut.num} of the captions encoded are too long for {encoder}, which does not see "
+                f'"{_shorten(cut.lost)}" of "{_shorten(cut.example)}"'
+            )
+        if self.num_unlisted:
+            lines.append(
+                f"{self.num_unlisted} samples of {self.former_source} were in the store and no "
+                "longer are: it lists the pictures of one folder, the last; to have all, put them "
+                "into one"
             )
         return "\n".join(lines)
 
 
 def encode_folder(
-    folder: Path | str,
+    folder: Path | str | FolderListing,
     out: Path | str,
     autoencoder: Autoencoder,
     conditioner: PromptEncoder,
@@ -98,7 +125,7 @@ def encode_folder(
     by the next one.
 
     Args:
-        folder: pictures and captions, see `data.folder`.
+        folder: pictures and captions, see `data.folder`; or what `list_folder` found in it.
         out: the store, new or to be completed.
         autoencoder: makes the latents; runs where its weights are.
         conditioner: makes the text encoders' states.
@@ -107,7 +134,7 @@ def encode_folder(
             to its shape (`data.buckets.buckets_for`).
         image_encoder: makes features of each picture's patches, for training that aligns with
             them; by default the store has none.
-        caption: of every picture which has none in the folder.
+        caption: of every picture which has none in the folder, where it is not listed yet.
         min_side_px: the least side of a usable picture; by default a picture must be as large as
             what it is scaled to.
         max_rejected: more rejected pictures than this end the run; by default any number is fine
@@ -131,7 +158,9 @@ def encode_folder(
             "either the features or the buckets"
         )
     factor = autoencoder.config.downsample_factor
-    listing = list_folder(folder, caption=caption)
+    listing = folder
+    if not isinstance(listing, FolderListing):
+        listing = list_folder(listing, caption=caption)
     with open_store_writer(
         Path(out),
         resolution_px=resolution_px,
@@ -142,6 +171,7 @@ def encode_folder(
         features=None if image_encoder is None else image_encoder.fingerprint(),
     ) as writer:
         num_before = len(writer.latents.rows), len(writer.text.rows)
+        former_source, former = _former_samples(writer.path)
         run = _Encoding(listing, curation, writer, max_rejected=max_rejected, progress=progress)
         for batch in _batched_alike(run.new_pictures(), batch_size, lambda each: each.pixels.shape):
             for sample in encode_pictures(
@@ -152,6 +182,7 @@ def encode_folder(
         for texts in _batched(run.new_captions(), _TEXT_CHUNK):
             for text, row in zip(texts, encode_captions(conditioner, texts)):
                 writer.text.append(caption_hash(text), row)
+                run.note_cuts(text, conditioner.truncations(text))
         writer.text.flush()
         run.finish()
         return EncodeReport(
@@ -162,6 +193,9 @@ def encode_folder(
             num_latents_encoded=len(writer.latents.rows) - num_before[0],
             num_captions_encoded=len(writer.text.rows) - num_before[1],
             num_by_bucket=run.count_by_bucket(curation),
+            cut_captions=run.cut_captions,
+            num_unlisted=run.count_unlisted(former),
+            former_source=former_source,
         )
 
 
@@ -180,6 +214,7 @@ class _Encoding:
         self.listing, self._curation, self._writer = listing, curation, writer
         self.rejections: list[Rejection] = []
         self.kept: dict[str, RawSample] = {}
+        self.cut_captions: dict[str, CutCaptions] = {}
         self._hashes: dict[str, str] = {}
         self._max_rejected, self._progress = max_rejected, progress
         captions = {text for entry in listing.entries for text in entry.captions.values()}
@@ -190,24 +225,25 @@ class _Encoding:
 
     def new_pictures(self) -> Iterator[CuratedSample]:
         """Inspect every picture; yield those whose latents are missing, each content once."""
-        waiting: set[str] = set()
+        accepted: set[str] = set()
         for entry in self.listing.entries:
             checked = self._inspect(entry)
-            if isinstance(checked, RawSample):
-                key = content_hash(checked.image_bytes)
-                if key not in self._writer.latents and key not in waiting:
-                    curated = self._curation.decode(checked)
-                    if isinstance(curated, Rejection):
-                        self._reject(curated)
-                        continue
-                    waiting.add(key)
-                    yield curated
-                # The bytes are not needed again, and all of them might not fit into memory.
-                self.kept[entry.file] = replace(checked, image_bytes=b"")
-                self._hashes[entry.file] = key
-                self._advance()
-            else:
+            if isinstance(checked, Rejection):
                 self._reject(checked)
+                continue
+            key = content_hash(checked.image_bytes)
+            if key not in accepted:
+                curated = self._curate(checked, key)
+                if isinstance(curated, Rejection):
+                    self._reject(curated)
+                    continue
+                accepted.add(key)
+                if isinstance(curated, CuratedSample):
+                    yield curated
+            # The bytes are not needed again, and all of them might not fit into memory.
+            self.kept[entry.file] = replace(checked, image_bytes=b"")
+            self._hashes[entry.file] = key
+            self._advance()
         if not self.kept:
             raise UserError(f"no picture of {self.listing.folder} can be used: {self._examples()}")
 
@@ -221,6 +257,13 @@ class _Encoding:
             if caption_hash(text) not in self._writer.text:
                 yield text
             self._advance()
+
+    def note_cuts(self, text: str, truncations: Sequence[tuple[str, str]]) -> None:
+        """Count a new caption for each encoder that reads it only in part."""
+        for encoder, lost in truncations:
+            first = CutCaptions(num=0, example=text, lost=lost)
+            cut = self.cut_captions.get(encoder, first)
+            self.cut_captions[encoder] = replace(cut, num=cut.num + 1)
 
     def finish(self) -> None:
         """Write index and header."""
@@ -244,9 +287,22 @@ class _Encoding:
                 counts[nearest_bucket(curation.buckets, height_px, width_px)] += 1
         return counts
 
+    def count_unlisted(self, former: Sequence[str]) -> int:
+        """How many of the samples that were listed, by content, are not among those kept."""
+        listed = set(self._hashes.values())
+        return sum(content not in listed for content in former)
+
     def _inspect(self, entry: CaptionEntry) -> RawSample | Rejection:
         sample = load_sample(self.listing.folder, entry)
         return sample if isinstance(sample, Rejection) else self._curation.inspect(sample)
+
+    def _curate(self, sample: RawSample, key: str) -> CuratedSample | RawSample | Rejection:
+        """Decode a picture; of one that was, decide alike by what its row says."""
+        latents = self._writer.latents
+        if key not in latents.rows:
+            return self._curation.decode(sample)
+        height_px, width_px = latents.facts["size_px"][latents.rows[key]]
+        return self._curation.recheck(sample, (height_px, width_px))
 
     def _reject(self, rejection: Rejection) -> None:
         self.rejections.append(rejection)
@@ -312,6 +368,20 @@ def _check_settings(
     for name, value in (("batch_size", batch_size), ("max_shard_bytes", max_shard_bytes)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+def _former_samples(store: Path) -> tuple[str | None, list[str]]:
+    """What a finished store lists so far: the folder it came from, each sample's content hash."""
+    try:
+        header = read_header(store)
+        return header.source, read_index(store, header)["content_hash"].to_pylist()
+    except StoreError:  # there is none, or its last run was killed
+        return None, []
+
+
+def _shorten(text: str) -> str:
+    shown = " ".join(text.split())
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

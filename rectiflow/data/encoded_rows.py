@@ -30,6 +30,8 @@ class PromptEncoder(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> EncodedText: ...
 
+    def truncations(self, prompt: str) -> list[tuple[str, str]]: ...
+
     def fingerprints(self) -> dict[str, str]: ...
 
 
@@ -37,7 +39,8 @@ class PromptEncoder(Protocol):
 class PictureEncoder(Protocol):
     """What encoding needs of `models.vision.ImageTower` for the features of patches.
 
-    Law: a picture's features do not depend on the pictures beside it.
+    Law: a picture's features do not depend on the pictures beside it. It is where the autoencoder
+    is.
     """
 
     def patch_features(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b f p p"]: ...
@@ -66,7 +69,8 @@ def encode_pictures(
     weight = next(autoencoder.parameters())
     filled = torch.zeros(batch_size, 3, *samples[0].pixels.shape[:2])
     filled[: len(samples)] = images_from_pixels([sample.pixels for sample in samples])
-    encoded = tiling.encode(autoencoder, filled.to(device=weight.device, dtype=weight.dtype))
+    filled = filled.to(weight.device)
+    encoded = tiling.encode(autoencoder, filled.to(weight.dtype))
     mean = encoded.mean.to(device="cpu", dtype=LATENT_DTYPE)
     logvar = encoded.logvar.to(device="cpu", dtype=LATENT_DTYPE)
     features = None

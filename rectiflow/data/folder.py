@@ -2,15 +2,15 @@
 
 Pictures are PNG, JPEG or WebP at any depth. Captions come from captions.jsonl or captions.csv, or,
 where neither is there, from a .txt beside each picture. Whatever is found is accounted for: a
-picture without caption and a caption without picture become rejections, never silence.
+picture without caption, a caption without picture, a caption that cannot be read, a picture of
+another format and a linked subfolder become rejections, never silence.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from rectiflow.base.errors import UserError
@@ -27,8 +27,11 @@ from rectiflow.data.caption_files import (
 from rectiflow.data.records import RawSample, Rejection
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+#: Formats that somebody may take for usable ones; files of any other name are no pictures.
+OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 MAX_FILE_BYTES = 512 * 2**20
 STAGE = "folder"
+_OTHER_FORMAT = f"its name does not end in one of {', '.join(SUFFIXES)}"
 
 
 class NoCaptionsError(UserError):
@@ -65,18 +68,30 @@ def list_folder(folder: Path | str, *, caption: str | None = None) -> FolderList
     if not os.path.isdir(folder):
         reason = "it is not a folder" if folder.exists() else "it does not exist"
         raise UserError(f"cannot read the pictures in {folder}: {reason}; check the spelling")
+    if not is_unicode(str(folder)):
+        raise UserError(
+            f"cannot read the pictures in {str(folder)!r}: the folder's name is not UTF-8, and the "
+            "store could not say where its pictures came from; rename it"
+        )
     caption_file = _caption_file(folder)
-    pictures = set(_pictures(folder))
+    found = _find(folder)
+    unread, orphans = list[Rejection](), list[Rejection]()
     if caption_file is not None:
         entries = read_caption_file(caption_file)
     else:
-        entries = list(_text_entries(folder, pictures))
-    if not entries and not pictures:
+        entries, unread = _text_entries(folder, found.pictures)
+        orphans = _orphans(found)
+    if not entries and not found.pictures:
         raise UserError(
             f"{folder} has no pictures; put PNG, JPEG or WebP files and their captions there"
         )
     if caption is not None:
-        entries = _with_caption(entries, pictures, caption)
+        entries = _with_caption(entries, found.pictures - {each.file for each in unread}, caption)
+    if not entries and unread:
+        raise UserError(
+            f"none of the captions in {folder} can be read; the first, beside "
+            f"{unread[0].file!r}: {unread[0].reason}"
+        )
     if not entries:
         raise NoCaptionsError(
             f"{folder} has no captions: add {JSONL} with a line such as "
@@ -89,10 +104,8 @@ def list_folder(folder: Path | str, *, caption: str | None = None) -> FolderList
             f"none of the {len(entries)} pictures that {caption_file} names can be used; the "
             f"first, {rejections[0].file!r}: {rejections[0].reason}"
         )
-    named = {entry.file for entry in entries}
-    rejections += [
-        Rejection(file=file, stage=STAGE, reason="it has no caption") for file in pictures - named
-    ]
+    rejections += unread + orphans
+    rejections += _unnamed(found, {each.file for each in (*entries, *unread)})
     return FolderListing(
         folder=folder,
         entries=tuple(sorted(usable, key=lambda entry: entry.file)),
@@ -131,23 +144,74 @@ def _caption_file(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _pictures(folder: Path) -> Iterator[str]:
-    """Paths inside the folder of all that look like pictures; no link to a folder is followed."""
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Paths inside a folder, by their looks: pictures, those of other formats, .txt, links."""
+
+    pictures: set[str] = field(default_factory=set[str])
+    others: set[str] = field(default_factory=set[str])
+    texts: set[str] = field(default_factory=set[str])
+    linked_folders: set[str] = field(default_factory=set[str])
+
+
+def _find(folder: Path) -> _Found:
+    """Look for them at any depth; no link to a folder is followed, which might lead in circles."""
 
     def refuse(error: OSError) -> None:
         raise explain_os_error(error, error.filename or folder, "read the pictures in")
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
+    found = _Found()
+    kinds = ((SUFFIXES, found.pictures), (OTHER_SUFFIXES, found.others), (".txt", found.texts))
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        inside = Path(parent).relative_to(folder)
         for name in names:
-            if name.lower().endswith(SUFFIXES):
-                yield Path(parent, name).relative_to(folder).as_posix()
+            for suffixes, files in kinds:
+                if name.lower().endswith(suffixes):
+                    files.add((inside / name).as_posix())
+        found.linked_folders.update(
+            (inside / name).as_posix() for name in folders if Path(parent, name).is_symlink()
+        )
+    return found
 
 
-def _text_entries(folder: Path, pictures: set[str]) -> Iterator[CaptionEntry]:
-    for file in pictures:
+def _text_entries(folder: Path, pictures: set[str]) -> tuple[list[CaptionEntry], list[Rejection]]:
+    """The pictures with a .txt beside them, and those whose .txt cannot be read."""
+    entries: list[CaptionEntry] = []
+    rejections: list[Rejection] = []
+    for file in sorted(pictures):
         path = (folder / file).with_suffix(".txt")
         if path.exists():
-            yield CaptionEntry(file=file, captions=read_text_caption(path))
+            try:
+                entries.append(CaptionEntry(file=file, captions=read_text_caption(path)))
+            except UserError as error:
+                rejections.append(Rejection(file=file, stage=STAGE, reason=str(error)))
+    return entries, rejections
+
+
+def _orphans(found: _Found) -> list[Rejection]:
+    """Each .txt that is beside no picture: a caption whose picture is lost, or a note."""
+    used = {_without_suffix(file) for file in found.pictures | found.others}
+    return [
+        Rejection(file=file, stage=STAGE, reason="no picture beside it has its name")
+        for file in found.texts
+        if _without_suffix(file) not in used
+    ]
+
+
+def _unnamed(found: _Found, named: set[str]) -> list[Rejection]:
+    """Of what was found, what no caption is for, and what could not be looked at."""
+    reasons = dict.fromkeys(found.pictures - named, "it has no caption")
+    reasons |= dict.fromkeys(found.others - named, _OTHER_FORMAT)
+    reached = {parent.as_posix() for file in named for parent in PurePosixPath(file).parents}
+    reasons |= dict.fromkeys(
+        found.linked_folders - reached,
+        "it is a link to a folder, which is not followed; copy the pictures into a folder here",
+    )
+    return [Rejection(file=file, stage=STAGE, reason=why) for file, why in reasons.items()]
+
+
+def _without_suffix(file: str) -> str:
+    return PurePosixPath(file).with_suffix("").as_posix()
 
 
 def _with_caption(
@@ -182,7 +246,7 @@ def _check_entries(
         if not os.path.isfile(path):  # Path.is_file raises where a name is too long
             reason = "the captions name it, but there is no such file"
         elif not entry.file.lower().endswith(SUFFIXES):
-            reason = f"its name does not end in one of {', '.join(SUFFIXES)}"
+            reason = _OTHER_FORMAT
         elif not is_unicode(entry.file):
             reason = "its name is not valid Unicode text; rename it"
         else:
@@ -198,4 +262,8 @@ def _world_name(folder: Path) -> str | None:
         return None
     world = read_json(path)
     name = cast(dict[str, Any], world).get("name") if isinstance(world, dict) else None
+    if isinstance(name, str) and not is_unicode(name):
+        raise UserError(
+            f"{path} has {name!r:.40} as name, no valid Unicode text; mend or remove it"
+        )
     return name if isinstance(name, str) else None

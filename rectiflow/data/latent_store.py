@@ -6,26 +6,31 @@ stays memory-mapped, and each shard is checked when it is first touched.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rectiflow.base.errors import StoreError
-from rectiflow.base.files import sha256_file
 from rectiflow.data.records import EncodedBatch
 from rectiflow.data.shards import ShardRecord, check_shard_size, open_shard
-from rectiflow.data.store_format import INDEX_FILE, ColumnFormat, index_schema, read_header
+from rectiflow.data.store_format import ColumnFormat, read_header, read_index
 
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 #: What training reads of a row of latents; the last of them only some stores have.
 LATENT_COLUMNS = ("mean", "logvar", "features")
+#: What the index says of a sample, besides its captions; not where its rows lie or who made it.
+_CONTENT_COLUMNS = (
+    *("file", "content_hash", "height_px", "width_px"),
+    *("crop_top_px", "crop_left_px", "crop_height_px", "crop_width_px"),
+)
 
 #: Stands for the empty prompt among the positions of caption variants.
 EMPTY_PROMPT = -1
@@ -48,7 +53,7 @@ class LatentStore:
         self.header = header = read_header(self.path)
         for record in (*header.latent_shards, *header.text_shards):
             check_shard_size(self.path, record)
-        self.index = _read_index(self.path, header.index_sha256, header.variants)
+        self.index = read_index(self.path, header)
         self.variants = header.variants
         self.latent_rows: Int[Tensor, " n"] = _column(self.index, "latent_row")
         # The place among `latent_shapes` of each sample's shape.
@@ -79,9 +84,30 @@ class LatentStore:
         return self.header.num_samples
 
     @property
+    def content_hashes(self) -> list[str]:
+        """What identifies each sample's picture: the SHA-256 of its file, in hexadecimal."""
+        return self.index["content_hash"].to_pylist()
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Identifies the store's whole content."""
-        return self.header.fingerprint
+        """Identifies what the samples are: pictures and captions by file, what encoded them, sizes.
+
+        Rows and shards are no part of it: two stores of the same samples, whatever the order they
+        were encoded in, are the same data.
+        """
+        header = self.header
+        made_by = {
+            "autoencoder": header.autoencoder,
+            "text": header.text,
+            "features": header.features,
+            "resolution_px": header.resolution_px,
+            "buckets": [str(bucket.size) for bucket in header.buckets],
+        }
+        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
+        for name in (*_CONTENT_COLUMNS, *(f"caption.{variant}" for variant in self.variants)):
+            values = json.dumps(self.index[name].to_pylist())
+            digest.update(f"|{name}:{len(values)}:{values}".encode())
+        return digest.hexdigest()
 
     @property
     def latent_shapes(self) -> dict[int, tuple[int, int, int]]:
@@ -218,16 +244,6 @@ class ShardTable:
             name: torch.empty(num_rows, *shape, dtype=dtype)
             for name, (dtype, shape) in self._formats.items()
         }
-
-
-def _read_index(store: Path, sha256: str, variants: tuple[str, ...]) -> pa.Table:
-    path = store / INDEX_FILE
-    if not path.is_file() or sha256_file(path) != sha256:
-        raise StoreError(
-            f"{path} is missing, or is not the one that store.json describes; run the encoding "
-            "again, it completes the store"
-        )
-    return pq.read_table(path, schema=index_schema(variants))
 
 
 def _column(index: pa.Table, name: str) -> Int[Tensor, " n"]:

@@ -5,7 +5,8 @@ The rules, in order:
 * **Orientation**: the EXIF orientation is applied.
 * **16 bits**: the high byte of each value is kept.
 * **Palette, grey, bilevel**: expanded to three channels.
-* **Transparency**, full or by key colour: the picture is laid over white.
+* **Transparency**, full or by key colour: the picture is laid over white. A key colour among three
+  channels of 16 bits is refused, since the decoder keeps the high bytes alone.
 * **CMYK**: converted without a colour profile, as Pillow does. No embedded profile is applied to
   any picture: values are taken as sRGB.
 * **Several frames**: refused, except for the main picture of a multi-picture JPEG.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -51,8 +53,7 @@ def decode_picture(data: bytes, *, size_px: tuple[int, int]) -> UInt8[np.ndarray
             num_frames = getattr(image, "n_frames", 1)
             if num_frames > 1 and image.format != "MPO":
                 raise UndecodableError(f"it is an animation of {num_frames} frames")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(image)
     except UndecodableError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -69,8 +70,14 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     """A picture's pixels in sRGB, 0..255, by the rules above.
 
     Raises:
-        UndecodableError: a pixel format that no PNG, JPEG or WebP file has.
+        UndecodableError: a pixel format that no PNG, JPEG or WebP file has, or a key colour that
+            cannot be compared.
     """
+    # Before the pixels are loaded, as only then the file's bit depth is known.
+    key = _key_color(image)
+    image = ImageOps.exif_transpose(image)
+    if key is not None:
+        image.info["transparency"] = key
     if image.mode.startswith("I;16"):
         return _from_16_bit_grey(image)
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"):
@@ -82,12 +89,33 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(image.convert("RGB"))
 
 
+def _key_color(image: Image.Image) -> Any:
+    """The colour that stands for transparency, in the values that the pixels will have, if any.
+
+    Pillow spreads 2 and 4 bits over 0..255, but leaves the key as it stands in the file.
+    """
+    key = image.info.get("transparency")
+    tiles: Any = getattr(image, "tile", None)
+    if key is None or not tiles:
+        return key
+    layout = tiles[0].args
+    if layout == "RGB;16B":
+        raise UndecodableError(
+            "its transparency is a key colour of 16 bits a channel, and pixels are decoded to 8"
+        )
+    if layout == "L;2":
+        return (key & 0b11) * 85
+    if layout == "L;4":
+        return (key & 0b1111) * 17
+    return key
+
+
 def _with_alpha(image: Image.Image) -> Image.Image:
     """Palettes and key colours become alpha; a bilevel picture gets there through grey."""
     if image.mode == "1":
         key = image.info["transparency"]
         image = image.convert("L")
-        image.info["transparency"] = key * 255
+        image.info["transparency"] = _WHITE if key else 0
     return image.convert("RGBA")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rectiflow.base.errors import ConfigError
-from rectiflow.base.seeds import numpy_generator
+from rectiflow.base.seeds import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +22,16 @@ class Split:
     validation: Int[Tensor, " m"]
 
 
-def split_store(contents: Int[Tensor, " n"], *, num_validation: int, seed: int) -> Split:
+def split_store(contents: Sequence[str], *, num_validation: int, seed: int) -> Split:
     """Hold out `num_validation` samples so that no picture stands on both sides.
 
-    Samples with the same content go to the same side. Contents are drawn in random order and held
-    out while they fit, so that many copies of one picture may leave the number short.
+    Samples with the same content go to the same side. Contents have an order that each one's own
+    hash with the seed gives, and are held out while they fit, so that many copies of one picture
+    may leave the number short. So the order of samples, of encoding and of files on the disk does
+    not matter, and what is added to a store hardly moves the rest.
 
     Args:
-        contents: a number for each sample, equal for equal pictures: `LatentStore.latent_rows`.
+        contents: for each sample what identifies its picture: `LatentStore.content_hashes`.
         num_validation: samples to hold out, 0 or more.
         seed: names the draw.
 
@@ -41,16 +45,16 @@ def split_store(contents: Int[Tensor, " n"], *, num_validation: int, seed: int) 
             f"num_validation is {num_validation}, but the store has {len(contents)} samples and "
             "training needs at least one; hold out fewer"
         )
-    _, group, sizes = contents.unique(return_inverse=True, return_counts=True)
-    order = numpy_generator(seed, "split").permutation(len(sizes))
-    is_held_out = torch.zeros(len(sizes), dtype=torch.bool)
+    sizes = Counter(contents)
+    held_out: set[str] = set()
     missing = num_validation
-    for content in order.tolist():
+    for content in sorted(sizes, key=lambda each: (derive_seed(seed, "split", each), each)):
         if missing == 0:
             break
-        size = int(sizes[content])
-        if size <= missing:
-            is_held_out[content] = True
-            missing -= size
-    held_out = is_held_out[group]
-    return Split(train=(~held_out).nonzero().squeeze(1), validation=held_out.nonzero().squeeze(1))
+        if sizes[content] <= missing:
+            held_out.add(content)
+            missing -= sizes[content]
+    is_held_out = torch.tensor([content in held_out for content in contents])
+    return Split(
+        train=(~is_held_out).nonzero().squeeze(1), validation=is_held_out.nonzero().squeeze(1)
+    )

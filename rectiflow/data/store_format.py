@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from rectiflow.base.config import LATER, from_json
 from rectiflow.base.errors import ConfigError, StoreError
-from rectiflow.base.files import read_json
+from rectiflow.base.files import read_json, sha256_file
 from rectiflow.data.buckets import Bucket
 from rectiflow.data.shards import ShardRecord
 
@@ -104,8 +105,11 @@ class StoreHeader:
     features: str | None = field(default=None, metadata=LATER)
 
     @property
-    def fingerprint(self) -> str:
-        """Identifies all content: the index and every shard, by their hashes."""
+    def fingerprint_of_files(self) -> str:
+        """Identifies the bytes of the index and of every shard, which another run may lay out anew.
+
+        Runs that were begun when this was compared name it (`LatentStore.fingerprint` is now).
+        """
         shards = [shard.sha256 for shard in (*self.latent_shards, *self.text_shards)]
         return hashlib.sha256("|".join([self.index_sha256, *shards]).encode()).hexdigest()
 
@@ -156,6 +160,21 @@ def read_header(store: Path) -> StoreHeader:
         return from_json(StoreHeader, data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def read_index(store: Path, header: StoreHeader) -> pa.Table:
+    """The index that a store's header describes.
+
+    Raises:
+        StoreError: it is missing, or another one.
+    """
+    path = store / INDEX_FILE
+    if not path.is_file() or sha256_file(path) != header.index_sha256:
+        raise StoreError(
+            f"{path} is missing, or is not the one that store.json describes; run the encoding "
+            "again, it completes the store"
+        )
+    return pq.read_table(path, schema=index_schema(header.variants))
 
 
 def index_schema(variants: tuple[str, ...]) -> pa.Schema:

@@ -1,7 +1,8 @@
 """Writes a latent store, or continues one: shards first, then the index, store.json last.
 
-A run killed at any moment leaves whole shards and either the former index and header or none. The
-next run reads the keys of all shards back and encodes only what is missing.
+A run killed at any moment leaves whole shards, and the former index and header or none; or, in the
+moment between these two, an index that is not the header's, which no reader takes. The next run
+reads the keys of all shards back, encodes only what is missing, and writes both.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from rectiflow.data.store_format import (
     index_schema,
     read_header,
 )
+
+#: What file browsers leave in any folder that somebody looks at.
+_OF_FILE_BROWSERS = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 class ShardSeries:
@@ -273,18 +277,24 @@ def _locked(path: Path) -> Generator[None, None, None]:
 
 
 def _prepare(path: Path) -> None:
-    """Refuse foreign folders, find out whether writing works, and remove what killed runs left."""
+    """Refuse foreign folders, find out whether writing works, and remove what killed runs left.
+
+    Nothing is removed from a folder that is refused.
+    """
     try:
         with tempfile.TemporaryFile(dir=path):
             pass
-        for name in path.iterdir():
-            if name.name.startswith(".") and ".tmp-" in name.name:
-                name.unlink()
-            elif not _is_ours(name.name):
+        left_over: list[Path] = []
+        for file in path.iterdir():
+            if _is_left_over(file.name):
+                left_over.append(file)
+            elif not _is_ours(file.name) and file.name not in _OF_FILE_BROWSERS:
                 raise UserError(
-                    f"cannot write the store {path}: it holds {name.name!r}, which is no part of a "
+                    f"cannot write the store {path}: it holds {file.name!r}, which is no part of a "
                     "store; choose an empty folder"
                 )
+        for file in left_over:
+            file.unlink()
     except OSError as error:
         raise explain_os_error(error, path, "write the store") from error
 
@@ -297,3 +307,9 @@ def _is_ours(name: str) -> bool:
     return name in (HEADER_FILE, INDEX_FILE, QUARANTINE_FILE) or bool(
         re.fullmatch(rf"({LATENTS}|{TEXT})-\d{{5,}}\.safetensors", name)
     )
+
+
+def _is_left_over(name: str) -> bool:
+    """Whether it is the temporary sibling of a file of ours that a killed run was writing."""
+    of, mark, _ = name.rpartition(".tmp-")
+    return bool(mark) and of.startswith(".") and _is_ours(of[1:])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.base.files import explain_os_error
@@ -106,7 +106,7 @@ def read_mask(path: Path | str) -> UInt8[np.ndarray, "h w"]:
 
 def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     try:
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image)
     except UndecodableError as error:
         raise UserError(f"the picture cannot be used: {error}; convert it to RGB") from error
 

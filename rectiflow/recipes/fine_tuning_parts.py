@@ -98,6 +98,9 @@ class _Uncached:
     def encode(self, prompts: Sequence[str]) -> Any:
         return self._cached.conditioner().encode(prompts)
 
+    def truncations(self, prompt: str) -> list[tuple[str, str]]:
+        return self._cached.truncations(prompt)
+
     def fingerprints(self) -> dict[str, str]:
         return self._cached.fingerprints()
 

@@ -5,8 +5,10 @@ the world and the stream that the pictures came from.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -26,6 +28,8 @@ from rectiflow.shapeworld.world import World
 _CHUNK = 64
 #: As many as `rectiflow encode` decodes.
 MAX_PIXELS = 2**26
+#: Far more than any folder is good for, and few enough to be listed in memory.
+MAX_COUNT = 10_000_000
 
 
 def choose_task(task_weights: Mapping[str, int], *, split: str, seed: int, index: int) -> str:
@@ -61,13 +65,23 @@ def _write_chunk(
 
 
 def _caption_lines(
-    write: Callable[[range], list[str]], chunks: list[range], num_workers: int
-) -> Iterator[list[str]]:
+    write: Callable[[range], list[str]], chunks: Iterator[range], num_workers: int
+) -> Generator[list[str]]:
     if num_workers == 1:
         yield from map(write, chunks)
         return
-    with ProcessPoolExecutor(num_workers) as pool:
+    pool = ProcessPoolExecutor(num_workers, initializer=_leave_signals_to_the_first)
+    try:
         yield from pool.map(write, chunks)
+    finally:
+        # Whoever stops does not wait for all that is still to be drawn.
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_signals_to_the_first() -> None:
+    """A terminal's Ctrl-C goes to all processes, and what the first one did not catch is none's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def write_folder(
@@ -90,7 +104,7 @@ def write_folder(
     Args:
         world: what may occur.
         out: the folder to make; it must not exist or be empty.
-        count: number of pictures, at least 1.
+        count: number of pictures, from 1 to `MAX_COUNT`.
         split: "train" or "val".
         seed: names the stream of scenes.
         scale: pixels for each of the world's own, at least 1; the scenes are the same.
@@ -102,13 +116,17 @@ def write_folder(
         progress: called with (pictures done, pictures in all) now and then.
 
     Raises:
-        UserError: for a count, scale or number of workers below 1, an unknown split or task, a
+        UserError: for a count, scale or number of workers out of range, an unknown split or task, a
             negative weight, none above 0, an aspect that does not make whole pixels, pictures of
             more than `MAX_PIXELS`, or a folder that cannot be made.
     """
     for name, number in (("count", count), ("scale", scale), ("num_workers", num_workers)):
         if number < 1:
             raise UserError(f"{name} is {number}; it must be at least 1")
+    if count > MAX_COUNT:
+        raise UserError(
+            f"count is {count:.4g}; a folder gets at most {MAX_COUNT:,} pictures, draw several"
+        )
     task_weights = dict(task_weights or {})
     _check_weights(task_weights)
     worlds = [replace(world, aspect=aspect) for aspect in aspects] or [world]
@@ -119,13 +137,17 @@ def write_folder(
                 f"pictures of {width}×{height} px would have more than {MAX_PIXELS} pixels, which "
                 "no later step reads; choose a smaller scale, or less narrow ratios"
             )
-    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
     with atomic_directory(out) as folder:
         (folder / "images").mkdir()
         write = partial(_write_chunk, worlds, folder, split, seed, scale, task_weights)
         done = 0
-        with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
-            for lines in _caption_lines(write, chunks, num_workers):
+        with (
+            (folder / "captions.jsonl").open("w", encoding="utf-8") as file,
+            # The workers end before the folder is removed that they write into.
+            closing(_caption_lines(write, chunks, num_workers)) as written,
+        ):
+            for lines in written:
                 file.writelines(line + "\n" for line in lines)
                 done += len(lines)
                 if progress is not None:

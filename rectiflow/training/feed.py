@@ -28,8 +28,9 @@ HELD_OUT_BATCH_SIZE = 128
 class StoreFacts:
     """What a store knows about itself and a model trained on it must remember.
 
-    `fingerprint` identifies the store's whole content; `autoencoder` and `text` are the parts'
-    fingerprints as the model's `model.json` carries them. `num_clip_tokens` is the length
+    `fingerprint` identifies what the store's samples are, `former_fingerprint` does so in runs that
+    were begun by versions which told stores by their files' bytes; `autoencoder` and `text` are the
+    parts' fingerprints as the model's `model.json` carries them. `num_clip_tokens` is the length
     of the context's first part; `latent_shapes` are (channels, height, width), one for each
     bucket; `feature_dim` is the width of the features of patches, None where there are none.
     """
@@ -44,6 +45,7 @@ class StoreFacts:
     num_clip_tokens: int
     latent_shapes: tuple[tuple[int, int, int], ...]
     feature_dim: int | None = None
+    former_fingerprint: str | None = None
 
 
 class Feed(ABC):
@@ -95,7 +97,7 @@ class StoreFeed(Feed):
         self.facts, self.batch_size = facts_of(store), recipe.batch_size
         refuse_unfit(self.facts, recipe)
         split = split_store(
-            store.latent_rows, num_validation=recipe.num_validation, seed=HELD_OUT_SEED
+            store.content_hashes, num_validation=recipe.num_validation, seed=HELD_OUT_SEED
         )
         self._loader = Loader(
             store,
@@ -140,7 +142,7 @@ def open_feed(store: Path | str, recipe: TrainRecipe) -> StoreFeed:
 
 
 def facts_of(store: LatentStore) -> StoreFacts:
-    """A store's facts, from its header alone."""
+    """A store's facts, from its header and index; no shard is read."""
     header = store.header
     features = header.latent_columns.get("features")
     widths = {name: column.shape[-1] for name, column in header.text_columns.items()}
@@ -155,6 +157,7 @@ def facts_of(store: LatentStore) -> StoreFacts:
         num_clip_tokens=header.text_columns["clip_l.context"].shape[-2],
         latent_shapes=tuple(store.latent_shapes.values()),
         feature_dim=features.shape[0] if features is not None else None,
+        former_fingerprint=header.fingerprint_of_files,
     )
 
 

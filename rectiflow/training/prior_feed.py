@@ -63,8 +63,12 @@ class PriorFeed(Feed):
                 torch.full((num_prior,), recipe.prior.weight * size / num_prior),
             ]
         )
-        both = f"{instance.fingerprint}|{prior.fingerprint}"
-        self.facts = replace(own.facts, fingerprint=hashlib.sha256(both.encode()).hexdigest())
+        former = (store.header.fingerprint_of_files for store in (instance, prior))
+        self.facts = replace(
+            own.facts,
+            fingerprint=_join(instance.fingerprint, prior.fingerprint),
+            former_fingerprint=_join(*former),
+        )
         self.validation = own.validation
 
     def batch_at(self, step: int) -> Batch:
@@ -81,6 +85,10 @@ class PriorFeed(Feed):
             positions=torch.cat([first.positions, second.positions]),
             weights=self.weights,
         )
+
+
+def _join(*fingerprints: str) -> str:
+    return hashlib.sha256("|".join(fingerprints).encode()).hexdigest()
 
 
 def _spell(shapes: Sequence[tuple[int, int, int]]) -> str:

@@ -131,6 +131,10 @@ def test_whole_numbers_stand_for_floats_and_become_them() -> None:
         ({"steps": 1.5}, "steps: expected int, got float 1.5"),
         ({"steps": True}, "steps: expected int, got bool True"),
         ({"rate": "fast"}, "rate: expected float, got str 'fast'"),
+        ({"rate": math.nan}, "rate: expected a finite number, got float nan"),
+        ({"rate": json.loads("1e999")}, "rate: expected a finite number, got float inf"),
+        ({"rate": 10**400}, "rate: expected a finite number, got int 10000"),
+        ({"notes": [{"a": -math.inf}]}, r"notes\[0\].a: expected a finite number, got float -inf"),
         ({"is_on": 1}, "is_on: expected bool, got int 1"),
         ({"name": 3}, "name: expected str or null, got int 3"),
         ({"out": None}, "out: expected Path, got NoneType None"),
@@ -181,6 +185,7 @@ def test_keys_without_any_allowed_name() -> None:
     ("recipe", "message"),
     [
         (Recipe(rate=math.nan), "rate: expected a finite number, got float nan"),
+        (Recipe(rate=10**400), "rate: expected a finite number, got int 1000"),
         (Recipe(steps="ten"), "steps: expected int, got str 'ten'"),  # pyright: ignore
         (Recipe(mix={1: 1.0}), "mix: expected a dict with string keys, got int 1"),  # pyright: ignore
         (Recipe(notes=object()), "notes: expected a value that JSON can hold, got object"),

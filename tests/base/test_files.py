@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from rectiflow.base.files import (
     atomic_directory,
     atomic_write,
     explain_os_error,
+    joined_directory,
     read_json,
     read_text,
     refuse_unwritable,
@@ -155,6 +157,44 @@ def test_used_folders_are_refused(tmp_path: Path) -> None:
         refuse_used_folder(tmp_path / ("x" * 300))
 
 
+def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "absent"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(tmp_path / name)
+        with atomic_directory(link) as folder:
+            (folder / "a").touch()
+        assert link.is_symlink()
+        assert names(tmp_path / name) == ["a"]
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(UserError, match="circle: a file is in the way; choose another"):
+        refuse_used_folder(tmp_path / "circle")
+    (tmp_path / "link to shared").symlink_to(tmp_path / "shared")
+    for first, second in (("link to shared", "shared"), ("shared", "link to shared")):
+        with (
+            atomic_directory(tmp_path / first, "token") as one,
+            joined_directory(tmp_path / second, "token") as other,
+        ):
+            assert one == other
+        (tmp_path / "shared").rmdir()
+
+
+@pytest.mark.parametrize("refuse", [refuse_used_folder, lambda p: atomic_directory(p).__enter__()])
+def test_folders_that_cannot_be_replaced_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for here in (".", "", tmp_path):
+        with pytest.raises(UserError, match=r"cannot write .*: it is the current folder, which a"):
+            refuse(here)
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(files.os.path, "ismount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(UserError, match="cannot write disk: a file system is mounted there, or"):
+        refuse("disk")
+    assert names(tmp_path) == ["disk"]
+    assert names(tmp_path / "disk") == []
+
+
 def test_unwritable_places_are_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     refuse_unwritable(tmp_path / "file")
@@ -201,6 +241,15 @@ def test_read_json_names_a_damaged_file(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json is not valid JSON .*cut or damaged"):
         read_json(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have(tmp_path: Path, number: str) -> None:
+    (tmp_path / "a.json").write_text(f'{{"a": {number}}}')
+    with pytest.raises(UserError, match=f"a.json is not valid JSON .{number} is no number of JSON"):
+        read_json(tmp_path / "a.json")
+    found = read_json(tmp_path / "a.json", may_be_non_finite=True)
+    assert not math.isfinite(found["a"])
 
 
 def test_read_json_of_endless_brackets(tmp_path: Path) -> None:

@@ -57,9 +57,11 @@ def test_captions_of_missing_pictures(folder: Path, capsys: pytest.CaptureFixtur
         (["--buckets", "1:1,wide"], "'wide' is no aspect ratio; give width:height"),
         (["--buckets", ""], "'' is no aspect ratio; give width:height"),
         (["--resolution", "72", "--buckets", "1:1"], "it must be a multiple of 16"),
+        (["--resolution", "72"], "resolution_px is 72; it must be a multiple of 16, the side of a"),
+        (["--device", "meta"], "device 'meta' cannot be used here"),
     ],
 )
-def test_impossible_buckets(
+def test_impossible_settings(
     folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], text: str
 ) -> None:
     assert encode(folder, *options) == 2

@@ -1,6 +1,10 @@
 """`rectiflow shapeworld draw` from the command line to the files."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +49,36 @@ def test_refuses_a_place_under_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_wrong_ratio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert draw(tmp_path / "out", "--ratios", "1:1,2") == 2
     assert "'2' is no aspect ratio; give width:height in whole numbers" in capsys.readouterr().err
+    # Not the same as none: squares were not asked for.
+    assert draw(tmp_path / "out", "--ratios", "") == 2
+    assert "'' is no aspect ratio" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_draw_the_same(tmp_path: Path) -> None:
+    for workers in ("1", "2"):
+        assert draw(tmp_path / workers, "--count", "70", "--workers", workers) == 0
+    one, two = (sorted((tmp_path / w / "images").iterdir()) for w in ("1", "2"))
+    assert len(one) == len(two) == 70
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_leaves_nothing_behind(tmp_path: Path, workers: str) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "rectiflow", "shapeworld", "draw", "--count", "1000000"]
+    process = subprocess.Popen([*command, "--out", str(out), "--workers", workers])
+    try:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.tmp-*/images/*.png")):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_from_pictures_to_scores(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (images / "images" / "000003.png").write_bytes(b"not a picture")
     said = succeed(f"encode {images} --out {store}")
     assert "15 samples" in said
-    assert "1 pictures rejected" in said
+    assert "1 files rejected" in said
     (rejection,) = map(json.loads, (store / "quarantine.jsonl").read_text().splitlines())
     assert rejection["file"] == "images/000003.png"
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from rectiflow.data.encode import EncodeReport, encode_folder
+from rectiflow.data.folder import FolderListing
 from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
 from rectiflow.models.text.encoded import EncodedText
 
@@ -38,10 +39,13 @@ def tiny_autoencoder(seed: int = 0) -> Autoencoder:
 
 
 class HashedText:
-    """States drawn from a caption's hash; counts what it encodes."""
+    """States drawn from a caption's hash; counts what it encodes.
 
-    def __init__(self, name: str = "hashed") -> None:
-        self.name = name
+    Both CLIPs say that they hold `num_words` words; the states are those of the whole text.
+    """
+
+    def __init__(self, name: str = "hashed", num_words: int = 100) -> None:
+        self.name, self.num_words = name, num_words
         self.encoded: list[str] = []
 
     def encode(self, prompts: Sequence[str]) -> EncodedText:
@@ -57,6 +61,10 @@ class HashedText:
         digest = hashlib.sha256(f"{column}:{prompt}".encode()).digest()
         generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         return torch.from_numpy(generator.standard_normal(SHAPES[column], dtype=np.float32))
+
+    def truncations(self, prompt: str) -> list[tuple[str, str]]:
+        lost = " ".join(prompt.split()[self.num_words :])
+        return [(encoder, lost) for encoder in ("clip_l", "clip_g") if lost]
 
     def fingerprints(self) -> dict[str, str]:
         return {
@@ -108,7 +116,7 @@ def make_folder(folder: Path, num: int) -> Path:
     return folder
 
 
-def encode(folder: Path, out: Path, **options: object) -> EncodeReport:
+def encode(folder: Path | FolderListing, out: Path, **options: object) -> EncodeReport:
     """Encode with the parts of this module unless others are given."""
     return encode_folder(
         folder,

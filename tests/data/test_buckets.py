@@ -100,8 +100,11 @@ def test_the_nearest_bucket_cuts_least_away_and_the_crop_lies_in_the_middle(
     ("ratios", "settings", "text"),
     [
         ([], {}, "there are no buckets; give ratios such as 1:1,2:1,1:2"),
-        (["2x1"], {}, "'2x1' is no aspect ratio; give width:height in whole numbers, such as 16:9"),
+        (["2x1"], {}, "'2x1' is no aspect ratio; give width:height in whole numbers of at most"),
         (["0:1"], {}, "'0:1' is no aspect ratio"),
+        (["100000:1"], {}, "'100000:1' is no aspect ratio; .* of at most five digits, such as"),
+        (["1:" + 400 * "9"], {}, "'1:999999999999999.* is no aspect ratio"),
+        ([5000 * "9" + ":1"], {}, "'999999999999999.* is no aspect ratio"),
         (["1:1"], {"resolution_px": 40}, "resolution_px is 40; .* must be a multiple of 16"),
         (["1:1"], {"resolution_px": 0}, "resolution_px is 0; .* must be a multiple of 16"),
         (["2:1", "4:2"], {}, "the buckets '2:1' and '4:2' are both 96×48 px at a resolution of 64"),
@@ -158,6 +161,20 @@ def test_rows_are_the_same_in_any_history(made: Path, tmp_path: Path) -> None:
         rows = [store.read(torch.tensor([index])) for store in (one, other)]
         assert torch.equal(rows[0].x0_mean, rows[1].x0_mean)
         assert torch.equal(rows[0].x0_logvar, rows[1].x0_logvar)
+
+
+def test_pictures_are_rejected_alike_in_a_store_that_is_continued(tmp_path: Path) -> None:
+    """26×30 px is large enough for the narrow bucket, but its own is the square."""
+    folder = make_folder(tmp_path / "folder", 3)
+    (folder / "small.png").write_bytes(picture_bytes(np.zeros((30, 26, 3), np.uint8)))
+    (folder / "small.txt").write_text("small")
+    lenient = encode(folder, tmp_path / "continued", buckets=BUCKETS, min_side_px=8)
+    assert lenient.num_rejected == 0
+    for store in ("continued", "fresh"):
+        report = encode(folder, tmp_path / store, buckets=BUCKETS)
+        assert report.rejected_by_stage == {"crop": 1}
+    left = [(tmp_path / s / "quarantine.jsonl").read_bytes() for s in ("continued", "fresh")]
+    assert left[0] == left[1]
 
 
 def test_a_store_is_continued_with_its_own_buckets_alone(made: Path, tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def test_csv_with_variants_and_line_breaks(tmp_path: Path) -> None:
     assert (b.captions, b.license) == ({"full": "c"}, "CC0")
 
 
+def test_the_same_text_twice_is_no_loss(tmp_path: Path) -> None:
+    line = {"file": "a.png", "caption": "x", "captions": {"caption": " x "}}
+    (entry,) = read_caption_file(jsonl(tmp_path, line))
+    assert entry.captions == {"caption": "x"}
+    # Columns that are not read may have any name.
+    (entry,) = read_caption_file(csv(tmp_path, "file,caption,,\na.png,x,1,2\n"))
+    assert entry.captions == {"caption": "x"}
+
+
 def test_text_file_is_one_caption(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(" a red circle\n", encoding="utf-8-sig")
@@ -72,6 +81,14 @@ def test_text_file_is_one_caption(tmp_path: Path) -> None:
         ({"file": ".", "caption": "x"}, "which is not a path inside the folder"),
         ({"file": "a\0.png", "caption": "x"}, "which is not a path inside the folder"),
         ({"file": "\ud800.png", "caption": "x"}, "which is not valid Unicode text"),
+        ({"file": "a.png", "origin": "\ud800"}, """has '\\ud800' as "origin", no valid Unicode"""),
+        ({"file": "a.png", "license": "x\udcff"}, 'as "license", no valid Unicode text'),
+        (
+            {"file": "a.png", "caption": "plain", "captions": {"caption": "named"}},
+            """has a "caption" and another text as caption 'caption'; keep one""",
+        ),
+        ('{"file": "a.png", "caption": "x", "caption": "y"}', "has 'caption' twice"),
+        ('{"file": "a.png", "captions": {"v": "x", "v": "y"}}', "has 'v' twice"),
     ],
 )
 def test_malformed_line_is_named(tmp_path: Path, line: object, problem: str) -> None:
@@ -104,6 +121,12 @@ def test_duplicate_entry_names_both_lines(tmp_path: Path) -> None:
         ("file,caption\na.png\n", ":2: the line has 1 cells, the first line names 2 columns"),
         ('file,caption\na.png,"x" y\n', ":2: the line is not CSV"),
         ("file,caption\n../a.png,x\n", ":2: the line names '../a.png'"),
+        (
+            "file,caption,caption\na.png,x,y\n",
+            ":1: the first line names the column 'caption' twice; give each caption a column",
+        ),
+        ("file,caption_a,caption_a\na.png,x,y\n", "names the column 'caption_a' twice"),
+        ("file,caption,caption_caption\na.png,x,y\n", ':2: the line has a "caption" and another'),
     ],
 )
 def test_malformed_csv(tmp_path: Path, text: str, problem: str) -> None:

@@ -25,8 +25,10 @@ from data.parts import (
 from rectiflow.base import files as files_module
 from rectiflow.base.errors import StoreError, UserError
 from rectiflow.data.encoded_rows import encode_pictures
+from rectiflow.data.folder import list_folder
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.data.records import CuratedSample, EncodedBatch, images_from_pixels
+from rectiflow.data.split import split_store
 from rectiflow.models.text.encoded import EncodedText
 
 
@@ -49,6 +51,14 @@ def assert_same_rows(first: Path, second: Path) -> None:
     assert one.keys() == other.keys()
     for name in one:
         assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True))
+
+
+def assert_same_data(first: Path, second: Path) -> None:
+    """Runs on either go on with the other, and hold out the same samples."""
+    one, other = LatentStore(first), LatentStore(second)
+    assert one.fingerprint == other.fingerprint
+    splits = [split_store(s.content_hashes, num_validation=5, seed=0) for s in (one, other)]
+    assert torch.equal(splits[0].validation, splits[1].validation)
 
 
 def test_store_holds_what_the_parts_say(tmp_path: Path) -> None:
@@ -102,6 +112,10 @@ def test_result_does_not_depend_on_batches_shards_or_history(tmp_path: Path) -> 
                 add_picture(grown, index)
         encode(grown, tmp_path / "steps")
     assert_same_rows(tmp_path / "whole", tmp_path / "steps")
+    assert_same_data(tmp_path / "whole", tmp_path / "steps")
+    assert_same_data(tmp_path / "whole", tmp_path / "small")
+    rows = [LatentStore(tmp_path / name).latent_rows.tolist() for name in ("whole", "steps")]
+    assert rows[0] != rows[1]
 
 
 def test_bytes_are_deterministic(tmp_path: Path) -> None:
@@ -143,6 +157,31 @@ def test_changed_caption_and_changed_picture(tmp_path: Path) -> None:
     assert_same_rows(tmp_path / "store", tmp_path / "fresh")
 
 
+def test_other_samples_are_other_data(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 3)
+    found = set[str]()
+
+    def note(name: str, **options: object) -> None:
+        encode(folder, tmp_path / name, **options)
+        found.add(LatentStore(tmp_path / name).fingerprint)
+
+    note("first")
+    note("same")
+    assert len(found) == 1
+    note("other autoencoder", autoencoder=tiny_autoencoder(1))
+    note("other text", conditioner=HashedText("other"))
+    note("other size", resolution_px=16)
+    lines = (folder / "captions.jsonl").read_text()
+    (folder / "captions.jsonl").write_text(lines.replace("the full caption 2", "other words"))
+    note("other caption")
+    (folder / "captions.jsonl").write_text(lines.replace("002.png", "003.png"))
+    (folder / "images" / "002.png").rename(folder / "images" / "003.png")
+    note("other file")
+    (folder / "images" / "003.png").write_bytes(picture_bytes(random_pixels(9)))
+    note("other picture")
+    assert len(found) == 7
+
+
 def test_rejections_are_counted_and_listed(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "folder", 3)
     data = (folder / "images" / "000.png").read_bytes()
@@ -156,7 +195,7 @@ def test_rejections_are_counted_and_listed(tmp_path: Path) -> None:
     )
     assert (report.num_samples, report.num_rejected) == (1, 3)
     assert report.rejected_by_stage == {"decode": 1, "folder": 1, "size": 1}
-    assert "3 pictures rejected (decode 1, folder 1, size 1); reasons in" in str(report)
+    assert "3 files rejected (decode 1, folder 1, size 1); reasons in" in str(report)
     assert text.encoded == ["", "caption 2", "the full caption 2"]
     listed = [json.loads(x) for x in (tmp_path / "store/quarantine.jsonl").read_text().splitlines()]
     assert [(line["file"], line["stage"]) for line in listed] == [
@@ -164,6 +203,49 @@ def test_rejections_are_counted_and_listed(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (11, 11)
+
+
+def test_cut_captions_are_told(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 4)
+    text = HashedText(num_words=3)
+    report = encode(folder, tmp_path / "store", conditioner=text)
+    assert {name: cut.num for name, cut in report.cut_captions.items()} == {
+        "clip_l": 4, "clip_g": 4,
+    }  # fmt: skip
+    assert report.cut_captions["clip_g"].example == "the full caption 0"
+    assert (
+        '4 of the captions encoded are too long for clip_l, which does not see "0" of '
+        '"the full caption 0"\n' in str(report)
+    )
+    # Only what is new is asked about.
+    assert encode(folder, tmp_path / "store", conditioner=text).cut_captions == {}
+    assert "too long" not in str(encode(folder, tmp_path / "other"))
+
+
+def test_samples_that_are_no_longer_listed_are_told(tmp_path: Path) -> None:
+    first, second = make_folder(tmp_path / "first", 4), tmp_path / "second"
+    for index in (3, 4):
+        add_picture(second, index)
+    # A name is none of what a picture is.
+    (second / "images/004.png").rename(second / "images/000.png")
+    lines = (second / "captions.jsonl").read_text().replace("004.png", "000.png")
+    (second / "captions.jsonl").write_text(lines)
+    assert encode(first, tmp_path / "store").num_unlisted == 0
+    report = encode(second, tmp_path / "store")
+    assert (report.num_unlisted, report.former_source) == (3, str(first))
+    assert f"3 samples of {first} were in the store and no longer are:" in str(report)
+    assert encode(second, tmp_path / "store").num_unlisted == 0
+
+
+def test_a_listing_is_encoded_as_a_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "folder", 3)
+    encode(folder, tmp_path / "a")
+    listing = list_folder(folder)
+    monkeypatch.setattr("rectiflow.data.encode.list_folder", None)
+    encode(listing, tmp_path / "b")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
 def test_mended_picture_leaves_quarantine(tmp_path: Path) -> None:
@@ -335,12 +417,50 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "store").exists()
 
 
-def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("foreign", ["notes.txt", ".draft.tmp-1", ".tmp-1", "x.store.json.tmp-1"])
+def test_foreign_folder_is_left_alone(tmp_path: Path, foreign: str) -> None:
     folder = make_folder(tmp_path / "folder", 1)
-    before = files_of(folder)
+    out = tmp_path / "out"
+    out.mkdir()
+    # What a killed run leaves, in such a number that some of it is met before the foreign file.
+    for number in range(20):
+        (out / f".latents-{number:05d}.safetensors.tmp-1-ab").write_bytes(b"half")
+    (out / foreign).write_text("mine")
+    before = files_of(out)
     with pytest.raises(UserError, match="which is no part of a store; choose an empty folder"):
-        encode(folder, folder)
-    assert files_of(folder) == before
+        encode(folder, out)
+    assert files_of(out) == before
+
+
+def test_what_file_browsers_leave_is_ignored(tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    out.mkdir()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (out / name).write_bytes(b"x")
+    encode(make_folder(tmp_path / "folder", 1), out)
+    assert (out / ".DS_Store").read_bytes() == b"x"
+    assert len(LatentStore(out)) == 1
+
+
+def test_killed_between_index_and_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "folder", 2)
+    encode(folder, tmp_path / "store")
+    add_picture(folder, 2)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("rectiflow.data.store_writer.save_config", kill)
+        encode(folder, tmp_path / "store")
+    with pytest.raises(StoreError, match="is not the one that store.json describes; run the enc"):
+        LatentStore(tmp_path / "store")
+    assert encode(folder, tmp_path / "store").num_latents_encoded == 0
+    encode(folder, tmp_path / "fresh")
+    assert_same_rows(tmp_path / "store", tmp_path / "fresh")
 
 
 def test_damaged_shard_is_named_and_made_anew_when_removed(tmp_path: Path) -> None:
@@ -358,6 +478,7 @@ def test_damaged_shard_is_named_and_made_anew_when_removed(tmp_path: Path) -> No
     report = encode(folder, tmp_path / "store", max_shard_bytes=8_000)
     assert 0 < report.num_latents_encoded < 12
     assert_same_rows(tmp_path / "whole", tmp_path / "store")
+    assert_same_data(tmp_path / "whole", tmp_path / "store")
 
 
 KILLED_RUN = """

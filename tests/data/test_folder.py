@@ -97,6 +97,10 @@ def test_folder_without_captions(tmp_path: Path) -> None:
         NoCaptionsError, match=r"has no captions: add captions\.jsonl with a line such as"
     ):
         list_folder(tmp_path)
+    # What is no caption of a picture does not count.
+    (tmp_path / "README.txt").write_text("about these pictures")
+    with pytest.raises(NoCaptionsError, match="has no captions"):
+        list_folder(tmp_path)
     (tmp_path / "captions.jsonl").touch()
     with pytest.raises(UserError, match="has no captions"):
         list_folder(tmp_path)
@@ -160,6 +164,72 @@ def test_file_name_that_is_no_text_is_rejected(tmp_path: Path) -> None:
     (tmp_path / name).with_suffix(".txt").write_text("x")
     (rejection,) = list_folder(tmp_path).rejections
     assert rejection.reason == "its name is not valid Unicode text; rename it"
+
+
+def test_what_is_of_no_use_is_listed(tmp_path: Path) -> None:
+    """Captions in .txt: orphans, other formats, links to folders, text that is not UTF-8."""
+    for name in ("good.png", "bad.png", "moving.gif", "scan.TIFF"):
+        (tmp_path / name).write_bytes(picture_bytes(random_pixels(0)))
+    for name in ("good", "moving", "orphan", "README"):
+        (tmp_path / f"{name}.txt").write_text("x")
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    for caption in (None, "one for all"):
+        listing = list_folder(tmp_path, caption=caption)
+        assert [entry.file for entry in listing.entries] == ["good.png"]
+        other = "its name does not end in one of .png, .jpg, .jpeg, .webp"
+        reasons = {rejection.file: rejection.reason for rejection in listing.rejections}
+        assert reasons.pop("linked").startswith("it is a link to a folder, which is not followed;")
+        assert reasons.pop("bad.png").endswith(
+            "bad.txt:1: the text is not UTF-8; save the file as UTF-8"
+        )
+        assert reasons == {
+            "README.txt": "no picture beside it has its name",
+            "moving.gif": other,
+            "orphan.txt": "no picture beside it has its name",
+            "scan.TIFF": other,
+        }  # fmt: skip
+        assert len(listing) == 7
+
+
+def test_text_beside_a_caption_file_is_no_caption(tmp_path: Path) -> None:
+    make_folder(tmp_path / "folder", 1)
+    (tmp_path / "folder" / "orphan.txt").write_text("x")
+    (tmp_path / "folder" / "still.bmp").touch()
+    (rejection,) = list_folder(tmp_path / "folder").rejections
+    assert rejection.file == "still.bmp"
+
+
+def test_a_linked_folder_whose_pictures_are_named_is_used(tmp_path: Path) -> None:
+    make_folder(tmp_path, 1)
+    (tmp_path / "linked").symlink_to(tmp_path / "images")
+    with (tmp_path / "captions.jsonl").open("a") as lines:
+        lines.write('{"file": "linked/000.png", "caption": "x"}\n')
+    listing = list_folder(tmp_path)
+    assert (len(listing.entries), listing.rejections) == (2, ())
+
+
+def test_only_captions_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture_bytes(random_pixels(0)))
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(
+        UserError,
+        match=r"none of the captions in .* be read; the first, beside 'a.png': .*a.txt:1: the te",
+    ):
+        list_folder(tmp_path)
+
+
+def test_a_folder_or_world_whose_name_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / b"caf\xe9".decode("utf-8", "surrogateescape")
+    make_folder(folder, 1)
+    with pytest.raises(UserError, match="the folder's name is not UTF-8, .*; rename it") as error:
+        list_folder(folder)
+    str(error.value).encode()
+    folder = make_folder(tmp_path / "folder", 1)
+    (folder / "world.json").write_text('{"name": "\\ud800"}')
+    with pytest.raises(UserError, match=r"world.json has .* as name, no valid Unicode text; mend"):
+        list_folder(folder)
 
 
 def test_unreadable_subfolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

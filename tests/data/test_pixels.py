@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -75,22 +76,59 @@ def test_rgb_key_color() -> None:
 def test_sixteen_bits_keep_the_high_byte() -> None:
     grey = np.array([[0, 255, 256, 0xABCD, 0xFFFF]], np.uint16)
     assert decode(Image.fromarray(grey)).tolist() == [[[v >> 8] * 3 for v in grey[0].tolist()]]
-    # Pillow writes no 16-bit RGB, so the file is made by hand.
-    rows = b"\0" + struct.pack(">6H", 0x1234, 0x56FF, 0x78FF, 0, 0xFFFF, 0x00FF)
+    data = hand_made_png(16, 2, struct.pack(">6H", 0x1234, 0x56FF, 0x78FF, 0, 0xFFFF, 0x00FF), 2)
+    assert decode_picture(data, size_px=(1, 2)).tolist() == [[[0x12, 0x56, 0x78], [0, 255, 0]]]
+
+
+def hand_made_png(depth: int, color: int, row: bytes, width: int, key: Sequence[int] = ()) -> bytes:
+    """A PNG file of one row: what Pillow does not write, with the key colour as tRNS."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         )
 
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    data = (
+    return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, color, 0, 0, 0))
+        + (chunk(b"tRNS", struct.pack(f">{len(key)}H", *key)) if key else b"")
+        + chunk(b"IDAT", zlib.compress(b"\0" + row))
         + chunk(b"IEND", b"")
     )
-    assert decode_picture(data, size_px=(1, 2)).tolist() == [[[0x12, 0x56, 0x78], [0, 255, 0]]]
+
+
+GREY, RGB = 0, 2
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "key", "expected"),
+    [
+        (1, 0b0100_0000, 0, [255, 255, 255, 255]),
+        (1, 0b0100_0000, 1, [0, 255, 0, 0]),
+        (2, 0b00_01_10_11, 2, [0, 85, 255, 255]),
+        (2, 0b00_01_10_11, 0, [255, 85, 170, 255]),
+        (4, 0x3A, 10, [51, 255]),
+        (4, 0x3A, 3, [255, 170]),
+    ],
+)
+def test_the_key_of_a_grey_picture_has_its_bit_depth(
+    depth: int, row: int, key: int, expected: list[int]
+) -> None:
+    width = len(expected)
+    data = hand_made_png(depth, GREY, bytes([row]), width, [key])
+    grey = decode_picture(data, size_px=(1, width))[0, :, 0].tolist()
+    assert grey == expected
+
+
+def test_a_key_color_of_16_bits() -> None:
+    row = struct.pack(">2H", 0x1234, 0x1235)
+    data = hand_made_png(16, GREY, row, 2, [0x1235])
+    assert decode_picture(data, size_px=(1, 2))[0, :, 0].tolist() == [0x12, 255]
+    # The decoder keeps the high bytes, of which these two pixels have the same.
+    row = struct.pack(">6H", 0x1234, 1, 1, 0x1235, 1, 1)
+    data = hand_made_png(16, RGB, row, 2, [0x1234, 1, 1])
+    with pytest.raises(UndecodableError, match="is a key colour of 16 bits a channel, and pixels"):
+        decode_picture(data, size_px=(1, 2))
 
 
 def test_cmyk_without_a_profile() -> None:

@@ -1,14 +1,18 @@
-"""Whether the parts that ship made a store is told without loading the text encoders."""
+"""Shipped parts encode where they are told; whether they made a store is told without loading."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from data.parts import HashedText, encode, make_folder
+import torch
+from data.parts import HashedText, MeanColors, encode, make_folder, tiny_autoencoder
 
 from rectiflow.base.errors import StoreError
 from rectiflow.models import shipped
 from rectiflow.models.shipped import load_autoencoder, load_conditioner, load_prompt_encoder
-from rectiflow.recipes.encoding import refuse_store_of_other_parts
+from rectiflow.recipes import encoding
+from rectiflow.recipes.encoding import encode_with_shipped_parts, refuse_store_of_other_parts
 
 
 class ShippedByName(HashedText):
@@ -35,6 +39,32 @@ def test_a_store_of_other_parts_is_refused(tmp_path: Path, monkeypatch: pytest.M
         refuse_store_of_other_parts(tmp_path / "latents")
     with pytest.raises(StoreError, match="there is no latent store in .*none"):
         refuse_store_of_other_parts(tmp_path / "none")
+
+
+def test_every_part_computes_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[str, torch.device]] = []
+
+    def part(name: str, value: Any) -> Callable[[], Any]:
+        def to(device: torch.device) -> Any:
+            moved.append((name, device))
+            return value
+
+        value.to = to
+        return lambda: value
+
+    parts = {
+        "load_autoencoder": tiny_autoencoder(),
+        "load_conditioner": HashedText(),
+        "load_image_tower": MeanColors(),
+    }
+    for name, value in parts.items():
+        monkeypatch.setattr(encoding, name, part(name, value))
+    folder, device = make_folder(tmp_path / "folder", 2), torch.device("cpu:0")
+    report = encode_with_shipped_parts(
+        folder, tmp_path / "store", resolution_px=32, with_features=True, device=str(device)
+    )
+    assert report.num_samples == 2
+    assert sorted(moved) == [(name, device) for name in sorted(parts)]
 
 
 def test_the_card_has_the_fingerprints_that_the_weights_give() -> None:

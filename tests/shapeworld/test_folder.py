@@ -12,8 +12,10 @@ from PIL import Image
 from rectiflow.base.config import from_json
 from rectiflow.base.errors import UserError
 from rectiflow.data.curation import Curation
+from rectiflow.data.folder import list_folder, load_sample
+from rectiflow.data.records import CuratedSample, RawSample
 from rectiflow.shapeworld.captions import captions
-from rectiflow.shapeworld.folder import MAX_PIXELS, choose_task, write_folder
+from rectiflow.shapeworld.folder import MAX_COUNT, MAX_PIXELS, choose_task, write_folder
 from rectiflow.shapeworld.render import render
 from rectiflow.shapeworld.scene import TASKS, sample_scene
 from rectiflow.shapeworld.world import SMALL, World
@@ -101,6 +103,13 @@ def test_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
+@pytest.mark.parametrize("count", [MAX_COUNT + 1, 10**30])
+def test_counts_beyond_any_folder_are_refused_at_once(tmp_path: Path, count: int) -> None:
+    with pytest.raises(UserError, match=r"a folder gets at most 10,000,000 pictures, draw several"):
+        write_folder(SMALL, tmp_path / "out", count=count)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_used_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="the folder is not empty"):
@@ -117,12 +126,15 @@ def test_numbers_below_one_are_refused(tmp_path: Path, wrong: dict[str, int]) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_left_after_an_interruption(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_nothing_is_left_after_an_interruption(tmp_path: Path, num_workers: int) -> None:
+    """And it comes at once: so many pictures would take minutes."""
+
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_folder(SMALL, tmp_path / "out", count=10, progress=stop)
+        write_folder(SMALL, tmp_path / "out", count=500_000, num_workers=num_workers, progress=stop)
     assert not list(tmp_path.iterdir())
 
 
@@ -160,5 +172,14 @@ def test_pictures_that_nothing_reads_are_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_drawn_can_be_encoded() -> None:
-    assert Curation(resolution_px=64).max_pixels == MAX_PIXELS
+def test_what_is_drawn_can_be_encoded(tmp_path: Path) -> None:
+    write_folder(SMALL, tmp_path, count=3, aspects=[(1, 1), (2, 1)])
+    listing = list_folder(tmp_path)
+    assert (len(listing.entries), listing.rejections, listing.world) == (3, (), SMALL.name)
+    curation = Curation(resolution_px=64)
+    for entry in listing.entries:
+        sample = load_sample(tmp_path, entry)
+        assert isinstance(sample, RawSample)
+        curated = curation.apply(sample)
+        assert isinstance(curated, CuratedSample)
+        assert curated.pixels.shape == (64, 64, 3)

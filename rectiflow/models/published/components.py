@@ -94,7 +94,8 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: it cannot be read.
         CheckpointError: it holds something else.
     """
-    data = read_json(path)
+    # Schedulers of the public library have -Infinity among their settings.
+    data = read_json(path, may_be_non_finite=True)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds no JSON object; fetch the file again")
     return cast(dict[str, Any], data)
