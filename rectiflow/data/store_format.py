@@ -10,7 +10,6 @@ STORE/quarantine.jsonl            what was rejected, and why
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,15 +102,6 @@ class StoreHeader:
     text_shards: tuple[ShardRecord, ...]
     buckets: tuple[StoredBucket, ...] = field(default=(), metadata=LATER)
     features: str | None = field(default=None, metadata=LATER)
-
-    @property
-    def fingerprint_of_files(self) -> str:
-        """Identifies the bytes of the index and of every shard, which another run may lay out anew.
-
-        Runs that were begun when this was compared name it (`LatentStore.fingerprint` is now).
-        """
-        shards = [shard.sha256 for shard in (*self.latent_shards, *self.text_shards)]
-        return hashlib.sha256("|".join([self.index_sha256, *shards]).encode()).hexdigest()
 
     @property
     def columns_by_bucket(self) -> tuple[dict[str, ColumnFormat], ...]:

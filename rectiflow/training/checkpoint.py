@@ -147,17 +147,9 @@ def _wait_for(note: Path) -> dict[str, str]:
 
 
 def load_latest(
-    run: Path,
-    recipe: TrainRecipe,
-    store: str,
-    world: World = ALONE,
-    *,
-    former_store: str | None = None,
+    run: Path, recipe: TrainRecipe, store: str, world: World = ALONE
 ) -> TrainState | None:
     """The state of the newest complete checkpoint; None where there is none at all.
-
-    `former_store` is what earlier versions called the same data (`StoreFacts.former_fingerprint`);
-    a checkpoint that has it is taken, with a line on stderr, since other samples are held out now.
 
     A damaged checkpoint is passed over, with a line on stderr. Every process of `world` calls it;
     how many wrote the checkpoint does not matter.
@@ -166,26 +158,7 @@ def load_latest(
         CheckpointError: all are damaged, or the newest was written for another recipe.
     """
     found = world.from_first(lambda: _newest_complete(run))
-    if found is None:
-        return None
-    path, header = found
-    store = _same_data(path, header, store, former_store, world)
-    return load_state(path, header, recipe, store, world)
-
-
-def _same_data(
-    path: Path, header: Mapping[str, Any], store: str, former_store: str | None, world: World
-) -> str:
-    """What a checkpoint of this data calls it."""
-    if header["store"] != former_store:
-        return store
-    if world.is_first:
-        print(
-            f"rectiflow: {path} was written by a version that held out other samples; held-out "
-            "losses from here on are not comparable with those before",
-            file=sys.stderr,
-        )
-    return header["store"]
+    return None if found is None else load_state(*found, recipe, store, world)
 
 
 def _newest_complete(run: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -264,19 +237,11 @@ def load_state(
     return state
 
 
-def return_to_latest(
-    state: TrainState,
-    run: Path,
-    recipe: TrainRecipe,
-    store: str,
-    *,
-    former_store: str | None = None,
-) -> bool:
+def return_to_latest(state: TrainState, run: Path, recipe: TrainRecipe, store: str) -> bool:
     """Load the newest complete checkpoint of `state`'s run into it; False where there is none.
 
     The time that has passed stays. No second state is built, and a checkpoint that cannot be used
-    changes nothing. Every process of the state's world calls it. `former_store` is as in
-    `load_latest`.
+    changes nothing. Every process of the state's world calls it.
 
     Raises:
         CheckpointError: as `load_latest`.
@@ -285,7 +250,6 @@ def return_to_latest(
     if found is None:
         return False
     path, header = found
-    store = _same_data(path, header, store, former_store, state.world)
     _refuse_other_run(path, header, recipe, store)
     _load_into(state, path, header)
     return True

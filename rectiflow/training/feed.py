@@ -28,9 +28,8 @@ HELD_OUT_BATCH_SIZE = 128
 class StoreFacts:
     """What a store knows about itself and a model trained on it must remember.
 
-    `fingerprint` identifies what the store's samples are, `former_fingerprint` does so in runs that
-    were begun by versions which told stores by their files' bytes; `autoencoder` and `text` are the
-    parts' fingerprints as the model's `model.json` carries them. `num_clip_tokens` is the length
+    `fingerprint` identifies what the store's samples are; `autoencoder` and `text` are the parts'
+    fingerprints as the model's `model.json` carries them. `num_clip_tokens` is the length
     of the context's first part; `latent_shapes` are (channels, height, width), one for each
     bucket; `feature_dim` is the width of the features of patches, None where there are none.
     """
@@ -45,7 +44,6 @@ class StoreFacts:
     num_clip_tokens: int
     latent_shapes: tuple[tuple[int, int, int], ...]
     feature_dim: int | None = None
-    former_fingerprint: str | None = None
 
 
 class Feed(ABC):
@@ -157,7 +155,6 @@ def facts_of(store: LatentStore) -> StoreFacts:
         num_clip_tokens=header.text_columns["clip_l.context"].shape[-2],
         latent_shapes=tuple(store.latent_shapes.values()),
         feature_dim=features.shape[0] if features is not None else None,
-        former_fingerprint=header.fingerprint_of_files,
     )
 
 

@@ -139,10 +139,8 @@ def train(
             refuse_missing_parts(run, recipe)
         given = recipe
         recipe = world.from_first(lambda: settle_recipe(run, given, max_steps))
-        facts = feed.facts
-        state = load_latest(
-            run, recipe, facts.fingerprint, world, former_store=facts.former_fingerprint
-        ) or _first_state(recipe, world)
+        fingerprint = feed.facts.fingerprint
+        state = load_latest(run, recipe, fingerprint, world) or _first_state(recipe, world)
         # A decision may be younger than the checkpoint that the last session went back to.
         for decision in world.from_first(lambda: read_spikes(run)):
             state.spikes.skip(decision["skipped"])
@@ -401,10 +399,7 @@ class _Loop:
         self.tell_saved(wait=True)
         state, recipe = self.state, self.recipe
         place, left_out = state.spikes.place_of(step - 1), state.spikes.skipped
-        facts = self.feed.facts
-        if not return_to_latest(
-            state, self.run, recipe, facts.fingerprint, former_store=facts.former_fingerprint
-        ):
+        if not return_to_latest(state, self.run, recipe, self.feed.facts.fingerprint):
             state.become(_first_state(recipe, state.world))
         # What was left out before stays left out, also where this checkpoint is older than that.
         state.spikes.skip(left_out)

@@ -63,12 +63,8 @@ class PriorFeed(Feed):
                 torch.full((num_prior,), recipe.prior.weight * size / num_prior),
             ]
         )
-        former = (store.header.fingerprint_of_files for store in (instance, prior))
-        self.facts = replace(
-            own.facts,
-            fingerprint=_join(instance.fingerprint, prior.fingerprint),
-            former_fingerprint=_join(*former),
-        )
+        both = f"{instance.fingerprint}|{prior.fingerprint}"
+        self.facts = replace(own.facts, fingerprint=hashlib.sha256(both.encode()).hexdigest())
         self.validation = own.validation
 
     def batch_at(self, step: int) -> Batch:
@@ -85,10 +81,6 @@ class PriorFeed(Feed):
             positions=torch.cat([first.positions, second.positions]),
             weights=self.weights,
         )
-
-
-def _join(*fingerprints: str) -> str:
-    return hashlib.sha256("|".join(fingerprints).encode()).hexdigest()
 
 
 def _spell(shapes: Sequence[tuple[int, int, int]]) -> str:

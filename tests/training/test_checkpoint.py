@@ -148,22 +148,6 @@ def test_a_checkpoint_of_another_depth_is_refused(run: Path) -> None:
         load_latest(run, deeper, STORE)
 
 
-def test_a_checkpoint_that_calls_the_data_by_its_former_name(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = load_latest(run, RECIPE, "new", former_store=STORE)
-    assert state is not None
-    assert "held-out losses from here on are not comparable" in capsys.readouterr().err
-    assert return_to_latest(state, run, RECIPE, "new", former_store=STORE)
-    # One that was written since knows the new name, and says nothing.
-    save_checkpoint(run, state.snapshot(), RECIPE, "new")
-    capsys.readouterr()
-    assert load_latest(run, RECIPE, "new", former_store=STORE) is not None
-    assert not capsys.readouterr().err
-    with pytest.raises(CheckpointError, match=r"was trained on other data \(store new"):
-        load_latest(run, RECIPE, "other", former_store="another")
-
-
 def live_tensors(state: TrainState) -> dict[str, torch.Tensor]:
     return {f"{s}.{k}": v for s, tensors in state.tensors().items() for k, v in tensors.items()}
 

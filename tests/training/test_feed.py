@@ -15,7 +15,6 @@ from data.parts import (
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import ConfigError, StoreError
-from rectiflow.base.files import read_json, write_json
 from rectiflow.data.buckets import buckets_for
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.models.mmdit import MMDiTConfig
@@ -77,7 +76,6 @@ def test_nothing_is_held_out_on_request(store: Path) -> None:
 def test_facts_are_the_stores(store: Path) -> None:
     facts = open_feed(store, recipe()).facts
     assert facts.fingerprint == LatentStore(store).fingerprint
-    assert facts.former_fingerprint == LatentStore(store).header.fingerprint_of_files
     assert facts.autoencoder["fingerprint"] == tiny_autoencoder().fingerprint()
     assert facts.text == HashedText().fingerprints()
     assert (facts.resolution_px, facts.latent_shapes) == (RESOLUTION_PX, ((16, 4, 4),))
@@ -206,27 +204,13 @@ def test_a_run_goes_on_with_a_store_whose_damaged_shard_was_made_anew(tmp_path: 
     encode(folder, tmp_path / "store", max_shard_bytes=8_000)
     train(recipe(), tmp_path / "store", tmp_path / "run", max_steps=2, progress=False)
     before = open_feed(tmp_path / "store", recipe())
+    rows = LatentStore(tmp_path / "store").latent_rows
     (tmp_path / "store" / "latents-00000.safetensors").unlink()
     encode(folder, tmp_path / "store", max_shard_bytes=8_000)
     after = open_feed(tmp_path / "store", recipe())
-    assert before.facts.former_fingerprint != after.facts.former_fingerprint
+    assert not torch.equal(LatentStore(tmp_path / "store").latent_rows, rows)
     for one, other in zip(before.validation, after.validation, strict=True):
         assert torch.equal(one.x0_mean, other.x0_mean)
     assert torch.equal(before.batch_at(3).x0_mean, after.batch_at(3).x0_mean)
     result = train(recipe(), tmp_path / "store", tmp_path / "run", max_steps=4, progress=False)
     assert result.step == 4
-
-
-def test_a_run_that_knows_its_store_by_files_goes_on(
-    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As versions wrote it that held out other samples."""
-    train(recipe(), store, tmp_path / "run", max_steps=2, progress=False)
-    state = tmp_path / "run" / "checkpoints" / "step_00000002" / "state.json"
-    former = LatentStore(store).header.fingerprint_of_files
-    write_json(state, read_json(state) | {"store": former})
-    result = train(recipe(), store, tmp_path / "run", max_steps=4, progress=False)
-    assert result.step == 4
-    assert "was written by a version that held out other samples" in capsys.readouterr().err
-    newest = tmp_path / "run" / "checkpoints" / "step_00000004" / "state.json"
-    assert read_json(newest)["store"] == LatentStore(store).fingerprint
