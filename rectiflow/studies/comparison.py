@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from rectiflow.evaluation.bootstrap import Interval, bootstrap_mean_of_strata
@@ -111,6 +112,16 @@ def seedwise_difference(
     if not common:
         return None
     return paired_difference([first[seed] for seed in common], [second[seed] for seed in common])
+
+
+def sign_test(num_first: int, num_second: int) -> float:
+    """The chance that pairs which differ go at least as unevenly, were either side as likely.
+
+    `num_first` pairs went one way and `num_second` the other; pairs without a difference say
+    nothing. Two-sided and exact; 1 without pairs. Source: McNemar 1947 (doi 10.1007/BF02295996).
+    """
+    num = num_first + num_second
+    return float(binomtest(num_first, num).pvalue) if num else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

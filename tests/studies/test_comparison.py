@@ -9,6 +9,7 @@ from rectiflow.studies.comparison import (
     ScoredPicture,
     paired_difference,
     seedwise_difference,
+    sign_test,
     spread_of,
     win_rate,
 )
@@ -101,6 +102,17 @@ def test_the_interval_covers_the_planted_difference_as_often_as_it_says() -> Non
         difference = paired_difference((0.3 + generator.normal(size=3)).tolist(), [0.0] * 3)
         num_covered += difference.low <= 0.3 <= difference.high
     assert 930 <= num_covered <= 970
+
+
+def test_the_sign_test_is_that_of_fair_coins() -> None:
+    assert sign_test(0, 0) == 1.0
+    assert sign_test(1, 0) == 1.0
+    assert sign_test(3, 0) == pytest.approx(2 / 2**3)
+    assert sign_test(6, 0) == sign_test(0, 6) == pytest.approx(2 / 2**6)
+    assert sign_test(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+    # Among equals no more than one in twenty is called significant.
+    firsts = np.random.default_rng(0).binomial(12, 0.5, size=2000).tolist()
+    assert sum(sign_test(first, 12 - first) < 0.05 for first in firsts) <= 0.05 * len(firsts)
 
 
 def test_only_seeds_of_both_are_compared() -> None:
