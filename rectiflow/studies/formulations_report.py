@@ -20,7 +20,12 @@ from scipy.stats import spearmanr
 from rectiflow.flow import ResolutionShift, parse_formulation
 from rectiflow.studies.comparison import seedwise_difference, spread_of
 from rectiflow.studies.plots import Curve, plot_curves
-from rectiflow.studies.ranking import MeanRank, mean_ranks, ranks_with_intervals
+from rectiflow.studies.ranking import (
+    MeanRank,
+    mean_ranks,
+    ranks_with_intervals,
+    widest_confidence,
+)
 from rectiflow.studies.study import Plot, Report, Row, Table
 
 if TYPE_CHECKING:
@@ -87,6 +92,15 @@ class _Ranks:
             place: _stack([_replicates(samples.get((name, place))) for name in self.names])
             for place in self._places
         }
+
+    @property
+    def num_replicates(self) -> int:
+        return next(iter(self._replicates.values())).shape[1]
+
+    @property
+    def confidence(self) -> float:
+        """That of the intervals: as much of 95 % as the replicates allow."""
+        return min(0.95, widest_confidence(self.num_replicates))
 
     def over(self, is_wanted: Callable[[Setting], bool]) -> tuple[MeanRank, ...]:
         """Each name's mean rank in some settings of all seeds, with its bootstrap interval.
@@ -196,9 +210,12 @@ def _rank_table(ranks: _Ranks, order: Sequence[str]) -> Table:
         ),
         note=(
             "The front of non-dominated sorting by CLIP score and Fréchet distance, averaged over "
-            f"{len(ranks.settings)} settings of seed {ranks.seeds[0]}; 95 % intervals over redrawn "
-            "prompts, which say nothing about another seed. Who comes first of so many in one draw "
-            "is partly that draw's luck. The paper's ranks come from 24 settings on its own data."
+            f"{len(ranks.settings)} settings of seed {ranks.seeds[0]}; "
+            f"{100 * ranks.confidence:.0f} % intervals over {ranks.num_replicates} redraws of the "
+            "pictures within each task. A rank may lie outside its own: the redraws' bias is taken "
+            "off, and scatter puts competitors on fewer fronts. Nothing of it is about another "
+            "seed, and who comes first of so many in one draw is partly that draw's luck. "
+            "The paper's ranks come from 24 settings on its own data."
         ),
     )
 
