@@ -213,8 +213,8 @@ def _rank_table(ranks: _Ranks, order: Sequence[str]) -> Table:
             f"{len(ranks.settings)} settings of seed {ranks.seeds[0]}; "
             f"{100 * ranks.confidence:.0f} % intervals over {ranks.num_replicates} redraws of the "
             "pictures within each task. A rank may lie outside its own: the redraws' bias is taken "
-            "off, and scatter puts competitors on fewer fronts. Nothing of it is about another "
-            "seed, and who comes first of so many in one draw is partly that draw's luck. "
+            "off, and scatter puts competitors on fewer fronts. Intervals say nothing about "
+            "another seed, and who comes first of so many in one draw owes part of it to luck. "
             "The paper's ranks come from 24 settings on its own data."
         ),
     )
