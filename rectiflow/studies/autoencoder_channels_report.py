@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rectiflow.studies.comparison import Spread, paired_difference, spread_of
 from rectiflow.studies.plots import Curve, plot_curves
 from rectiflow.studies.study import Plot, Report, Row, Table
@@ -169,9 +171,9 @@ def _generation_verdict(study: AutoencoderChannels, scores: Scores) -> str:
     )
     at_deep = paired_difference(deep_more, deep_fewer)
     at_shallow = paired_difference(shallow_more, shallow_fewer)
+    # (deep_more − deep_fewer) − (shallow_more − shallow_fewer), as sums of scores
     change = paired_difference(
-        [a - b for a, b in zip(deep_more, deep_fewer)],
-        [a - b for a, b in zip(shallow_more, shallow_fewer)],
+        np.add(deep_more, shallow_fewer).tolist(), np.add(deep_fewer, shallow_more).tolist()
     )
     described = change.describe(
         more="depth favours more channels, as in the paper",

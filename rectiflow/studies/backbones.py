@@ -71,7 +71,7 @@ class Backbones(Study):
             {"kind": "size"} | size_row(recipe.backbone),
             *(
                 {"kind": "validation", "step": v.step, "ema_loss": v.ema, "raw_loss": v.raw}
-                for v in trained.validations()
+                for v in trained.finite_validations()
             ),
             {"kind": "samples", "step": self.num_steps} | scores,
         ]

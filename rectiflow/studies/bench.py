@@ -6,13 +6,14 @@ pictures are the shipped ones unless a study brings its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from rectiflow.base.errors import ConfigError
+from rectiflow.base.errors import ConfigError, DivergedError
 from rectiflow.base.files import atomic_directory, file_lock
 from rectiflow.base.log import read_events
 from rectiflow.data.encode import encode_folder
@@ -139,16 +140,31 @@ class TrainedRun:
     feed: Feed
 
     def validations(self) -> list[Validation]:
-        """The held-out losses over the run."""
+        """The held-out losses over the run, NaN and infinity among them."""
         return [
             Validation(
                 step=event["step"],
-                ema=event["ema"]["loss"],
-                raw=event["raw"]["loss"],
+                # The log spells numbers that are not finite.
+                ema=float(event["ema"]["loss"]),
+                raw=float(event["raw"]["loss"]),
                 elapsed_s=event["elapsed_s"],
             )
             for event in read_events(self.folder / "metrics.jsonl", "validation")
         ]
+
+    def finite_validations(self) -> list[Validation]:
+        """The held-out losses that are finite, the last one among them.
+
+        Raises:
+            DivergedError: the last one is not finite.
+        """
+        found = self.validations()
+        if not found[-1].is_finite:
+            raise DivergedError(
+                f"the held-out loss after step {found[-1].step} is {found[-1].ema:g}, and "
+                f"{found[-1].raw:g} of raw weights; give the run a lower learning rate"
+            )
+        return [validation for validation in found if validation.is_finite]
 
     def backbone_at(self, step: int, *, averaged: bool) -> Backbone:
         """The network of a kept checkpoint: its EMA weights, or the raw ones.
@@ -172,7 +188,21 @@ class Validation:
     raw: float
     elapsed_s: float
 
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.ema) and math.isfinite(self.raw)
+
 
 def best_step(validations: list[Validation]) -> int:
-    """The step of the least held-out loss of averaged weights (arXiv 2403.03206, section 5.1)."""
-    return min(validations, key=lambda validation: validation.ema).step
+    """The step of the least held-out loss of averaged weights (arXiv 2403.03206, section 5.1).
+
+    Raises:
+        DivergedError: no step's loss is finite.
+    """
+    finite = [validation for validation in validations if math.isfinite(validation.ema)]
+    if not finite:
+        raise DivergedError(
+            f"none of {len(validations)} held-out losses of averaged weights is finite, so no "
+            "step is the best; give the run a lower learning rate"
+        )
+    return min(finite, key=lambda validation: validation.ema).step

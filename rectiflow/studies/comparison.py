@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from rectiflow.evaluation.bootstrap import Interval, bootstrap_mean_of_strata
@@ -43,7 +44,11 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A mean difference over `num` seeds with its confidence interval, unbounded for one seed."""
+    """A mean difference over `num` seeds with its confidence interval.
+
+    The interval is unbounded where seeds tell no spread: of one seed, and of seeds that all differ
+    by the same.
+    """
 
     mean: float
     low: float
@@ -59,9 +64,11 @@ class Difference:
         return self.text()
 
     def text(self, digits: int = 3) -> str:
-        """The mean with its interval, or the word that there is one seed."""
+        """The mean with its interval, or with the word why there is none."""
         if self.num == 1:
             return f"{self.mean:+.{digits}f} (one seed)"
+        if math.isinf(self.high):
+            return f"{self.mean:+.{digits}f} (alike for {self.num} seeds)"
         return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
     def describe(self, *, more: str, less: str) -> str:
@@ -76,6 +83,9 @@ def paired_difference(
 ) -> Difference:
     """first − second, seed by seed, with Student's interval of the mean.
 
+    Differences that are all alike give no interval. Scores are shares of few pictures, so that
+    seeds agree to the digit by chance, and that says nothing of how far others would lie.
+
     Raises:
         ValueError: the two differ in length, or are empty.
     """
@@ -85,8 +95,10 @@ def paired_difference(
         )
     differences = np.subtract(first, second)
     num, mean = len(differences), float(np.mean(differences))
-    if num == 1:
-        return Difference(mean=mean, low=-math.inf, high=math.inf, num=1)
+    # Equal scores leave differences that are equal but for rounding.
+    rounding = 1e-9 * float(np.max(np.abs([first, second])))
+    if float(np.ptp(differences)) <= rounding:
+        return Difference(mean=mean, low=-math.inf, high=math.inf, num=num)
     quantile = float(student_t.ppf(0.5 + 0.5 * confidence, df=num - 1))
     half = quantile * float(np.std(differences, ddof=1)) / math.sqrt(num)
     return Difference(mean=mean, low=mean - half, high=mean + half, num=num)
@@ -100,6 +112,16 @@ def seedwise_difference(
     if not common:
         return None
     return paired_difference([first[seed] for seed in common], [second[seed] for seed in common])
+
+
+def sign_test(num_first: int, num_second: int) -> float:
+    """The chance that pairs which differ go at least as unevenly, were either side as likely.
+
+    `num_first` pairs went one way and `num_second` the other; pairs without a difference say
+    nothing. Two-sided and exact; 1 without pairs. Source: McNemar 1947 (doi 10.1007/BF02295996).
+    """
+    num = num_first + num_second
+    return float(binomtest(num_first, num).pvalue) if num else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

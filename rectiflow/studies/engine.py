@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,8 +26,10 @@ from rectiflow.studies.folder import (
     claimed,
     finish_cell,
     finished_rows,
+    keep_seconds,
     open_study_folder,
     refuse_equal_names,
+    seconds_spent,
 )
 from rectiflow.studies.results import collect, write_results
 from rectiflow.studies.study import Cell, Study
@@ -129,16 +132,24 @@ def _stop_if_orphaned() -> None:
 
 
 def _run_cell(study: Study, cell: Cell, folder: Path) -> None:
-    started = time.perf_counter()
+    before, started = seconds_spent(folder, cell), time.perf_counter()
+
+    def seconds() -> float:
+        return round(before + time.perf_counter() - started, 1)
+
     try:
         rows = study.run(cell, Bench(folder), cell_folder(folder, cell))
     except DivergedError as error:
         print(f"{cell.name} has diverged: {error}", file=sys.stderr)
         rows = None
+    except BaseException:
+        # What stopped it, as a full disk, may also keep the seconds from being written.
+        with suppress(UserError):
+            keep_seconds(folder, cell, seconds())
+        raise
     identity = {"cell": cell.name, **cell.factors}
     if rows is None:
         marked = [identity | {"diverged": True}]
     else:
         marked = [identity | {"diverged": False} | row for row in rows]
-    environment = describe_environment() | {"seconds": round(time.perf_counter() - started, 1)}
-    finish_cell(folder, cell, marked, environment)
+    finish_cell(folder, cell, marked, describe_environment() | {"seconds": seconds()})

@@ -1,8 +1,8 @@
 """A study's folder: which grid it holds, who works on which cell, what is finished.
 
 `study.json` names the grid; `data/` holds its pictures and latent stores; `cells/NAME/` a cell's
-training run and, when it is finished, `rows.json`. Locks are the kernel's, so a killed process
-leaves none behind, and any number of processes may share a grid.
+training run, `seconds.json` while it is interrupted, and `rows.json` when it is finished. Locks are
+the kernel's, so a killed process leaves none behind, and any number of processes may share a grid.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rectiflow.training.recipe import differing_settings
 FORMAT = 1
 STUDY_FILE = "study.json"
 ROWS_FILE = "rows.json"
+SECONDS_FILE = "seconds.json"
 
 
 def open_study_folder(folder: Path, study: Study) -> dict[str, Any]:
@@ -88,7 +89,19 @@ def finish_cell(folder: Path, cell: Cell, rows: list[Row], environment: dict[str
     """Keep a cell's rows; from here on it is never run again, so its checkpoints may go."""
     place = cell_folder(folder, cell)
     write_json(place / ROWS_FILE, {"rows": rows, "environment": environment})
+    (place / SECONDS_FILE).unlink(missing_ok=True)
     shutil.rmtree(checkpoints_of(run_folder(place)), ignore_errors=True)
+
+
+def seconds_spent(folder: Path, cell: Cell) -> float:
+    """What interrupted work on an unfinished cell took, in seconds; a killed process tells none."""
+    path = cell_folder(folder, cell) / SECONDS_FILE
+    return read_json(path)["seconds"] if path.exists() else 0.0
+
+
+def keep_seconds(folder: Path, cell: Cell, seconds: float) -> None:
+    """Keep what work on an unfinished cell has taken in all, in seconds."""
+    write_json(cell_folder(folder, cell) / SECONDS_FILE, {"seconds": seconds})
 
 
 @contextmanager

@@ -75,6 +75,7 @@ class Formulations(Study):
         rows: list[Row] = [
             {"kind": "validation", "step": v.step, "ema_loss": v.ema, "raw_loss": v.raw}
             for v in validations
+            if v.is_finite
         ]
         for averaged in (True, False):
             backbone = trained.backbone_at(step, averaged=averaged)

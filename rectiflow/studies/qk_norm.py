@@ -7,6 +7,7 @@ Source: arXiv 2403.03206, section 5.3.2 and figure 5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,7 @@ class QKNorm(Study):
         trained = TrainedRun(folder=run_folder(folder), recipe=recipe, feed=feed)
         try:
             bench.train(recipe, feed, folder)
+            trained.finite_validations()  # one that ends without a finite loss has diverged too
             ending: list[Row] = []
         except DivergedError:
             # What led there is the answer, so it is kept beside the mark.
@@ -142,7 +144,8 @@ def _losses(trained: TrainedRun) -> Iterator[Row]:
     """Training and held-out losses over the run; those that are not finite are left out."""
     log = trained.folder / "metrics.jsonl"
     for event in read_events(log, "train"):
-        if _is_finite(event["loss"]):
+        # The log spells numbers that are not finite.
+        if math.isfinite(float(event["loss"])) and math.isfinite(float(event["gradient_norm"])):
             yield {
                 "kind": "training",
                 "step": event["step"],
@@ -150,18 +153,13 @@ def _losses(trained: TrainedRun) -> Iterator[Row]:
                 "gradient_norm": event["gradient_norm"],
             }
     for validation in trained.validations():
-        if _is_finite(validation.ema) and _is_finite(validation.raw):
+        if validation.is_finite:
             yield {
                 "kind": "validation",
                 "step": validation.step,
                 "ema_loss": validation.ema,
                 "raw_loss": validation.raw,
             }
-
-
-def _is_finite(value: float | str) -> bool:
-    """Whether a logged number is one: the log spells the others."""
-    return isinstance(value, float)
 
 
 def qk_norm(scale: Scale) -> QKNorm:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rectiflow.studies.bands import curve_over
-from rectiflow.studies.comparison import spread_of
+from rectiflow.studies.comparison import sign_test, spread_of
 from rectiflow.studies.plots import plot_curves
 from rectiflow.studies.study import Plot, Report, Row, Table
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: A run is unstable when it diverged, or when its last held-out loss is above this many times its
 #: least one.
 UNSTABLE_FACTOR = 1.1
+#: From this chance of the sign test on, nothing is said of stability. Fewer than six pairs that
+#: differ cannot come below it.
+SIGNIFICANCE = 0.05
 
 Condition = tuple[str, float, bool]
 
@@ -233,12 +236,29 @@ def _stability(plain: Sequence[Outcome], normed: Sequence[Outcome]) -> str:
             f"No run became unstable ({counts}): these rates do not put the paper's claim of "
             "stability to test."
         )
-    share_without, share_with = without / max(1, len(plain)), with_norm / max(1, len(normed))
-    if share_with < share_without:
+    pairs = _pairs(plain, normed)
+    num_cured = sum(bare.is_unstable and not with_it.is_unstable for bare, with_it in pairs)
+    num_harmed = sum(with_it.is_unstable and not bare.is_unstable for bare, with_it in pairs)
+    chance = sign_test(num_cured, num_harmed)
+    counts += (
+        f"; of {len(pairs)} pairs that differ in the norm alone {num_cured} became unstable only "
+        f"without it and {num_harmed} only with it (exact sign test, p = {chance:.2g})"
+    )
+    if chance >= SIGNIFICANCE:
+        return f"Whether QK-norm stabilises these runs leave open: {counts}."
+    if num_cured > num_harmed:
         return f"QK-norm stabilises, as in the paper: {counts}."
-    if share_with == share_without:
-        return f"QK-norm makes no difference to stability here, unlike in the paper: {counts}."
     return f"QK-norm destabilises here, against the paper: {counts}."
+
+
+def _pairs(plain: Sequence[Outcome], normed: Sequence[Outcome]) -> list[tuple[Outcome, Outcome]]:
+    """Runs of one precision, rate and seed: without the norm, and with it."""
+    partners = {(*outcome.condition[:2], outcome.seed): outcome for outcome in normed}
+    return [
+        (outcome, partners[key])
+        for outcome in plain
+        if (key := (*outcome.condition[:2], outcome.seed)) in partners
+    ]
 
 
 def _logits(plain: Sequence[Outcome], normed: Sequence[Outcome]) -> str:

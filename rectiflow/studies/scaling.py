@@ -80,7 +80,7 @@ class Scaling(Study):
         examiner = Examiner(
             drawer.world, drawer.prompts, reference_per_task=self.reference_per_task
         )
-        for validation in trained.validations():
+        for validation in trained.finite_validations():
             backbone = trained.backbone_at(validation.step, averaged=True)
             num_images = validation.step * trained.recipe.batch_size
             yield (

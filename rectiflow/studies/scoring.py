@@ -1,8 +1,9 @@
 """What a set of drawn pictures is worth: the oracle's verdicts and distances of CLIP features.
 
 Pictures are those of fixed prompts, in order; the reference is as many kinds of real pictures of
-the same world. Each distance comes with bootstrap replicates over prompts, whose draws are the same
-in every call, so that competitors compare picture by picture.
+the same world. CLIP score and Fréchet distance come with bootstrap replicates, pictures redrawn
+within each task, whose draws are the same in every call, so that competitors compare picture by
+picture.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from rectiflow.studies.study import Row
 
 #: Real pictures of each task that drawn ones are compared with.
 REFERENCE_PER_TASK = 150
-NUM_REPLICATES = 24
+#: Redraws of the pictures: a second for a hundred pictures, and enough for the ends of a 95 %
+#: interval.
+NUM_REPLICATES = 200
 _REFERENCE_SEED = 1
 
 
@@ -64,7 +67,8 @@ class Examiner:
 
         "graded", "correct" (GenEval's verdict) and "strict" are means over tasks in [0, 1], with
         "correct TASK" for each; "clip_score", "frechet" and "cmmd" are of CLIP features, the first
-        two with "_replicates". "num_pictures" and "num_reference" count what went in.
+        two with "_replicates": the same of pictures redrawn within each task. "num_pictures" and
+        "num_reference" count what went in.
         """
         return verdict_row(self.judge(images)) | self._distances(self._clip.embed_images(images))
 
@@ -104,17 +108,7 @@ class Examiner:
 
     @cached_property
     def _redraws(self) -> list[Int[Tensor, " n"]]:
-        """Places of the pictures in each replicate: redrawn within their tasks."""
-        generator = numpy_generator(0, "study", "redrawn pictures")
-        tasks = np.array([prompt.task for prompt in self.prompts])
-        redraws: list[Tensor] = []
-        for _ in range(NUM_REPLICATES):
-            rows = np.arange(len(tasks))
-            for task in dict.fromkeys(tasks.tolist()):
-                places = np.flatnonzero(tasks == task)
-                rows[places] = generator.choice(places, size=len(places))
-            redraws.append(torch.from_numpy(rows))
-        return redraws
+        return redraws_within_tasks([prompt.task for prompt in self.prompts])
 
     @cached_property
     def _frechet(self) -> FrechetDistance:
@@ -123,6 +117,25 @@ class Examiner:
     @cached_property
     def _kernel(self) -> KernelDistance:
         return KernelDistance(reference=self.reference)
+
+
+def redraws_within_tasks(tasks: Sequence[str]) -> list[Int[Tensor, " n"]]:
+    """Places of the pictures in each of `NUM_REPLICATES` bootstrap redraws, given their tasks.
+
+    Pictures are redrawn within their task, whatever their prompts. Where a task's prompts are all
+    distinct that redraws the prompts. Where they come again, all that there are were asked: they
+    are no sample, and what they differ by only widens the intervals.
+    """
+    generator = numpy_generator(0, "study", "redrawn pictures")
+    names = np.array(tasks)
+    redraws: list[Tensor] = []
+    for _ in range(NUM_REPLICATES):
+        rows = np.arange(len(names))
+        for task in dict.fromkeys(tasks):
+            places = np.flatnonzero(names == task)
+            rows[places] = generator.choice(places, size=len(places))
+        redraws.append(torch.from_numpy(rows))
+    return redraws
 
 
 def verdict_row(judged: Sequence[JudgedPicture]) -> Row:

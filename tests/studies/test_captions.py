@@ -49,7 +49,7 @@ def test_only_the_captions_differ() -> None:
 @pytest.mark.parametrize(
     ("mixed", "words"),
     [
-        ((0.5, 0.6, 0.7), "the mix teaches more. The paper has +0.065. That agrees"),
+        ((0.5, 0.6, 0.71), "the mix teaches more. The paper has +0.065. That agrees"),
         ((0.1, 0.2, 0.31), "the mix teaches less. The paper has +0.065. That disagrees"),
         ((0.1, 0.4, 0.9), "neither confirmed nor refuted"),
     ],

@@ -9,6 +9,7 @@ from rectiflow.studies.comparison import (
     ScoredPicture,
     paired_difference,
     seedwise_difference,
+    sign_test,
     spread_of,
     win_rate,
 )
@@ -46,13 +47,30 @@ def test_win_rates_need_the_same_prompts() -> None:
 
 
 def test_a_difference_is_paired_and_antisymmetric() -> None:
-    # Apart by the same amount for every seed, however far the seeds lie apart.
-    first, second = [0.2, 0.5, 0.9], [0.1, 0.4, 0.8]
+    # Apart by nearly the same amount for every seed, however far the seeds lie apart.
+    first, second = [0.2, 0.51, 0.9], [0.1, 0.4, 0.8]
     difference = paired_difference(first, second)
-    assert difference.mean == pytest.approx(0.1)
+    assert difference.mean == pytest.approx(0.31 / 3)
     assert difference.is_clear
     opposite = paired_difference(second, first)
     assert (opposite.low, opposite.high) == pytest.approx((-difference.high, -difference.low))
+
+
+@pytest.mark.parametrize("first", [[0.2, 0.5, 0.9], [0.3, 0.6], [0.1, 0.4]])
+def test_seeds_that_differ_by_the_same_tell_no_spread(first: list[float]) -> None:
+    second = [0.1, 0.4, 0.8][: len(first)]
+    difference = paired_difference(first, second)
+    assert not difference.is_clear
+    assert f"(alike for {len(first)} seeds)" in str(difference)
+    assert "not enough to call a difference" in difference.describe(more="more", less="less")
+
+
+def test_two_seeds_of_few_equally_good_pictures_call_no_difference_too_often() -> None:
+    # Shares of 8 pictures: one pair of seeds in six differs by the same, by chance.
+    generator = np.random.default_rng(0)
+    shares = generator.binomial(8, 0.5, size=(4000, 2, 2)) / 8
+    num_clear = sum(paired_difference(a.tolist(), b.tolist()).is_clear for a, b in shares)
+    assert num_clear <= 0.05 * len(shares)
 
 
 def test_the_interval_is_students() -> None:
@@ -84,6 +102,17 @@ def test_the_interval_covers_the_planted_difference_as_often_as_it_says() -> Non
         difference = paired_difference((0.3 + generator.normal(size=3)).tolist(), [0.0] * 3)
         num_covered += difference.low <= 0.3 <= difference.high
     assert 930 <= num_covered <= 970
+
+
+def test_the_sign_test_is_that_of_fair_coins() -> None:
+    assert sign_test(0, 0) == 1.0
+    assert sign_test(1, 0) == 1.0
+    assert sign_test(3, 0) == pytest.approx(2 / 2**3)
+    assert sign_test(6, 0) == sign_test(0, 6) == pytest.approx(2 / 2**6)
+    assert sign_test(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+    # Among equals no more than one in twenty is called significant.
+    firsts = np.random.default_rng(0).binomial(12, 0.5, size=2000).tolist()
+    assert sum(sign_test(first, 12 - first) < 0.05 for first in firsts) <= 0.05 * len(firsts)
 
 
 def test_only_seeds_of_both_are_compared() -> None:

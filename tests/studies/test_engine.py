@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from rectiflow.base.errors import ConfigError, DivergedError, UserError
 from rectiflow.base.files import file_lock, read_json, write_json
+from rectiflow.studies import engine
 from rectiflow.studies.bench import Bench
 from rectiflow.studies.engine import run_study
 from rectiflow.studies.plots import Curve, plot_curves
@@ -98,6 +100,41 @@ def test_an_interrupted_grid_goes_on_without_repeating(tmp_path: Path) -> None:
     (tmp_path / "mended").touch()
     run_study(study, tmp_path, command=COMMAND)
     assert set(num_runs(tmp_path).values()) == {1}
+
+
+def test_the_work_on_a_cell_is_that_of_all_its_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    run, lasted = Counting.run, iter([100.0, 20.0, 3.0])
+
+    def run_a_while(self, cell, bench, folder):
+        if cell.name == "c1":
+            clock.now += next(lasted)
+        return run(self, cell, bench, folder)
+
+    monkeypatch.setattr(Counting, "run", run_a_while)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_study(Counting(failing=1), tmp_path, command=COMMAND)
+    assert read_json(tmp_path / "cells" / "c1" / "seconds.json") == {"seconds": 120.0}
+    (tmp_path / "mended").touch()
+    path = run_study(Counting(failing=1), tmp_path, command=COMMAND)
+    assert read_json(tmp_path / "cells" / "c1" / "rows.json")["environment"]["seconds"] == 123.0
+    assert not (tmp_path / "cells" / "c1" / "seconds.json").exists()
+    assert "2 min 3 s of work (the sum over cells)" in (path / "README.md").read_text()
+
+
+def test_what_stops_a_cell_is_told_even_where_its_seconds_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(engine, "keep_seconds", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(Counting(failing=1), tmp_path, command=COMMAND)
 
 
 def test_a_worker_whose_command_was_killed_begins_no_other_cell(

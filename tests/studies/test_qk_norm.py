@@ -9,7 +9,7 @@ import pytest
 from rectiflow.base.errors import ConfigError, DivergedError
 from rectiflow.studies.bench import Bench
 from rectiflow.studies.engine import run_study
-from rectiflow.studies.qk_norm import qk_norm
+from rectiflow.studies.qk_norm import QKNorm, qk_norm
 from rectiflow.studies.qk_norm_report import outcomes
 from rectiflow.studies.results import read_rows
 from rectiflow.studies.study import Row
@@ -19,6 +19,7 @@ CALM = (1.0, 0.9, 0.8)
 
 
 def made_up(
+    study: QKNorm = STUDY,
     *,
     plain: Sequence[float] = CALM,
     normed: Sequence[float] = CALM,
@@ -26,7 +27,7 @@ def made_up(
 ) -> list[Row]:
     """Rows of the grid: held-out losses over the looks, and largest logits by block."""
     rows: list[Row] = []
-    for cell in STUDY.cells():
+    for cell in study.cells():
         use_qk_norm = cell.factors["qk_norm"]
         logits = [4.0, 5.0, 6.0] if use_qk_norm else list(plain_logits)
         identity: Row = {"cell": cell.name, **cell.factors, "diverged": False}
@@ -85,12 +86,31 @@ def test_calm_runs_do_not_count_as_a_confirmation() -> None:
     assert "In 3 of 3 runs without the norm the largest logit lies in the later half" in verdict
 
 
+STORMY = (1.0, 0.8, 1.5)
+SIX_PAIRS = replace(STUDY, seeds=(0, 1))
+
+
 def test_the_verdict_follows_who_becomes_unstable() -> None:
-    stormy = (1.0, 0.8, 1.5)
-    assert "QK-norm stabilises, as in the paper" in STUDY.report(made_up(plain=stormy)).verdict
-    assert "destabilises here, against the paper" in STUDY.report(made_up(normed=stormy)).verdict
-    both = STUDY.report(made_up(plain=stormy, normed=stormy)).verdict
-    assert "makes no difference to stability here" in both
+    verdict = SIX_PAIRS.report(made_up(SIX_PAIRS, plain=STORMY)).verdict
+    assert "QK-norm stabilises, as in the paper: 6 of 6 runs" in verdict
+    assert "6 became unstable only without it and 0 only with it" in verdict
+    verdict = SIX_PAIRS.report(made_up(SIX_PAIRS, normed=STORMY)).verdict
+    assert "destabilises here, against the paper" in verdict
+
+
+def test_few_pairs_and_equals_leave_stability_open() -> None:
+    # All three pairs the same way: a coin does that in one of four trials.
+    verdict = STUDY.report(made_up(plain=STORMY)).verdict
+    assert "Whether QK-norm stabilises these runs leave open: 3 of 3 runs" in verdict
+    assert "p = 0.25" in verdict
+    one = [
+        row if row["rate"] == STUDY.rates[-1] else calm
+        for row, calm in zip(made_up(plain=STORMY), made_up(), strict=True)
+    ]
+    assert "leave open: 1 of 3 runs without QK-norm" in STUDY.report(one).verdict
+    both = SIX_PAIRS.report(made_up(SIX_PAIRS, plain=STORMY, normed=STORMY)).verdict
+    assert "leave open: 6 of 6 runs" in both
+    assert "p = 1)" in both
 
 
 def test_the_verdict_follows_the_logits() -> None:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from rectiflow.studies.ranking import mean_ranks, pareto_fronts, ranks_with_intervals
+from rectiflow.studies.ranking import (
+    mean_ranks,
+    pareto_fronts,
+    ranks_with_intervals,
+    widest_confidence,
+)
+from rectiflow.studies.scoring import NUM_REPLICATES
 
 
 def random_scores(seed: int) -> np.ndarray:
@@ -61,8 +67,49 @@ def test_intervals_are_points_without_scatter_and_wide_with_it() -> None:
     ]
     noise = np.random.default_rng(0).normal(size=(3, 40, 1))
     scattered = ranks_with_intervals([measured], [sure[:, :1] + 3 * noise])
-    assert all(1.0 <= rank.low <= rank.mean <= rank.high <= 3.0 for rank in scattered)
+    assert all(1.0 <= rank.low <= rank.high <= 3.0 for rank in scattered)
     assert any(rank.high > rank.low for rank in scattered)
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_intervals_cover_a_planted_rank_as_often_as_they_say(bias: float) -> None:
+    """A competitor whose score is measured with noise of one, among rivals that are known.
+
+    Measuring adds a bias, and redrawing what was measured adds it again, as few pictures do to a
+    Fréchet distance.
+    """
+    generator, truth = np.random.default_rng(0), 0.1
+    rivals = np.linspace(-3.0, 3.0, 13)[:, None]
+
+    def among_rivals(score: float) -> np.ndarray:
+        return np.concatenate([[[score]], rivals])
+
+    planted = mean_ranks([among_rivals(truth)])[0]
+    num_covered, num_trials = 0, 100
+    for _ in range(num_trials):
+        score = truth + bias + generator.normal()
+        redrawn = score + bias + generator.normal(size=NUM_REPLICATES)
+        replicates = np.repeat(among_rivals(score)[:, None], NUM_REPLICATES, axis=1)
+        replicates[0, :, 0] = redrawn
+        rank = ranks_with_intervals([among_rivals(score)], [replicates])[0]
+        num_covered += rank.low <= planted <= rank.high
+    assert num_covered >= 0.9 * num_trials
+
+
+def test_a_rank_that_the_redraws_bias_made_lies_outside_its_interval() -> None:
+    # Measured just above its rival, redrawn far above it: without that bias it is far below.
+    measured = np.array([[1.1], [1.0]])
+    replicates = np.repeat(measured[:, None], 50, axis=1)
+    replicates[0] += 5.0
+    rank = ranks_with_intervals([measured], [replicates])[0]
+    assert (rank.mean, rank.low, rank.high) == (1.0, 2.0, 2.0)
+
+
+def test_so_many_replicates_reach_the_confidence_that_is_asked() -> None:
+    assert widest_confidence(24) == pytest.approx(0.92)
+    assert widest_confidence(39) == pytest.approx(0.95)
+    assert widest_confidence(0) == 0.0
+    assert widest_confidence(NUM_REPLICATES) > 0.95
 
 
 def test_scatter_that_all_share_moves_no_rank() -> None:

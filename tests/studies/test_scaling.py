@@ -63,7 +63,7 @@ def made_up(
                 }
             )
         for steps in STUDY.sweep_steps:
-            lost = 0.0 if steps == 50 else drop(depth, steps) + 1e-4 * seed
+            lost = 0.0 if steps == 50 else drop(depth, steps) + 1e-4 * depth * seed
             value = 0.5 * (1.0 - lost)
             rows.append(
                 identity
@@ -74,7 +74,7 @@ def made_up(
             | {
                 "kind": "path",
                 "guidance_scale": scale,
-                "path_length": length(depth) + 1e-3 * seed,
+                "path_length": length(depth) + 1e-3 * depth * seed,
                 "latent_dim": 1024,
             }
             for scale in (3.0, 1.0)

@@ -26,7 +26,11 @@ def verdict_of(trained: dict[float, float], sampled: dict[float, float]) -> str:
             rows += [
                 shared
                 | {"kind": kind, "multiplier": multiplier if kind == "trained" else 1.0}
-                | {"sampled": multiplier, "alpha": 6 * multiplier, "graded": score + 0.1 * seed}
+                | {
+                    "sampled": multiplier,
+                    "alpha": 6 * multiplier,
+                    "graded": score + (0.1 + 1e-5 * multiplier) * seed,
+                }
                 for multiplier, score in scores.items()
             ]
     return shift("cpu").report(rows).verdict
