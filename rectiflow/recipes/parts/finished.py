@@ -9,15 +9,24 @@ single_object=1,colors=1,two_object=2,counting=3,position=2,color_attr=2,typogra
     python -m rectiflow.recipes.parts model --run run --out tiny
 
 and so for `tiny-mmdit`, which two cores train faster with `--compile-blocks`. From that run, in the
-folder `first`, it goes on with pictures of what it still gets wrong and mostly short captions, HARD
-being single_object=1,colors=1,two_object=5,counting=4,position=2,color_attr=3,typography=3:
+folder `first`, it goes on twice with pictures of what it still gets wrong and mostly short
+captions. HARD is single_object=1,colors=1,two_object=5,counting=4,position=2,color_attr=3,
+typography=3, HARDER has 6, 5 and 1 for two_object, counting and position:
 
     rectiflow shapeworld draw --count 100000 --seed 1 --tasks HARD --out hard
     rectiflow encode hard --out hard_store
-    rectiflow train tiny-mmdit --data hard_store --out second --start-from first --compile-blocks \\
-        --max-steps 11000 --caption-mix terse 0.7 full 0.3 --schedule.decay-fraction 0.95 \\
-        --optimizer.learning-rate 0.0015 --optimizer.rest.learning-rate 0.0015 --sample-every 0
-    python -m rectiflow.recipes.parts model --run second --out tiny-mmdit
+    rectiflow train tiny-mmdit --data hard_store --out second_run --start-from first \\
+        --compile-blocks --max-steps 11000 --caption-mix terse 0.7 full 0.3 \\
+        --schedule.decay-fraction 0.95 --optimizer.learning-rate 0.0015 \\
+        --optimizer.rest.learning-rate 0.0015 --sample-every 0
+    python -m rectiflow.recipes.parts model --run second_run --out second
+    rectiflow shapeworld draw --count 100000 --seed 2 --tasks HARDER --out harder
+    rectiflow encode harder --out harder_store
+    rectiflow train tiny-mmdit --data harder_store --out third --start-from second \\
+        --compile-blocks --max-steps 15000 --caption-mix terse 0.7 full 0.3 \\
+        --schedule.decay-fraction 0.95 --optimizer.learning-rate 0.002 \\
+        --optimizer.rest.learning-rate 0.002 --sample-every 0
+    python -m rectiflow.recipes.parts model --run third --out tiny-mmdit
 """
 
 from __future__ import annotations
