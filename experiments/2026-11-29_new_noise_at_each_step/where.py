@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python where.py MODEL TASK [NUM]
 
-Prints, for each strength, the time at which drawing began and the share that the oracle calls right.
+For each strength: the time at which drawing began, and the share that the oracle calls right.
 """
 
 import sys
