@@ -22,9 +22,11 @@ With --devices, time follows from the model's operations and an assumed share of
 (--mfu); without, this machine's training step is timed on random numbers for ten seconds. Memory is
 computed from the recipe either way. Every field of the recipe is an option too:
 
-  rectiflow plan mmdit-d24 --devices 8xH100 --price-per-hour 2.5 --batch-size 1024 \\
-    --backbone.context-dim 4096 --backbone.pooled-dim 2048 --latent-side 32 --text-tokens 154
+  rectiflow plan sd3-d24 --devices 8xH100 --price-per-hour 2.5 --batch-size 1024 --micro-batch 32
 """
+
+#: Text tokens of either world: 16 of CLIP and 16 of T5; 77 and 77 of T5-XXL's width, as SD3's.
+_EMBEDDED_TOKENS, _RELEASED_TOKENS, _RELEASED_WIDTH = 32, 154, 4096
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -67,7 +69,7 @@ def add_parser(verbs: Verbs) -> None:
         "--text-tokens",
         type=whole_number(2),
         metavar="N",
-        help="text tokens (default: 32 as in the embedded world; SD3 has 154)",
+        help="text tokens (default: 32 as in the embedded world; 154 with SD3's widths)",
     )
 
 
@@ -114,4 +116,5 @@ def _size(options: argparse.Namespace, recipe: "TrainRecipe") -> "InputSize":
         return largest_input(open_feed(options.data, recipe))
     backbone = recipe.backbone
     side = options.latent_side or backbone.base_side * backbone.patch_size
-    return InputSize(height=side, width=side, num_text=options.text_tokens or 32)
+    usual = _RELEASED_TOKENS if backbone.context_dim == _RELEASED_WIDTH else _EMBEDDED_TOKENS
+    return InputSize(height=side, width=side, num_text=options.text_tokens or usual)

@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 
 from rectiflow.cli.options import whole_number
-from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.load_settings import PLACES, LoadSettings
 
-#: Where parts lie, and what is made of them; the options' names in a namespace.
-PLACES = ("autoencoder", "text_encoders", "tokenizers")
+#: What is made of the parts that lie in `PLACES`; the options' names in a namespace.
 CHOICES = ("encoders", "t5_tokens", "precision")
 
 

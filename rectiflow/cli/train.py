@@ -39,6 +39,9 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument("--data", type=Path, metavar="STORE", help="made by rectiflow encode")
     parser.add_argument("--out", type=Path, metavar="RUN", help="run folder, new or existing")
     parser.add_argument(
+        "--parts", metavar="MODEL", help="has the autoencoder and text encoders of STORE, if moved"
+    )
+    parser.add_argument(
         "--max-steps", type=whole_number(1), metavar="N", help="stop after N steps instead"
     )
     parser.add_argument(
@@ -85,21 +88,18 @@ def run(options: argparse.Namespace) -> int:
             return 0
         chosen = apply_overrides(chosen, options.overrides, prog=prog)
 
-        from rectiflow.recipes.encoding import refuse_store_of_other_parts
-        from rectiflow.recipes.previews import previews
-        from rectiflow.training.loop import train
+        from rectiflow.recipes.training import train_on_store
         from rectiflow.training.weights_and_biases import WeightsAndBiases
 
-        refuse_store_of_other_parts(options.data)
         is_sending = options.wandb and world.is_first
         hooks = [WeightsAndBiases(options.wandb, options.out, chosen)] if is_sending else []
-        result = train(
+        result = train_on_store(
             chosen,
             options.data,
             options.out,
+            parts=options.parts,
             max_steps=options.max_steps,
             hooks=hooks,
-            on_sample=previews(chosen, options.data),
             world=world,
         )
         steps = result.max_steps

@@ -31,9 +31,11 @@ from rectiflow.data.records import CuratedSample, RawSample, Rejection
 from rectiflow.data.store_format import QUARANTINE_FILE, read_header, read_index
 from rectiflow.data.store_writer import StoreWriter, open_store_writer
 from rectiflow.models.autoencoder import Autoencoder
+from rectiflow.models.parts_source import PartsSource
 
 MAX_SHARD_BYTES = 16 * 2**20
-BATCH_SIZE = 16
+#: Pictures that the autoencoder sees at once, which have no more pixels together.
+BATCH_SIZE, PIXELS_AT_ONCE = 16, 2**20
 _TEXT_CHUNK = 64
 _MAX_SHOWN = 120
 
@@ -112,10 +114,11 @@ def encode_folder(
     resolution_px: int,
     buckets: Sequence[Bucket] = (),
     image_encoder: PictureEncoder | None = None,
+    parts: PartsSource | None = None,
     caption: str | None = None,
     min_side_px: int | None = None,
     max_rejected: int | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> EncodeReport:
@@ -134,12 +137,15 @@ def encode_folder(
             to its shape (`data.buckets.buckets_for`).
         image_encoder: makes features of each picture's patches, for training that aligns with
             them; by default the store has none.
+        parts: where autoencoder and text encoders are from, for the store to note; None for those
+            that ship.
         caption: of every picture which has none in the folder, where it is not listed yet.
         min_side_px: the least side of a usable picture; by default a picture must be as large as
             what it is scaled to.
         max_rejected: more rejected pictures than this end the run; by default any number is fine
             as long as one picture is left.
-        batch_size: pictures that the autoencoder sees at once.
+        batch_size: pictures that the autoencoder sees at once; by default `BATCH_SIZE`, and fewer
+            where they are large.
         max_shard_bytes: a shard is closed when it has this size; a killed run loses at most one.
         progress: called with (done, total) of pictures and distinct captions.
 
@@ -151,6 +157,8 @@ def encode_folder(
     """
     buckets = tuple(buckets)
     curation = Curation(resolution_px=resolution_px, min_side_px=min_side_px, buckets=buckets)
+    if batch_size is None:
+        batch_size = max(1, min(BATCH_SIZE, PIXELS_AT_ONCE // max(1, resolution_px) ** 2))
     _check_settings(autoencoder, curation, batch_size, max_shard_bytes)
     if buckets and image_encoder is not None:
         raise UserError(
@@ -184,7 +192,7 @@ def encode_folder(
                 writer.text.append(caption_hash(text), row)
                 run.note_cuts(text, conditioner.truncations(text))
         writer.text.flush()
-        run.finish()
+        run.finish(parts)
         return EncodeReport(
             store=writer.path,
             num_samples=len(run.kept),
@@ -265,7 +273,7 @@ class _Encoding:
             cut = self.cut_captions.get(encoder, first)
             self.cut_captions[encoder] = replace(cut, num=cut.num + 1)
 
-    def finish(self) -> None:
+    def finish(self, parts: PartsSource | None) -> None:
         """Write index and header."""
         variants = sorted({variant for sample in self.kept.values() for variant in sample.captions})
         self._writer.finish(
@@ -275,6 +283,7 @@ class _Encoding:
             empty_prompt_row=self._writer.text.rows[caption_hash("")],
             source=str(self.listing.folder),
             world=self.listing.world,
+            parts=parts,
         )
 
     def count_by_bucket(self, curation: Curation) -> dict[Bucket, int]:

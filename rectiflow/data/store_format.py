@@ -24,6 +24,7 @@ from rectiflow.base.errors import ConfigError, StoreError
 from rectiflow.base.files import read_json, sha256_file
 from rectiflow.data.buckets import Bucket
 from rectiflow.data.shards import ShardRecord
+from rectiflow.models.parts_source import PartsSource
 
 FORMAT = 1
 HEADER_FILE = "store.json"
@@ -84,6 +85,8 @@ class StoreHeader:
     `buckets`, each has its own, and `latent_columns` is empty.
 
     `empty_prompt_row` is the text row of "", which every store has for guidance to contrast with.
+
+    `parts` says where autoencoder and text encoders were, None for those that ship.
     """
 
     format: int
@@ -102,6 +105,7 @@ class StoreHeader:
     text_shards: tuple[ShardRecord, ...]
     buckets: tuple[StoredBucket, ...] = field(default=(), metadata=LATER)
     features: str | None = field(default=None, metadata=LATER)
+    parts: PartsSource | None = field(default=None, metadata=LATER)
 
     @property
     def columns_by_bucket(self) -> tuple[dict[str, ColumnFormat], ...]:

@@ -44,6 +44,7 @@ from rectiflow.data.store_format import (
     index_schema,
     read_header,
 )
+from rectiflow.models.parts_source import PartsSource
 
 #: What file browsers leave in any folder that somebody looks at.
 _OF_FILE_BROWSERS = (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -160,6 +161,7 @@ class StoreWriter:
         empty_prompt_row: int,
         source: str,
         world: str | None,
+        parts: PartsSource | None = None,
     ) -> StoreHeader:
         """Write what is buffered, the quarantine list, the index and, last, the header.
 
@@ -191,6 +193,7 @@ class StoreWriter:
             text_shards=tuple(self.text.records),
             buckets=self._stored_buckets(),
             features=self._features,
+            parts=parts,
         )
         save_config(self.path / HEADER_FILE, header)
         return header

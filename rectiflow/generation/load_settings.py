@@ -10,6 +10,8 @@ from typing import Literal, get_args
 from rectiflow.base.errors import ConfigError
 
 MAX_T5_TOKENS = 512
+#: Fields that say where a part lies which a model comes without.
+PLACES = ("autoencoder", "text_encoders", "tokenizers")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -54,7 +56,7 @@ class LoadSettings:
             raise ConfigError(
                 f"t5_tokens={tokens} must be from 0 to {MAX_T5_TOKENS}; 256 is usual, and 77"
             )
-        if tokens == 0 and "t5" in (self.encoders or ("t5",)):
+        if tokens == 0 and (self.encoders is None or "t5" in self.encoders):
             raise ConfigError(
                 "t5_tokens=0 leaves T5 nothing to read; leave t5 out of encoders as well"
             )

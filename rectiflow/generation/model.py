@@ -8,15 +8,16 @@ Released weights go through `generation.released`.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rectiflow.base.config import load_config
+from rectiflow.base.config import LATER, load_config
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.flow import Formulation
+from rectiflow.generation.frozen_parts import FrozenParts, parts_from
 from rectiflow.generation.load_settings import LoadedLora, LoadedParts, LoadSettings
 from rectiflow.generation.settings import CardSampling, SamplingSettings
 from rectiflow.models.autoencoder import Autoencoder
@@ -30,8 +31,8 @@ from rectiflow.models.model_folder import (
     read_model_weights,
 )
 from rectiflow.models.offloading import offload_modulation
+from rectiflow.models.parts_source import PartsSource
 from rectiflow.models.precision import compute_dtype, usable_device
-from rectiflow.models.shipped import load_autoencoder, load_prompt_encoder
 from rectiflow.models.substitution import is_compiled
 from rectiflow.models.text.cache import PromptEncoder
 from rectiflow.models.text.encoded import ENCODERS
@@ -43,7 +44,8 @@ FORMAT = 1
 class ModelCard:
     """`model.json`: sizes, formulation, the encoders it was trained with, where it comes from.
 
-    `sha256` maps files to their hash, `autoencoder` and `text` carry the parts' fingerprints.
+    `sha256` maps files to their hash, `autoencoder` and `text` carry the parts' fingerprints;
+    `parts` says where these parts were, None for those that ship.
     """
 
     format: int
@@ -56,6 +58,7 @@ class ModelCard:
     resolution_px: int
     sampling: CardSampling
     provenance: dict[str, Any]
+    parts: PartsSource | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,8 @@ class Model:
     """All that turns prompts into pictures; `settings` are its defaults.
 
     `digest` identifies the weights; `world` names the embedded world it was trained on, if any;
-    `weaker` is the model that its guidance contrasts with, if it does with one; `parts` says what
+    `weaker` is the model that its guidance contrasts with, if it does with one; `source` says where
+    autoencoder and text encoders are from, None for those that ship, and `parts` what
     it was put together from, unless it is as it was trained; `loras` are in its weights
     (`generation.loras`), and `digest` is that of the weights without; `quantization` says whether
     it multiplies in 8 bits (`generation.quantized`). With `uses_autocast`, float32 weights are
@@ -105,6 +109,7 @@ class Model:
     resolution_px: int
     provenance: dict[str, Any]
     weaker: WeakerModel | Model | None = None
+    source: PartsSource | None = None
     parts: LoadedParts | None = None
     loras: tuple[LoadedLora, ...] = ()
     quantization: Quantization | None = None
@@ -156,6 +161,8 @@ def load_model(name_or_path: str | Path, settings: LoadSettings | None = None) -
         from rectiflow.generation.released import load_released
 
         model = replace(load_released(path, settings), name=str(name_or_path))
+        if path != Path(name_or_path) and model.source is not None:
+            model = replace(model, source=replace(model.source, model=model.name))
     else:
         model = _load_own_model(name_or_path, settings)
     if settings.offload_modulation:
@@ -175,21 +182,21 @@ def _released_path(name_or_path: str | Path) -> Path | None:
 
 
 def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
-    _refuse_foreign_parts(name_or_path, settings)
     folder = find_model_folder(name_or_path)
     card = read_model_card(folder)
+    _refuse_foreign_parts(name_or_path, card, settings)
     backbone = _load_backbone(folder, card)
-    encoders = ENCODERS if settings.encoders is None else settings.encoders
-    is_as_trained = encoders == ENCODERS and settings.precision == "auto"
-    autoencoder, conditioner = load_autoencoder(), load_prompt_encoder(encoders)
-    _refuse_other_parts(folder, card, autoencoder, conditioner)
+    found = _load_own_parts(folder, card, settings)
+    trained_with = tuple(name for name in ENCODERS if name in card.text)
+    encoders = trained_with if settings.encoders is None else settings.encoders
+    is_as_trained = encoders == trained_with and settings.precision == "auto"
     return Model(
         name=str(name_or_path),
         digest=card.sha256[WEIGHTS_FILE],
         backbone=backbone,
         formulation=card.formulation,
-        autoencoder=autoencoder.eval().requires_grad_(False),
-        conditioner=conditioner,
+        autoencoder=found.autoencoder.eval().requires_grad_(False),
+        conditioner=found.conditioner,
         settings=SamplingSettings(
             **vars(card.sampling), height_px=card.resolution_px, width_px=card.resolution_px
         ),
@@ -197,8 +204,33 @@ def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
         resolution_px=card.resolution_px,
         provenance=card.provenance,
         parts=None if is_as_trained else _own_parts(encoders, str(settings.precision), card),
+        source=found.source,
         uses_autocast=settings.precision == "auto",
     )
+
+
+def load_own_parts(name_or_path: str | Path, settings: LoadSettings) -> FrozenParts:
+    """The frozen parts of a model of ours, without its backbone.
+
+    Raises:
+        UserError: there is no such model, its parts are gone, or they are others now.
+        ConfigError: its `model.json` is not one.
+    """
+    folder = find_model_folder(name_or_path)
+    card = read_model_card(folder)
+    _refuse_foreign_parts(name_or_path, card, settings)
+    return _load_own_parts(folder, card, settings)
+
+
+def _load_own_parts(folder: Path, card: ModelCard, settings: LoadSettings) -> FrozenParts:
+    found = parts_from(
+        card.parts,
+        places=settings,
+        encoders=settings.encoders,
+        context_dim=card.backbone.context_dim,
+    )
+    _refuse_other_parts(folder, card, found)
+    return found
 
 
 def _own_parts(encoders: tuple[str, ...], precision: str, card: ModelCard) -> LoadedParts:
@@ -297,13 +329,22 @@ def _refuse_other_shapes(path: Path, backbone: Backbone, tensors: dict[str, torc
         )
 
 
-def _refuse_foreign_parts(name_or_path: str | Path, settings: LoadSettings) -> None:
-    """A model of ours has its parts in the package, its zeros for T5, and computes in float32."""
+def _refuse_foreign_parts(
+    name_or_path: str | Path, card: ModelCard, settings: LoadSettings
+) -> None:
+    """A model of ours has its parts, of which some may have moved, and computes in float32."""
     usual = LoadSettings(
         encoders=settings.encoders,
         device=settings.device,
         offload_modulation=settings.offload_modulation,
     )
+    if card.parts is not None:
+        usual = replace(
+            usual,
+            autoencoder=settings.autoencoder,
+            text_encoders=settings.text_encoders,
+            tokenizers=settings.tokenizers,
+        )
     for field_ in fields(settings):
         given = getattr(settings, field_.name)
         if given != getattr(usual, field_.name) and (field_.name, given) != ("precision", "fp32"):
@@ -313,19 +354,24 @@ def _refuse_foreign_parts(name_or_path: str | Path, settings: LoadSettings) -> N
             )
 
 
-def _refuse_other_parts(
-    folder: Path, card: ModelCard, autoencoder: Autoencoder, conditioner: PromptEncoder
-) -> None:
+def _refuse_other_parts(folder: Path, card: ModelCard, parts: FrozenParts) -> None:
     """Latents and text states mean nothing to a backbone that was trained on others."""
-    found = {"autoencoder": autoencoder.fingerprint()} | conditioner.fingerprints()
+    found = {"autoencoder": parts.autoencoder.fingerprint()} | parts.conditioner.fingerprints()
     wanted = {"autoencoder": card.autoencoder.get("fingerprint", "")} | card.text
+    if extra := [name for name in parts.conditioner.tokenizers if name not in card.text]:
+        raise UserError(
+            f"the model in {folder} was trained without {', '.join(extra)}, and would not know "
+            f"what it says; leave it out (--encoders {','.join(card.text) or 'none'})"
+        )
     for part, fingerprint in wanted.items():
-        if part in ENCODERS and part not in conditioner.tokenizers:
+        if part in ENCODERS and part not in parts.conditioner.tokenizers:
             continue  # left out on purpose
         if found.get(part) != fingerprint:
+            ours, remedy = "this rectiflow has", "use the version that trained it, or train again"
+            if parts.source is not None:
+                ours = f"there is in {parts.source.model}"
+                remedy = "say where that one lies (--autoencoder, --text-encoders, --tokenizers)"
             raise UserError(
                 f"the model in {folder} was trained with another {part} (fingerprint "
-                f"{fingerprint[:12]}…) than this rectiflow has "
-                f"({found.get(part, 'none')[:12]}…); use the version that trained it, or train "
-                "again"
+                f"{fingerprint[:12]}…) than {ours} ({found.get(part, 'none')[:12]}…); {remedy}"
             )

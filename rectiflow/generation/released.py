@@ -7,7 +7,7 @@ file or folder, or each somewhere else; single files hold no tokenizers.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,12 +15,14 @@ import torch
 from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.flow import rectified_flow
 from rectiflow.flow.shift import NO_SHIFT
-from rectiflow.generation.load_settings import LoadedParts, LoadSettings
+from rectiflow.generation.frozen_parts import FrozenParts
+from rectiflow.generation.load_settings import PLACES, LoadedParts, LoadSettings
 from rectiflow.generation.model import Model, WeakerModel
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.autoencoder import AutoencoderConfig
 from rectiflow.models.mmdit import MMDiTConfig
-from rectiflow.models.precision import compute_dtype
+from rectiflow.models.parts_source import PartsSource
+from rectiflow.models.precision import DTYPES, compute_dtype
 from rectiflow.models.published import (
     PART_TITLES,
     RELEASED,
@@ -63,7 +65,7 @@ _SCHEDULER_OPTIONS = _DYNAMIC_OPTIONS | {
     "num_train_timesteps": (NUM_TRAINING_TIMES,),
     "use_dynamic_shifting": (True,),
 }
-_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 #: What a model's folder on the Hub needs to hold.
 _HUB_FILES = ("*.json", "transformer/*", "vae/*", "text_encoder*/*", "tokenizer*/*")
@@ -80,42 +82,95 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     mmdit = checkpoint.part("mmdit")
     assert isinstance(mmdit.config, MMDiTConfig)
     alone = _backbone_of(mmdit, path, settings)
-    decoding = _part_from(checkpoint, settings.autoencoder, "autoencoder", "--autoencoder")
-    autoencoder = build_autoencoder(decoding, dtype=torch.float32)
-    stored = _text_encoders(checkpoint, settings, mmdit.config.context_dim)
-    _refuse_misfits(mmdit, decoding, stored)
-    identity, dtype = stored.identity(), _dtype(settings)
+    found = _find_parts(checkpoint, settings, mmdit.config.context_dim)
+    _refuse_misfits(mmdit, found.decoding, found.stored)
+    parts = _load_parts(checkpoint, found, settings)
     name = name_released(mmdit.config, path)
     sampling = _sampling(checkpoint, name)
     side_px = (
-        mmdit.config.base_side * mmdit.config.patch_size * autoencoder.config.downsample_factor
+        mmdit.config.base_side
+        * mmdit.config.patch_size
+        * parts.autoencoder.config.downsample_factor
     )
     return Model(
         name=alone.name,
         digest=alone.digest,
         backbone=alone.backbone,
         formulation=alone.formulation,
-        autoencoder=autoencoder,
+        autoencoder=parts.autoencoder,
+        conditioner=parts.conditioner,
+        settings=replace(sampling, height_px=side_px, width_px=side_px),
+        world=None,
+        resolution_px=side_px,
+        provenance={"released": name},
+        source=parts.source,
+        parts=parts.loaded,
+        # Held in what they are multiplied in.
+        uses_autocast=False,
+    )
+
+
+def load_released_parts(
+    path: Path | str, settings: LoadSettings, *, context_dim: int | None = None
+) -> FrozenParts:
+    """The frozen parts alone; whether there is a backbone beside them does not matter.
+
+    `context_dim` is the width of T5's zeros where there is no T5; the backbone's or SD3's if None.
+
+    Raises:
+        UserError, CheckpointError: as `load_released`.
+    """
+    checkpoint = open_checkpoint(path)
+    beside = checkpoint.parts.get("mmdit")
+    if context_dim is None and beside is not None and isinstance(beside.config, MMDiTConfig):
+        context_dim = beside.config.context_dim
+    return _load_parts(checkpoint, _find_parts(checkpoint, settings, context_dim), settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FoundParts:
+    decoding: Part
+    stored: StoredEncoders
+
+
+def _find_parts(
+    checkpoint: Checkpoint, settings: LoadSettings, context_dim: int | None
+) -> _FoundParts:
+    return _FoundParts(
+        decoding=_part_from(checkpoint, settings.autoencoder, "autoencoder", "--autoencoder"),
+        stored=_text_encoders(checkpoint, settings, context_dim),
+    )
+
+
+def _load_parts(checkpoint: Checkpoint, found: _FoundParts, settings: LoadSettings) -> FrozenParts:
+    stored, identity = found.stored, found.stored.identity()
+    precision = _PRECISIONS[_dtype(settings)]
+    given = {name: getattr(settings, name) for name in PLACES}
+    return FrozenParts(
+        autoencoder=build_autoencoder(found.decoding, dtype=torch.float32),
         conditioner=CachedConditioner(
             config=stored.config,
             tokenizers=bare_tokenizers(stored.tokenizers),
             sizes=stored.sizes,
             identity=identity,
             load=stored.load,
+            fingerprints=stored.fingerprints(),
         ),
-        settings=replace(sampling, height_px=side_px, width_px=side_px),
-        world=None,
-        resolution_px=side_px,
-        provenance={"released": name},
-        parts=LoadedParts(
+        source=PartsSource(
+            # Absolute, so that what is trained on them may go on anywhere.
+            model=str(checkpoint.path.resolve()),
+            **{name: str(Path(place).resolve()) for name, place in given.items() if place},
             encoders=tuple(stored.parts),
             t5_tokens=stored.config.t5.length,
-            precision=_PRECISIONS[dtype],
-            text_sha256=identity,
-            autoencoder_sha256=decoding.sha256(),
+            precision=precision,
         ),
-        # Held in what they are multiplied in.
-        uses_autocast=False,
+        loaded=LoadedParts(
+            encoders=tuple(stored.parts),
+            t5_tokens=stored.config.t5.length,
+            precision=precision,
+            text_sha256=identity,
+            autoencoder_sha256=found.decoding.sha256(),
+        ),
     )
 
 
@@ -231,7 +286,7 @@ def _part_from(checkpoint: Checkpoint, other: Path | None, kind: str, option: st
 
 
 def _text_encoders(
-    checkpoint: Checkpoint, settings: LoadSettings, context_dim: int
+    checkpoint: Checkpoint, settings: LoadSettings, context_dim: int | None
 ) -> StoredEncoders:
     where = settings.text_encoders
     source = open_checkpoint(where) if where is not None else checkpoint
@@ -270,4 +325,4 @@ def _dtype(settings: LoadSettings) -> torch.dtype:
     if settings.precision == "auto":
         return compute_dtype("auto", settings.device or "cpu")
     # As asked, even where the processor is slow at it: it halves the memory.
-    return next(dtype for dtype, name in _PRECISIONS.items() if name == settings.precision)
+    return DTYPES[settings.precision]

@@ -11,6 +11,8 @@ import torch
 from rectiflow.base.errors import ConfigError
 
 Precision = Literal["auto", "bf16", "fp32"]
+#: What frozen weights may be held in, by name.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def has_fast_bf16(device: torch.device | str = "cpu") -> bool:

@@ -26,15 +26,15 @@ from rectiflow.evaluation.shapeworld import evaluate
 from rectiflow.generation.model import load_model
 from rectiflow.generation.pictures import encode_png
 from rectiflow.recipes.demo_page import assemble_report, moment_folder
-from rectiflow.recipes.encoding import encode_with_shipped_parts
-from rectiflow.recipes.previews import previews
+from rectiflow.recipes.encoding import encode_with_parts
 from rectiflow.recipes.progress import Counter
 from rectiflow.recipes.small import demo as demo_recipe
+from rectiflow.recipes.training import train_on_store
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import SMALL
 from rectiflow.training.calibration import calibrate
 from rectiflow.training.hooks import Event, Hook, Sampled
-from rectiflow.training.loop import TrainResult, train
+from rectiflow.training.loop import TrainResult
 from rectiflow.training.recipe import TrainRecipe
 
 RECORD_FILE = "demo.json"
@@ -154,7 +154,7 @@ class _Walk:
         if self.is_done("Encode"):
             return
         with Counter("pictures and captions") as progress:
-            report = encode_with_shipped_parts(self.pictures, self.store, progress=progress)
+            report = encode_with_parts(self.pictures, self.store, progress=progress)
         print(report, flush=True)
 
     def calibrate(self) -> None:
@@ -197,14 +197,13 @@ class _Walk:
 
     def go_on(self, recipe: TrainRecipe, *, until: int | None = None) -> TrainResult:
         """Train from where the run is to its end, or `until` a step."""
-        result = train(
+        result = train_on_store(
             recipe,
             self.store,
             self.run,
             max_steps=recipe.max_steps,
             until=until,
             hooks=[_KeepMoments(self.out)],
-            on_sample=previews(recipe, self.store),
         )
         # In its last step training has nothing left to stop; the walk has.
         if result.signal is not None:

@@ -1,54 +1,63 @@
-"""A folder of captioned pictures encoded by the parts that ship: what `rectiflow encode` does."""
+"""A folder of captioned pictures encoded by frozen parts: what `rectiflow encode` does.
+
+On the walk of a sample: the parts that ship, or those of a released model, make the store, which
+notes where they are from; a run draws its sample pictures with the same ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rectiflow.base.errors import UserError
 from rectiflow.data.buckets import buckets_for
 from rectiflow.data.encode import EncodeReport, encode_folder
+from rectiflow.data.encoded_rows import PromptEncoder
 from rectiflow.data.folder import list_folder
 from rectiflow.data.store_format import read_header
+from rectiflow.generation.frozen_parts import FrozenParts, parts_from, parts_of, shipped_parts
+from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.models.parts_source import PartsSource
 from rectiflow.models.precision import usable_device
-from rectiflow.models.shipped import (
-    load_autoencoder,
-    load_conditioner,
-    load_image_tower,
-    load_prompt_encoder,
-)
+from rectiflow.models.shipped import load_image_tower
+from rectiflow.models.text.cache import CachedConditioner
 
 #: The side of the pictures that the shipped autoencoder and models were trained on.
 RESOLUTION_PX = 64
-#: The side of a token: the shipped autoencoder's factor of 8, by patches of 2×2.
+#: The side of a token: the autoencoders' factor of 8, by patches of 2×2.
 TOKEN_PX = 16
 
 
-def encode_with_shipped_parts(
+def encode_with_parts(
     folder: Path | str,
     out: Path | str,
     *,
+    parts: str | Path | None = None,
+    load: LoadSettings | None = None,
     resolution_px: int = RESOLUTION_PX,
     ratios: Sequence[str] = (),
     with_features: bool = False,
-    device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodeReport:
     """Encode a folder into a latent store, or complete the store; `progress(done, total)`.
 
     Pictures become squares of `resolution_px`, or, with aspect `ratios` such as "2:1", the nearest
-    of their sizes of about the same area (`data.buckets`). `with_features` adds what the shipped
-    image tower says of each picture's patches (`TrainRecipe.alignment`). `device` is where the
-    parts compute, by default the CPU.
+    of their sizes of about the same area (`data.buckets`). `parts` is the model whose autoencoder
+    and text encoders encode, whatever `load_model` takes, by default those that ship; `load` says
+    where parts lie that it comes without, and on which device they compute. `with_features` adds
+    what the shipped image tower says of each picture's patches (`TrainRecipe.alignment`).
 
     Raises:
-        UserError: the folder cannot be used or the store not be written; a resolution or ratio
-            that makes no whole tokens; features of sizes that are no squares.
+        UserError: the folder or the parts cannot be used or the store not be written; a resolution
+            or ratio that makes no whole tokens; features of sizes that are no squares.
         ConfigError: the device is not here.
         StoreError: the store was made by other encoders, or is damaged.
+        CheckpointError: a file of the parts is cut, damaged or of another family.
     """
     # What can be told at once is told before the encoders have loaded.
-    place = usable_device(device or "cpu")
+    load = load or LoadSettings()
+    place = usable_device(load.device or "cpu")
     if resolution_px % TOKEN_PX:
         raise UserError(
             f"resolution_px is {resolution_px}; it must be a multiple of {TOKEN_PX}, the side of a "
@@ -58,26 +67,71 @@ def encode_with_shipped_parts(
         buckets_for(ratios, resolution_px=resolution_px, multiple_px=TOKEN_PX) if ratios else ()
     )
     listing = list_folder(folder)
+    found = shipped_parts() if parts is None else parts_of(parts, load)
     return encode_folder(
         listing,
         out,
-        load_autoencoder().to(place),
-        load_conditioner().to(place),
+        found.autoencoder.to(place),
+        uncached(found.conditioner.to(place)),
         resolution_px=resolution_px,
         buckets=buckets,
         image_encoder=load_image_tower().to(place) if with_features else None,
+        parts=found.source,
         progress=progress,
     )
 
 
-def refuse_store_of_other_parts(store: Path) -> None:
-    """Passes when the parts that ship have made a store, without loading the text encoders.
+def parts_of_store(store: Path, *, moved_to: str | None = None) -> FrozenParts:
+    """The parts that made a store, its text encoders not loaded; of them a model is made.
 
-    A model is opened with those parts alone, so that one trained on another store is lost.
+    `moved_to` is the model that has them, where they are no longer where they were.
 
     Raises:
-        StoreError: other parts have made it, or it is missing or unfinished.
-        UserError, ConfigError: its header cannot be read.
+        StoreError: other parts are there now, or the store is missing or unfinished.
+        UserError: nothing is there; the store's header cannot be read, or it is of shipped parts
+            and has nothing to move.
+        ConfigError: the header is not one.
     """
-    header, text = read_header(store), load_prompt_encoder()
-    header.check_made_by(autoencoder=load_autoencoder().fingerprint(), text=text.fingerprints())
+    header = read_header(store)
+    source = header.parts
+    if moved_to is not None:
+        if source is None:
+            raise UserError(
+                f"the store {store} was encoded by the parts that ship, which lie in the package; "
+                "leave out --parts"
+            )
+        source = PartsSource(
+            model=moved_to,
+            encoders=source.encoders,
+            t5_tokens=source.t5_tokens,
+            precision=source.precision,
+        )
+    parts = parts_from(source, context_dim=header.text_columns["t5.context"].shape[-1])
+    header.check_made_by(
+        autoencoder=parts.autoencoder.fingerprint(), text=parts.conditioner.fingerprints()
+    )
+    return parts
+
+
+def uncached(conditioner: Any) -> PromptEncoder:
+    """Text encoders for a store: without a cache, where thousands of captions push out all else."""
+    if isinstance(conditioner, CachedConditioner):
+        return _Uncached(conditioner)
+    assert isinstance(conditioner, PromptEncoder)
+    return conditioner
+
+
+class _Uncached:
+    """The encoders behind a cache, which load when the first caption comes."""
+
+    def __init__(self, cached: CachedConditioner) -> None:
+        self._cached = cached
+
+    def encode(self, prompts: Sequence[str]) -> Any:
+        return self._cached.conditioner().encode(prompts)
+
+    def truncations(self, prompt: str) -> list[tuple[str, str]]:
+        return self._cached.truncations(prompt)
+
+    def fingerprints(self) -> dict[str, str]:
+        return self._cached.fingerprints()

@@ -28,7 +28,7 @@ from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.frame import Backbone
 from rectiflow.models.lora import check_lora
 from rectiflow.models.model_folder import is_own_model
-from rectiflow.recipes.fine_tuning_parts import at_size, encoder_of, prepare
+from rectiflow.recipes.fine_tuning_parts import at_size, prepare
 from rectiflow.recipes.fine_tuning_request import (
     FineTuning,
     Prepared,
@@ -37,6 +37,7 @@ from rectiflow.recipes.fine_tuning_request import (
     list_captioned,
     refuse_other,
 )
+from rectiflow.recipes.previews import left_to_the_first
 from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.feed import Feed, StoreFeed
 from rectiflow.training.fine_tuning import PriorPreservation
@@ -76,7 +77,7 @@ def fine_tune(
         ConfigError: a setting is out of range, or the batch does not divide among the processes.
         DivergedError: the loss or the gradient is not finite.
     """
-    on_sample: DrawSamples | None = _left_to_the_first
+    on_sample: DrawSamples | None = left_to_the_first
 
     def begin() -> TrainRecipe:
         nonlocal on_sample
@@ -174,7 +175,7 @@ def _begin(
         save_config(prepared / _PREPARED_FILE, wanted)
     store = LatentStore(prepared / "store")
     store.header.check_made_by(
-        autoencoder=model.autoencoder.fingerprint(), text=encoder_of(model).fingerprints()
+        autoencoder=model.autoencoder.fingerprint(), text=model.conditioner.fingerprints()
     )
     recipe = replace(recipe, num_validation=_num_held_out(len(store)))
     return recipe, _sample_pictures(model, recipe)
@@ -225,12 +226,6 @@ def _open_feed(prepared: Path, recipe: TrainRecipe) -> Feed:
     if recipe.prior is None:
         return StoreFeed(store, recipe)
     return PriorFeed(store, LatentStore(prepared / "prior_store"), recipe)
-
-
-def _left_to_the_first(
-    backbone: nn.Module, prompts: tuple[str, ...]
-) -> UInt8[np.ndarray, "n h w 3"]:
-    raise AssertionError("the first process draws, and it has the model's other parts")
 
 
 def _sample_pictures(model: Model, recipe: TrainRecipe) -> DrawSamples | None:

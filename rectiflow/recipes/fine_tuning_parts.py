@@ -6,7 +6,6 @@ All are made once, in the run's `prepared/`, and kept.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 from rectiflow.base.files import atomic_write, link_tree, read_json, write_json
 from rectiflow.data.encode import encode_folder
-from rectiflow.data.encoded_rows import PromptEncoder
 from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.model import Model
 from rectiflow.generation.pictures import encode_png
@@ -30,14 +28,13 @@ from rectiflow.models.published import (
 from rectiflow.models.published.components import COMPONENTS
 from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.models.text.conditioner import FOLDERS
+from rectiflow.recipes.encoding import uncached
 from rectiflow.recipes.fine_tuning_request import FineTuning, hash_prior
 from rectiflow.recipes.progress import Counter
 from rectiflow.training.export_fine_tuned import PARTS_FOLDER
 from rectiflow.training.recipe import TrainRecipe
 
 _CHUNK = 4
-#: Pictures that the autoencoder sees at once have no more pixels together.
-_PIXELS_AT_ONCE, _PICTURES_AT_ONCE = 2**20, 16
 
 
 def prepare(
@@ -64,7 +61,7 @@ def prepare(
             seed=request.seed,
         )
         sources.append((drawn, "prior_store", request.prior_prompt))
-    encoder, side_px = encoder_of(model), model.resolution_px
+    encoder, side_px = uncached(model.conditioner), model.resolution_px
     for folder, store, caption in sources:
         with Counter("pictures and captions") if progress else nullcontext() as count:
             report = encode_folder(
@@ -73,8 +70,8 @@ def prepare(
                 model.autoencoder,
                 encoder,
                 resolution_px=side_px,
+                parts=model.source,
                 caption=caption,
-                batch_size=max(1, min(_PICTURES_AT_ONCE, _PIXELS_AT_ONCE // side_px**2)),
                 progress=count,
             )
         if progress:
@@ -87,31 +84,6 @@ def prepare(
         if recipe.sample_every:
             model.conditioner.encode(["", *recipe.sample_prompts])
         model.conditioner.unload()
-
-
-class _Uncached:
-    """The encoders behind a cache, without it: thousands of captions would push out all else."""
-
-    def __init__(self, cached: CachedConditioner) -> None:
-        self._cached = cached
-
-    def encode(self, prompts: Sequence[str]) -> Any:
-        return self._cached.conditioner().encode(prompts)
-
-    def truncations(self, prompt: str) -> list[tuple[str, str]]:
-        return self._cached.truncations(prompt)
-
-    def fingerprints(self) -> dict[str, str]:
-        return self._cached.fingerprints()
-
-
-def encoder_of(model: Model) -> PromptEncoder:
-    """What makes the text states of the model's stores."""
-    conditioner = model.conditioner
-    if isinstance(conditioner, CachedConditioner):
-        return _Uncached(conditioner)
-    assert isinstance(conditioner, PromptEncoder)
-    return conditioner
 
 
 def draw_prior(model: Model, folder: Path, *, prompt: str, count: int, seed: int) -> None:

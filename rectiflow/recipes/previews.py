@@ -1,58 +1,63 @@
-"""Sample pictures of a model while it trains, drawn with the parts that ship.
+"""Sample pictures of a model while it trains, drawn with the parts that made its data.
 
 Training only knows a function from (backbone, prompts) to pictures; this makes it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import UInt8
 from torch import nn
 
-from rectiflow.data.store_format import read_header
+from rectiflow.generation.frozen_parts import FrozenParts
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import generate
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.frame import Backbone
-from rectiflow.models.shipped import load_autoencoder, load_conditioner
-from rectiflow.models.text.conditioner import TextConditioner
+from rectiflow.models.text.cache import CachedConditioner, PromptEncoder
 from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.hooks import DrawSamples
 from rectiflow.training.recipe import TrainRecipe
 
 
-def previews(recipe: TrainRecipe, store: Path) -> DrawSamples | None:
+def previews(
+    recipe: TrainRecipe, parts: FrozenParts, *, world: str | None, resolution_px: int
+) -> DrawSamples | None:
     """Draws the recipe's prompts, each with the same noise every time; None if it asks for none.
 
-    Raises:
-        StoreError: the store is missing or damaged, or was made by other parts than those that
-            ship, so that pictures could not be decoded.
+    `world` and `resolution_px` are of the store that `parts` made.
     """
     if not (recipe.sample_every and recipe.sample_prompts):
         return None
-    header = read_header(store)
-    autoencoder, conditioner = load_autoencoder(), load_conditioner()
-    header.check_made_by(autoencoder=autoencoder.fingerprint(), text=conditioner.fingerprints())
-    size_px, world = header.resolution_px, header.world
+    if parts.source is not None and isinstance(parts.conditioner, CachedConditioner):
+        # Large encoders say it once: the prompts are found in the cache from now on, and training
+        # has the memory for itself.
+        parts.conditioner.encode(["", *recipe.sample_prompts])
+        parts.conditioner.unload()
 
     def draw(backbone: nn.Module, prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w 3"]:
         assert isinstance(backbone, Backbone)
         model = model_in_training(
             recipe,
             backbone,
-            autoencoder=autoencoder,
-            conditioner=conditioner,
+            autoencoder=parts.autoencoder,
+            conditioner=parts.conditioner,
             sampling=recipe.sampling,
             world=world,
-            resolution_px=size_px,
+            resolution_px=resolution_px,
         )
-        # The parts that ship go to where the backbone is trained.
+        # The parts go to where the backbone is trained.
         return generate(model.to(model.device), prompts, range(len(prompts)))
 
     return draw
+
+
+def left_to_the_first(
+    backbone: nn.Module, prompts: tuple[str, ...]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """What the other processes have in the place of `previews`: the first one draws."""
+    raise AssertionError("the first process draws, and it has the model's other parts")
 
 
 def model_in_training(
@@ -60,7 +65,7 @@ def model_in_training(
     backbone: Backbone,
     *,
     autoencoder: Autoencoder,
-    conditioner: TextConditioner,
+    conditioner: PromptEncoder,
     sampling: SamplingDefaults,
     world: str | None,
     resolution_px: int,

@@ -103,6 +103,8 @@ def _describe(header: Mapping[str, Any], recipe: TrainRecipe, facts: StoreFacts)
         "resolution_px": facts.resolution_px,
         "sampling": to_json(recipe.sampling) | {"shift": recipe.shift.alpha},
         "provenance": _provenance(header, recipe, facts),
+        # As with the backbone; models of shipped parts do without.
+        **({} if facts.parts is None else {"parts": to_json(facts)["parts"]}),
     }
 
 

@@ -17,6 +17,7 @@ from rectiflow.data.loader import BatchSource, Loader
 from rectiflow.data.records import Batch
 from rectiflow.data.split import split_store
 from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.parts_source import PartsSource
 from rectiflow.training.recipe import TrainRecipe
 
 HELD_OUT_SEED = 0
@@ -29,7 +30,8 @@ class StoreFacts:
     """What a store knows about itself and a model trained on it must remember.
 
     `fingerprint` identifies what the store's samples are; `autoencoder` and `text` are the parts'
-    fingerprints as the model's `model.json` carries them. `num_clip_tokens` is the length
+    fingerprints as the model's `model.json` carries them, and `parts` where these parts were, None
+    for those that ship. `num_clip_tokens` is the length
     of the context's first part; `latent_shapes` are (channels, height, width), one for each
     bucket; `feature_dim` is the width of the features of patches, None where there are none.
     """
@@ -44,6 +46,7 @@ class StoreFacts:
     num_clip_tokens: int
     latent_shapes: tuple[tuple[int, int, int], ...]
     feature_dim: int | None = None
+    parts: PartsSource | None = None
 
 
 class Feed(ABC):
@@ -146,7 +149,10 @@ def facts_of(store: LatentStore) -> StoreFacts:
     widths = {name: column.shape[-1] for name, column in header.text_columns.items()}
     return StoreFacts(
         fingerprint=store.fingerprint,
-        autoencoder={"name": "shapeworld", "fingerprint": header.autoencoder},
+        autoencoder={
+            "name": "shapeworld" if header.parts is None else "released",
+            "fingerprint": header.autoencoder,
+        },
         text=header.text,
         world=header.world,
         resolution_px=header.resolution_px,
@@ -155,6 +161,7 @@ def facts_of(store: LatentStore) -> StoreFacts:
         num_clip_tokens=header.text_columns["clip_l.context"].shape[-2],
         latent_shapes=tuple(store.latent_shapes.values()),
         feature_dim=features.shape[0] if features is not None else None,
+        parts=header.parts,
     )
 
 

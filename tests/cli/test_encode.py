@@ -58,6 +58,7 @@ def test_captions_of_missing_pictures(folder: Path, capsys: pytest.CaptureFixtur
         (["--buckets", ""], "'' is no aspect ratio; give width:height"),
         (["--resolution", "72", "--buckets", "1:1"], "it must be a multiple of 16"),
         (["--resolution", "72"], "resolution_px is 72; it must be a multiple of 16, the side of a"),
+        (["--t5-tokens", "77"], "are about released parts; say which with --parts MODEL"),
         (["--device", "meta"], "device 'meta' cannot be used here"),
     ],
 )

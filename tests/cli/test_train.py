@@ -12,9 +12,7 @@ from data.parts import encode, make_folder
 from rectiflow.cli.main import main
 from rectiflow.distributed.world import ALONE
 from rectiflow.models.baselines.uvit import UViTConfig
-from rectiflow.recipes import encoding
-from rectiflow.recipes import previews as previews_module
-from rectiflow.training import loop
+from rectiflow.recipes import training
 from rectiflow.training.ema import EmaConfig
 from rectiflow.training.loop import TrainResult
 from rectiflow.training.recipe import TrainRecipe
@@ -33,7 +31,7 @@ def replace_training(
 ) -> list[dict[str, Any]]:
     received: list[dict[str, Any]] = []
 
-    def train(recipe: TrainRecipe, store: Path, out: Path, **settings: Any) -> TrainResult:
+    def train_on_store(recipe: TrainRecipe, store: Path, out: Path, **settings: Any) -> TrainResult:
         received.append({"recipe": recipe, "store": store, "out": out} | settings)
         return TrainResult(
             run=out,
@@ -46,9 +44,7 @@ def replace_training(
             validation=None,
         )
 
-    monkeypatch.setattr(loop, "train", train)
-    monkeypatch.setattr(previews_module, "previews", lambda recipe, store: None)
-    monkeypatch.setattr(encoding, "refuse_store_of_other_parts", lambda store: None)
+    monkeypatch.setattr(training, "train_on_store", train_on_store)
     return received
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rectiflow
-from rectiflow.recipes.encoding import encode_with_shipped_parts
+from rectiflow.recipes.encoding import encode_with_parts
 from rectiflow.shapeworld.folder import write_folder
 from rectiflow.shapeworld.world import SMALL
 from rectiflow.training.tensor_files import read_tensors
@@ -43,7 +43,7 @@ def start(arguments: list[str], *, timeout_s: float) -> subprocess.CompletedProc
 
 def test_torchrun_makes_the_model_of_one_process(tmp_path: Path) -> None:
     write_folder(SMALL, tmp_path / "folder", count=13, split="train", seed=0)
-    encode_with_shipped_parts(tmp_path / "folder", tmp_path / "store")
+    encode_with_parts(tmp_path / "folder", tmp_path / "store")
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     launchers: dict[str, list[str]] = {"one": [], "two": TORCHRUN}
     for name, launcher in launchers.items():

@@ -19,7 +19,7 @@ from tiny_model import tiny_autoencoder, tiny_backbone, tiny_conditioner, tiny_m
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json, sha256_file, write_json
-from rectiflow.generation import model as model_module
+from rectiflow.generation import frozen_parts
 from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.metadata import picture_metadata
@@ -35,8 +35,8 @@ from rectiflow.models.model_folder import find_model_folder
 
 @pytest.fixture(autouse=True)
 def _parts_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "load_autoencoder", tiny_autoencoder)
-    monkeypatch.setattr(model_module, "load_prompt_encoder", tiny_conditioner)
+    monkeypatch.setattr(frozen_parts, "load_autoencoder", tiny_autoencoder)
+    monkeypatch.setattr(frozen_parts, "load_prompt_encoder", tiny_conditioner)
 
 
 @pytest.fixture

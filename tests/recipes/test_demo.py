@@ -13,15 +13,14 @@ from tiny_model import tiny_autoencoder, tiny_backbone, tiny_conditioner
 
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import read_json
-from rectiflow.generation import model as model_module
+from rectiflow.generation import frozen_parts
 from rectiflow.recipes import demo as demo_module
-from rectiflow.recipes import encoding
-from rectiflow.recipes import previews as previews_module
 from rectiflow.recipes.demo import run_demo
 from rectiflow.recipes.small import demo as demo_recipe
+from rectiflow.recipes.training import train_on_store
 from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.hooks import CheckpointSaved, Event, Hook
-from rectiflow.training.loop import TrainResult, train
+from rectiflow.training.loop import TrainResult
 from rectiflow.training.recipe import TrainRecipe
 
 STAGES = ["Draw the world", "Encode", "Calibrate", "Train", "Sample and score"]
@@ -41,11 +40,8 @@ def _small_recipe() -> TrainRecipe:
 
 @pytest.fixture(autouse=True)
 def _tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (model_module, previews_module, encoding):
-        monkeypatch.setattr(module, "load_autoencoder", tiny_autoencoder)
-    for module in (previews_module, encoding):
-        monkeypatch.setattr(module, "load_conditioner", tiny_conditioner)
-    monkeypatch.setattr(model_module, "load_prompt_encoder", tiny_conditioner)
+    monkeypatch.setattr(frozen_parts, "load_autoencoder", tiny_autoencoder)
+    monkeypatch.setattr(frozen_parts, "load_prompt_encoder", tiny_conditioner)
     monkeypatch.setattr(demo_module, "demo_recipe", _small_recipe)
     monkeypatch.setattr(demo_module, "NUM_PICTURES", (24, 24))
     monkeypatch.setattr(demo_module, "NUM_MOMENTS", 2)
@@ -92,10 +88,10 @@ def test_an_interrupted_demo_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(recipe: TrainRecipe, *args: object, **kwargs: object) -> TrainResult:
-        result = train(recipe, *args, **(kwargs | {"until": 2}))  # pyright: ignore
+        result = train_on_store(recipe, *args, **(kwargs | {"until": 2}))  # pyright: ignore
         return replace(result, signal=int(signal.SIGINT))
 
-    monkeypatch.setattr(demo_module, "train", interrupted)
+    monkeypatch.setattr(demo_module, "train_on_store", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_demo(tmp_path, minutes=0.02, per_task=1)
     assert "stopped at step 2; the same command goes on there" in capsys.readouterr().out
@@ -106,12 +102,12 @@ def test_an_interrupted_demo_goes_on_where_it_was(
     def stopped(*args: object, **kwargs: object) -> TrainResult:
         return replace(interrupted(*args, **kwargs), signal=int(signal.SIGTERM))  # pyright: ignore
 
-    monkeypatch.setattr(demo_module, "train", stopped)
+    monkeypatch.setattr(demo_module, "train_on_store", stopped)
     with pytest.raises(SystemExit) as leaving:
         run_demo(tmp_path, minutes=0.02, per_task=1)
     assert leaving.value.code == 143
 
-    monkeypatch.setattr(demo_module, "train", train)
+    monkeypatch.setattr(demo_module, "train_on_store", train_on_store)
     assert run_demo(tmp_path, minutes=0.02, per_task=1).is_file()
     sessions = read_json(tmp_path / "run" / "environment.json")["sessions"]
     assert [session["from_step"] for session in sessions] == [0, 2, 2, 2]
@@ -129,11 +125,11 @@ def test_a_signal_in_the_last_step_stops_the_walk(
                 os.kill(os.getpid(), number)
 
     def killed(*args: Any, hooks: list[Hook], **kwargs: Any) -> TrainResult:
-        result = train(*args, hooks=[*hooks, Kill()], **kwargs)
+        result = train_on_store(*args, hooks=[*hooks, Kill()], **kwargs)
         assert result.interrupted is None
         return result
 
-    monkeypatch.setattr(demo_module, "train", killed)
+    monkeypatch.setattr(demo_module, "train_on_store", killed)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
         run_demo(tmp_path, minutes=0.02, per_task=1)
     record = read_json(tmp_path / "demo.json")

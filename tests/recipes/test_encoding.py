@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 from data.parts import HashedText, MeanColors, encode, make_folder, tiny_autoencoder
+from tiny_model import tiny_conditioner
 
 from rectiflow.base.errors import StoreError
+from rectiflow.generation import frozen_parts
+from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.models import shipped
 from rectiflow.models.shipped import load_autoencoder, load_conditioner, load_prompt_encoder
 from rectiflow.recipes import encoding
-from rectiflow.recipes.encoding import encode_with_shipped_parts, refuse_store_of_other_parts
+from rectiflow.recipes.encoding import encode_with_parts, parts_of_store
 
 
 class ShippedByName(HashedText):
@@ -32,13 +35,13 @@ def test_a_store_of_other_parts_is_refused(tmp_path: Path, monkeypatch: pytest.M
         raise AssertionError("the text encoders were loaded")
 
     monkeypatch.setattr(shipped, "load_conditioner", refuse_to_load)
-    refuse_store_of_other_parts(tmp_path / "ours")
+    parts_of_store(tmp_path / "ours")
     with pytest.raises(StoreError, match="encoded by another text encoder clip_g"):
-        refuse_store_of_other_parts(tmp_path / "text")
+        parts_of_store(tmp_path / "text")
     with pytest.raises(StoreError, match="encoded by another autoencoder"):
-        refuse_store_of_other_parts(tmp_path / "latents")
+        parts_of_store(tmp_path / "latents")
     with pytest.raises(StoreError, match="there is no latent store in .*none"):
-        refuse_store_of_other_parts(tmp_path / "none")
+        parts_of_store(tmp_path / "none")
 
 
 def test_every_part_computes_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,18 +53,20 @@ def test_every_part_computes_on_the_device(tmp_path: Path, monkeypatch: pytest.M
             return value
 
         value.to = to
-        return lambda: value
+        return lambda *_: value
 
     parts = {
         "load_autoencoder": tiny_autoencoder(),
-        "load_conditioner": HashedText(),
+        "load_prompt_encoder": tiny_conditioner(),
         "load_image_tower": MeanColors(),
     }
     for name, value in parts.items():
-        monkeypatch.setattr(encoding, name, part(name, value))
+        where = encoding if name == "load_image_tower" else frozen_parts
+        monkeypatch.setattr(where, name, part(name, value))
     folder, device = make_folder(tmp_path / "folder", 2), torch.device("cpu:0")
-    report = encode_with_shipped_parts(
-        folder, tmp_path / "store", resolution_px=32, with_features=True, device=str(device)
+    load = LoadSettings(device=str(device))
+    report = encode_with_parts(
+        folder, tmp_path / "store", resolution_px=32, with_features=True, load=load
     )
     assert report.num_samples == 2
     assert sorted(moved) == [(name, device) for name in sorted(parts)]

@@ -1,21 +1,23 @@
-"""Sample pictures in training: none where none are asked for, none of another store's latents."""
+"""Sample pictures in training: none where none are asked for, else as the finished model's."""
 
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-from data.parts import encode, make_folder
 from tiny_model import tiny_autoencoder, tiny_backbone, tiny_conditioner
 
-from rectiflow.base.errors import StoreError
+from rectiflow.generation.frozen_parts import shipped_parts
 from rectiflow.recipes.previews import model_in_training, previews
 from rectiflow.recipes.small import demo
 from rectiflow.sampling import CFGZeroStar, Heun, SamplingDefaults
 
 
-def test_no_pictures_asked_for_loads_nothing(tmp_path: Path) -> None:
-    assert previews(replace(demo(), sample_every=0), tmp_path / "no store") is None
-    assert previews(replace(demo(), sample_prompts=()), tmp_path / "no store") is None
+def test_no_pictures_where_none_are_asked_for() -> None:
+    def drawn(**changes: object) -> object:
+        recipe = replace(demo(), **changes)
+        return previews(recipe, shipped_parts(), world=None, resolution_px=64)
+
+    assert drawn(sample_every=0) is None
+    assert drawn(sample_prompts=()) is None
+    assert drawn() is not None
 
 
 def test_they_are_drawn_as_the_finished_model_will_be() -> None:
@@ -32,9 +34,3 @@ def test_they_are_drawn_as_the_finished_model_will_be() -> None:
     )
     assert SamplingDefaults.of(model.settings) == sampling
     assert model.settings.shift == recipe.shift.alpha
-
-
-def test_a_store_of_other_parts_is_refused(tmp_path: Path) -> None:
-    encode(make_folder(tmp_path / "folder", 2), tmp_path / "store")
-    with pytest.raises(StoreError, match="the store was encoded by another autoencoder"):
-        previews(demo(), tmp_path / "store")

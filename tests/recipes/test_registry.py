@@ -12,7 +12,7 @@ from rectiflow.training.recipe import TrainRecipe
     "name",
     [
         *RECIPES, "mmdit-d1", "mmdit-d24", "mmdit3-d3", "dit-d3", "crossdit-d3", "uvit-d3",
-        "highres-tiny",
+        "sd3-d2", "highres-tiny",
     ],
 )  # fmt: skip
 def test_every_recipe_builds_its_model_and_survives_json(name: str) -> None:

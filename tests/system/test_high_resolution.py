@@ -10,7 +10,7 @@ from tiny_model import tiny_autoencoder, tiny_backbone, tiny_conditioner
 
 from rectiflow.data.buckets import buckets_for
 from rectiflow.data.encode import encode_folder
-from rectiflow.generation import model as model_module
+from rectiflow.generation import frozen_parts
 from rectiflow.generation.model import load_model
 from rectiflow.generation.text_to_image import generate
 from rectiflow.recipes.highres import highres
@@ -27,8 +27,8 @@ SIZES_PX = [(128, 128), (96, 176), (176, 96), (64, 128)]
 def test_from_64_px_squares_to_three_shapes_at_128_px(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_module, "load_autoencoder", tiny_autoencoder)
-    monkeypatch.setattr(model_module, "load_prompt_encoder", tiny_conditioner)
+    monkeypatch.setattr(frozen_parts, "load_autoencoder", tiny_autoencoder)
+    monkeypatch.setattr(frozen_parts, "load_prompt_encoder", tiny_conditioner)
     parts = tiny_autoencoder(), tiny_conditioner()
     folder = tmp_path / "pictures"
     write_folder(SMALL, folder, count=9, scale=2, aspects=[(1, 1), (2, 1), (1, 2)])

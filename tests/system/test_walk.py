@@ -11,7 +11,7 @@ from tiny_model import tiny_autoencoder, tiny_backbone, tiny_conditioner
 
 from rectiflow.data.encode import encode_folder
 from rectiflow.data.latent_store import LatentStore
-from rectiflow.generation import model as model_module
+from rectiflow.generation import frozen_parts
 from rectiflow.generation.model import load_model
 from rectiflow.generation.noise import initial_noise
 from rectiflow.generation.text_to_image import (
@@ -35,8 +35,8 @@ NUM_SAMPLES = 4
 def test_what_was_learned_by_heart_is_drawn_when_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_module, "load_autoencoder", tiny_autoencoder)
-    monkeypatch.setattr(model_module, "load_prompt_encoder", tiny_conditioner)
+    monkeypatch.setattr(frozen_parts, "load_autoencoder", tiny_autoencoder)
+    monkeypatch.setattr(frozen_parts, "load_prompt_encoder", tiny_conditioner)
     write_folder(SMALL, tmp_path / "pictures", count=NUM_SAMPLES, seed=2)
     encode_folder(
         tmp_path / "pictures",

@@ -74,12 +74,27 @@ class StoredEncoders:
         described = {
             "dtype": str(self.dtype),
             "config": to_json(self.config),
-            "files": {
-                n: [cached_sha256(f) for f in part.files()] for n, part in self.parts.items()
-            },
+            "files": {name: self._hashes(name) for name in self.parts},
             "tokenizers": {n: describe_tokenizer(t) for n, t in self.tokenizers.items()},
         }
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return _hash(described)
+
+    def fingerprints(self) -> dict[str, str]:
+        """The same of each encoder by itself, whichever others stand beside it."""
+        return {
+            name: _hash(
+                {
+                    "dtype": str(self.dtype),
+                    "size": to_json(getattr(self.config, name)),
+                    "files": self._hashes(name),
+                    "tokenizer": describe_tokenizer(self.tokenizers[name]),
+                }
+            )
+            for name in self.parts
+        }
+
+    def _hashes(self, name: str) -> list[str]:
+        return [cached_sha256(file) for file in self.parts[name].files()]
 
 
 def find_text_encoders(
@@ -189,6 +204,10 @@ def load_text_encoder(part: Part, dtype: torch.dtype) -> Any:
             dtype=dtype,
         )
     return model.eval()
+
+
+def _hash(described: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _encoder_size(size: TextSize, t5_tokens: int) -> EncoderSize:

@@ -65,7 +65,7 @@ class CachedConditioner:
 
     `identity` tells apart whatever gives other states: weights, tokenizers, lengths, number type.
     `sizes` are those of the encoders in use, None where only the encoders themselves tell.
-    `fingerprints` are those of `TextConditioner`, where they are known without reading weights.
+    `fingerprints` tell each encoder's states apart, whichever others stand beside it.
     No states are kept of a call with more than `max_kept` new prompts, which small encoders have
     encoded before a disk has written them.
     """
@@ -119,8 +119,7 @@ class CachedConditioner:
     def fingerprints(self) -> dict[str, str]:
         """For each encoder in use, what tells its states apart; none is loaded.
 
-        Those of `TextConditioner.fingerprints` only where they were given: all weights must be
-        read for them.
+        Where they were not given, they follow from the identity, that of all encoders together.
         """
         if self._fingerprints is not None:
             return dict(self._fingerprints)
