@@ -30,7 +30,8 @@ def add_parser(verbs: Verbs) -> None:
         "encode",
         run,
         usage="rectiflow encode FOLDER --out STORE [--resolution PX] [--buckets W:H,...] "
-        "[--features] [--parts MODEL] [--device NAME]",
+        "[--features] [--parts MODEL] [--device NAME] "
+        "[--workers N]",
         summary="encode captioned images into a latent store, once for all epochs",
         details=_DETAILS,
     )
@@ -61,6 +62,12 @@ def add_parser(verbs: Verbs) -> None:
         help="whose autoencoder and text encoders encode (default: those that ship)",
     )
     parser.add_argument("--device", metavar="NAME", help="where to encode: cpu (default), cuda, …")
+    parser.add_argument(
+        "--workers",
+        type=whole_number(1),
+        metavar="N",
+        help="threads that decode; the store is the same (default: 1, for a GPU one a processor)",
+    )
     add_released_options(parser)
 
 
@@ -84,6 +91,7 @@ def run(options: argparse.Namespace) -> None:
             resolution_px=options.resolution,
             ratios=options.buckets.split(",") if options.buckets is not None else (),
             with_features=options.features,
+            num_workers=options.workers,
             progress=progress,
         )
     print(report)

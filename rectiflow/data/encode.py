@@ -8,8 +8,10 @@ long as `batch_size` is the same: kernels choose how to add by the shape of the 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +41,13 @@ BATCH_SIZE, PIXELS_AT_ONCE = 16, 2**20
 _TEXT_CHUNK = 64
 _MAX_SHOWN = 120
 
+#: Threads that read and decode for an accelerator unless told otherwise, and the most of any.
+USUAL_WORKERS, MOST_WORKERS = 16, 256
+#: Pictures that wait decoded for the encoder, for each thread.
+_AHEAD = 2
+
 T = TypeVar("T")
+U = TypeVar("U")
 Progress = Callable[[int, int], None]
 
 
@@ -120,6 +128,7 @@ def encode_folder(
     max_rejected: int | None = None,
     batch_size: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    num_workers: int | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Encode what `out` lacks of the folder's pictures and captions, and index the folder.
@@ -147,6 +156,9 @@ def encode_folder(
         batch_size: pictures that the autoencoder sees at once; by default `BATCH_SIZE`, and fewer
             where they are large.
         max_shard_bytes: a shard is closed when it has this size; a killed run loses at most one.
+        num_workers: threads that read and decode pictures while others are encoded; the store is
+            the same. By default 1 where the CPU encodes, else one for each processor, at most
+            `USUAL_WORKERS`.
         progress: called with (done, total) of pictures and distinct captions.
 
     Raises:
@@ -159,7 +171,10 @@ def encode_folder(
     curation = Curation(resolution_px=resolution_px, min_side_px=min_side_px, buckets=buckets)
     if batch_size is None:
         batch_size = max(1, min(BATCH_SIZE, PIXELS_AT_ONCE // max(1, resolution_px) ** 2))
-    _check_settings(autoencoder, curation, batch_size, max_shard_bytes)
+    if num_workers is None:
+        is_on_cpu = next(autoencoder.parameters()).device.type == "cpu"
+        num_workers = 1 if is_on_cpu else min(os.cpu_count() or 1, USUAL_WORKERS)
+    _check_settings(autoencoder, curation, batch_size, max_shard_bytes, num_workers)
     if buckets and image_encoder is not None:
         raise UserError(
             f"features are made of squares, and {len(buckets)} buckets were asked for; leave out "
@@ -181,7 +196,8 @@ def encode_folder(
         num_before = len(writer.latents.rows), len(writer.text.rows)
         former_source, former = _former_samples(writer.path)
         run = _Encoding(listing, curation, writer, max_rejected=max_rejected, progress=progress)
-        for batch in _batched_alike(run.new_pictures(), batch_size, lambda each: each.pixels.shape):
+        pictures = run.new_pictures(num_workers)
+        for batch in _batched_alike(pictures, batch_size, lambda each: each.pixels.shape):
             for sample in encode_pictures(
                 autoencoder, batch, batch_size=batch_size, image_encoder=image_encoder
             ):
@@ -224,6 +240,7 @@ class _Encoding:
         self.kept: dict[str, RawSample] = {}
         self.cut_captions: dict[str, CutCaptions] = {}
         self._hashes: dict[str, str] = {}
+        self._num_rows_before = len(writer.latents.rows)
         self._max_rejected, self._progress = max_rejected, progress
         captions = {text for entry in listing.entries for text in entry.captions.values()}
         self._num_captions, self._num_done = len(captions) + 1, 0
@@ -231,17 +248,26 @@ class _Encoding:
         for rejection in listing.rejections:
             self._reject(rejection)
 
-    def new_pictures(self) -> Iterator[CuratedSample]:
+    def new_pictures(self, num_workers: int) -> Iterator[CuratedSample]:
         """Inspect every picture; yield those whose latents are missing, each content once."""
         accepted: set[str] = set()
-        for entry in self.listing.entries:
+
+        def look(entry: CaptionEntry) -> _Looked:
             checked = self._inspect(entry)
+            if isinstance(checked, Rejection):
+                return _Looked(checked=checked)
+            key = content_hash(checked.image_bytes)
+            # What is accepted between here and its turn was decoded for nothing.
+            curated = None if key in accepted else self._curate(checked, key)
+            return _Looked(checked=checked, key=key, curated=curated)
+
+        looks = _map_ahead(look, self.listing.entries, num_workers)
+        for entry, looked in zip(self.listing.entries, looks):
+            checked, key, curated = looked.checked, looked.key, looked.curated
             if isinstance(checked, Rejection):
                 self._reject(checked)
                 continue
-            key = content_hash(checked.image_bytes)
             if key not in accepted:
-                curated = self._curate(checked, key)
                 if isinstance(curated, Rejection):
                     self._reject(curated)
                     continue
@@ -308,9 +334,11 @@ class _Encoding:
     def _curate(self, sample: RawSample, key: str) -> CuratedSample | RawSample | Rejection:
         """Decode a picture; of one that was, decide alike by what its row says."""
         latents = self._writer.latents
-        if key not in latents.rows:
+        row = latents.rows.get(key)
+        # Rows of this run come into being while other threads look.
+        if row is None or row >= self._num_rows_before:
             return self._curation.decode(sample)
-        height_px, width_px = latents.facts["size_px"][latents.rows[key]]
+        height_px, width_px = latents.facts["size_px"][row]
         return self._curation.recheck(sample, (height_px, width_px))
 
     def _reject(self, rejection: Rejection) -> None:
@@ -357,8 +385,21 @@ class _Encoding:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Looked:
+    """A picture that was read: rejected, or with its hash and, if it may be new, its pixels."""
+
+    checked: RawSample | Rejection
+    key: str = ""
+    curated: CuratedSample | RawSample | Rejection | None = None
+
+
 def _check_settings(
-    autoencoder: Autoencoder, curation: Curation, batch_size: int, max_shard_bytes: int
+    autoencoder: Autoencoder,
+    curation: Curation,
+    batch_size: int,
+    max_shard_bytes: int,
+    num_workers: int,
 ) -> None:
     factor = autoencoder.config.downsample_factor
     if curation.resolution_px % factor:
@@ -377,6 +418,8 @@ def _check_settings(
     for name, value in (("batch_size", batch_size), ("max_shard_bytes", max_shard_bytes)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    if num_workers not in range(1, MOST_WORKERS + 1):
+        raise UserError(f"num_workers is {num_workers}; it must be from 1 to {MOST_WORKERS}")
 
 
 def _former_samples(store: Path) -> tuple[str | None, list[str]]:
@@ -391,6 +434,24 @@ def _former_samples(store: Path) -> tuple[str | None, list[str]]:
 def _shorten(text: str) -> str:
     shown = " ".join(text.split())
     return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
+
+
+def _map_ahead(function: Callable[[T], U], items: Iterable[T], num_threads: int) -> Iterator[U]:
+    """`function` of each item in their order; with several threads some are made ahead."""
+    if num_threads == 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+    waiting: deque[Future[U]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > _AHEAD * num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -38,6 +38,7 @@ def encode_with_parts(
     resolution_px: int = RESOLUTION_PX,
     ratios: Sequence[str] = (),
     with_features: bool = False,
+    num_workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodeReport:
     """Encode a folder into a latent store, or complete the store; `progress(done, total)`.
@@ -47,6 +48,7 @@ def encode_with_parts(
     and text encoders encode, whatever `load_model` takes, by default those that ship; `load` says
     where parts lie that it comes without, and on which device they compute. `with_features` adds
     what the shipped image tower says of each picture's patches (`TrainRecipe.alignment`).
+    `num_workers` threads read and decode (`data.encode.encode_folder`).
 
     Raises:
         UserError: the folder or the parts cannot be used or the store not be written; a resolution
@@ -77,6 +79,7 @@ def encode_with_parts(
         buckets=buckets,
         image_encoder=load_image_tower().to(place) if with_features else None,
         parts=found.source,
+        num_workers=num_workers,
         progress=progress,
     )
 

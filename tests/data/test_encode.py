@@ -4,7 +4,9 @@ import errno
 import json
 import shutil
 import signal
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -123,6 +125,32 @@ def test_bytes_are_deterministic(tmp_path: Path) -> None:
     encode(folder, tmp_path / "a")
     encode(folder, tmp_path / "b")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_threads_that_decode_change_nothing(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 40)
+    for index in (7, 23):
+        (folder / f"images/{index:03d}.png").write_bytes(b"")
+    # The same contents again, near and far.
+    for index, copied in ((9, 8), (38, 2), (39, 8)):
+        shutil.copy(folder / f"images/{copied:03d}.png", folder / f"images/{index:03d}.png")
+    one = encode(folder, tmp_path / "one", num_workers=1, max_shard_bytes=20_000)
+    several = encode(folder, tmp_path / "several", num_workers=6, max_shard_bytes=20_000)
+    assert (one.num_latents_encoded, one.num_rejected) == (35, 2)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "several")
+    assert replace(several, store=one.store) == one
+    # And go on from rows that are there.
+    add_picture(folder, 40)
+    report = encode(folder, tmp_path / "several", num_workers=6)
+    assert (report.num_samples, report.num_latents_encoded) == (39, 1)
+
+
+def test_threads_that_decode_end_with_an_error(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "folder", 30)
+    (folder / "images/003.png").write_bytes(b"")
+    with pytest.raises(UserError, match="more than 0 pictures of .* were rejected: images/003"):
+        encode(folder, tmp_path / "store", num_workers=4, max_rejected=0)
+    assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
 
 
 def test_run_again_encodes_only_what_is_missing(tmp_path: Path) -> None:
@@ -289,6 +317,7 @@ def test_limit_of_rejections(tmp_path: Path) -> None:
         ({"resolution_px": 36}, "resolution_px is 36; the autoencoder needs a multiple of 8"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"max_shard_bytes": 0}, "max_shard_bytes is 0; it must be at least 1"),
+        ({"num_workers": 0}, "num_workers is 0; it must be from 1 to 256"),
     ],
 )
 def test_impossible_settings(tmp_path: Path, settings: dict[str, int], text: str) -> None:

@@ -176,7 +176,7 @@ def test_header_and_decoder_must_agree() -> None:
 def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second fence, should a caller allow more pixels than Pillow does."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UndecodableError, match="exceeds limit of 1000 pixels"):
+    with pytest.raises(UndecodableError, match="32×32 px exceeds Pillow's limit of 1000 pixels"):
         decode_picture(picture_bytes(random_pixels(0)), size_px=(32, 32))
 
 
