@@ -123,7 +123,6 @@ def encode_folder(
     buckets: Sequence[Bucket] = (),
     image_encoder: PictureEncoder | None = None,
     parts: PartsSource | None = None,
-    caption: str | None = None,
     min_side_px: int | None = None,
     max_rejected: int | None = None,
     batch_size: int | None = None,
@@ -148,7 +147,6 @@ def encode_folder(
             them; by default the store has none.
         parts: where autoencoder and text encoders are from, for the store to note; None for those
             that ship.
-        caption: of every picture which has none in the folder, where it is not listed yet.
         min_side_px: the least side of a usable picture; by default a picture must be as large as
             what it is scaled to.
         max_rejected: more rejected pictures than this end the run; by default any number is fine
@@ -183,7 +181,7 @@ def encode_folder(
     factor = autoencoder.config.downsample_factor
     listing = folder
     if not isinstance(listing, FolderListing):
-        listing = list_folder(listing, caption=caption)
+        listing = list_folder(listing)
     with open_store_writer(
         Path(out),
         resolution_px=resolution_px,

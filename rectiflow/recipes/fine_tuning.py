@@ -171,7 +171,7 @@ def _begin(
     if (prepared / _PREPARED_FILE).is_file():
         refuse_other(run, load_config(prepared / _PREPARED_FILE, Prepared), wanted)
     else:
-        prepare(request, model, recipe, prepared, progress=progress)
+        prepare(request, model, recipe, prepared, listing=listing, prior=prior, progress=progress)
         save_config(prepared / _PREPARED_FILE, wanted)
     store = LatentStore(prepared / "store")
     store.header.check_made_by(

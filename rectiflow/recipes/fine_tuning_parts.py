@@ -13,6 +13,7 @@ from typing import Any
 
 from rectiflow.base.files import atomic_write, link_tree, read_json, write_json
 from rectiflow.data.encode import encode_folder
+from rectiflow.data.folder import FolderListing, list_folder
 from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.model import Model
 from rectiflow.generation.pictures import encode_png
@@ -38,18 +39,27 @@ _CHUNK = 4
 
 
 def prepare(
-    request: FineTuning, model: Model, recipe: TrainRecipe, prepared: Path, *, progress: bool
+    request: FineTuning,
+    model: Model,
+    recipe: TrainRecipe,
+    prepared: Path,
+    *,
+    listing: FolderListing,
+    prior: FolderListing | None,
+    progress: bool,
 ) -> None:
     """Draw and encode what is missing; a stopped call is continued by the next one.
+
+    `listing` and `prior` are what the request's folders hold.
 
     Raises:
         UserError: no picture can be used, or something cannot be written.
         StoreError: a store was begun by other encoders or at another resolution.
         CheckpointError: a part of the model is damaged.
     """
-    sources: list[tuple[Path, str, str | None]] = [(request.data, "store", request.caption)]
-    if request.prior is not None:
-        sources.append((request.prior, "prior_store", request.prior_prompt))
+    sources = [(listing, "store")]
+    if prior is not None:
+        sources.append((prior, "prior_store"))
     elif request.prior_count is not None and request.prior_prompt is not None:
         # Named after what it shows: another prompt's pictures are left alone.
         drawn = prepared / f"prior_{(hash_prior(request, None) or '')[:8]}"
@@ -60,9 +70,9 @@ def prepare(
             count=request.prior_count,
             seed=request.seed,
         )
-        sources.append((drawn, "prior_store", request.prior_prompt))
+        sources.append((list_folder(drawn, caption=request.prior_prompt), "prior_store"))
     encoder, side_px = uncached(model.conditioner), model.resolution_px
-    for folder, store, caption in sources:
+    for folder, store in sources:
         with Counter("pictures and captions") if progress else nullcontext() as count:
             report = encode_folder(
                 folder,
@@ -71,7 +81,6 @@ def prepare(
                 encoder,
                 resolution_px=side_px,
                 parts=model.source,
-                caption=caption,
                 progress=count,
             )
         if progress:
