@@ -34,5 +34,7 @@ def run(options: argparse.Namespace) -> None:
 
     source = convert(options.source, options.target)
     print(f"{options.target}: {', '.join(PART_TITLES[kind] for kind in source.parts)}")
+    for kind, reason in source.missing.items():
+        print(f"left out: {PART_TITLES[kind]}, as {reason}")
     if source.unknown:
         print(f"left out: {len(source.unknown)} tensors of no part, such as {source.unknown[0]}")

@@ -66,7 +66,7 @@ def add_parser(verbs: Verbs) -> None:
         "--workers",
         type=whole_number(1),
         metavar="N",
-        help="threads that decode; the store is the same (default: 1, for a GPU one a processor)",
+        help="threads that decode; the store is the same (default: 1, for a GPU up to 16)",
     )
     add_released_options(parser)
 

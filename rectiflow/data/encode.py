@@ -190,6 +190,7 @@ def encode_folder(
         max_shard_bytes=max_shard_bytes,
         buckets={(size.height_px // factor, size.width_px // factor): size for size in buckets},
         features=None if image_encoder is None else image_encoder.fingerprint(),
+        parts=parts,
     ) as writer:
         num_before = len(writer.latents.rows), len(writer.text.rows)
         former_source, former = _former_samples(writer.path)
@@ -206,7 +207,7 @@ def encode_folder(
                 writer.text.append(caption_hash(text), row)
                 run.note_cuts(text, conditioner.truncations(text))
         writer.text.flush()
-        run.finish(parts)
+        run.finish()
         return EncodeReport(
             store=writer.path,
             num_samples=len(run.kept),
@@ -297,7 +298,7 @@ class _Encoding:
             cut = self.cut_captions.get(encoder, first)
             self.cut_captions[encoder] = replace(cut, num=cut.num + 1)
 
-    def finish(self, parts: PartsSource | None) -> None:
+    def finish(self) -> None:
         """Write index and header."""
         variants = sorted({variant for sample in self.kept.values() for variant in sample.captions})
         self._writer.finish(
@@ -307,7 +308,6 @@ class _Encoding:
             empty_prompt_row=self._writer.text.rows[caption_hash("")],
             source=str(self.listing.folder),
             world=self.listing.world,
-            parts=parts,
         )
 
     def count_by_bucket(self, curation: Curation) -> dict[Bucket, int]:

@@ -139,8 +139,10 @@ class StoreWriter:
         max_shard_bytes: int,
         buckets: Mapping[tuple[int, ...], Bucket] | None = None,
         features: str | None = None,
+        parts: PartsSource | None = None,
     ) -> None:
         self.path = path
+        self._parts = parts
         self._resolution_px, self._autoencoder, self._text = resolution_px, autoencoder, dict(text)
         self._features = features
         self._buckets = dict(buckets or {})
@@ -161,7 +163,6 @@ class StoreWriter:
         empty_prompt_row: int,
         source: str,
         world: str | None,
-        parts: PartsSource | None = None,
     ) -> StoreHeader:
         """Write what is buffered, the quarantine list, the index and, last, the header.
 
@@ -193,7 +194,7 @@ class StoreWriter:
             text_shards=tuple(self.text.records),
             buckets=self._stored_buckets(),
             features=self._features,
-            parts=parts,
+            parts=self._parts,
         )
         save_config(self.path / HEADER_FILE, header)
         return header
@@ -227,12 +228,13 @@ def open_store_writer(
     max_shard_bytes: int,
     buckets: Mapping[tuple[int, ...], Bucket] | None = None,
     features: str | None = None,
+    parts: PartsSource | None = None,
 ) -> Generator[StoreWriter, None, None]:
     """Make a store folder, or open one to continue it, for one writer at a time.
 
     A folder that was made here and stayed empty is removed again. Where latents have several
     shapes, `buckets` maps their (height, width) to what was encoded. `features` is the fingerprint
-    of an image encoder whose features the rows have.
+    of an image encoder whose features the rows have. `parts` are noted in the header.
 
     Raises:
         StoreError: the store was made by other encoders or at another resolution, is damaged, or
@@ -248,7 +250,9 @@ def open_store_writer(
         with _locked(path):
             _prepare(path)
             if (path / HEADER_FILE).exists():
-                read_header(path).check_made_by(autoencoder=autoencoder, text=text)
+                header = read_header(path)
+                _refuse_other_use(header, parts)
+                header.check_made_by(autoencoder=autoencoder, text=text)
             yield StoreWriter(
                 path,
                 resolution_px=resolution_px,
@@ -257,10 +261,32 @@ def open_store_writer(
                 max_shard_bytes=max_shard_bytes,
                 buckets=buckets,
                 features=features,
+                parts=parts,
             )
     finally:
         if is_new and not any(path.iterdir()):
             path.rmdir()
+
+
+def _refuse_other_use(header: StoreHeader, parts: PartsSource | None) -> None:
+    """The same encoders, used otherwise, are told by how they were used."""
+    if header.parts is None or parts is None:
+        return
+    for name, option in (
+        ("encoders", "--encoders"),
+        ("t5_tokens", "--t5-tokens"),
+        ("precision", "--precision"),
+    ):
+        then, now = _spell(getattr(header.parts, name)), _spell(getattr(parts, name))
+        if then != now:
+            raise StoreError(
+                f"the store was encoded with {option} {then}, not {now}; ask for the same, or "
+                "encode the pictures into a new folder"
+            )
+
+
+def _spell(value: object) -> str:
+    return (",".join(value) or "none") if isinstance(value, tuple) else str(value)
 
 
 @contextmanager

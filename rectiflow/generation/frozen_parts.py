@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from rectiflow.base.errors import UserError
 from rectiflow.generation.load_settings import PLACES, LoadedParts, LoadSettings
 from rectiflow.models.autoencoder import Autoencoder
@@ -31,6 +33,14 @@ class FrozenParts:
     conditioner: PromptEncoder
     source: PartsSource | None = None
     loaded: LoadedParts | None = None
+
+    def to(self, device: torch.device | str) -> FrozenParts:
+        """The same parts on another device; they themselves move."""
+        return replace(
+            self,
+            autoencoder=self.autoencoder.to(device),
+            conditioner=self.conditioner.to(device),
+        )
 
 
 def shipped_parts(encoders: Sequence[str] = ENCODERS) -> FrozenParts:
@@ -70,10 +80,10 @@ def released_parts(
     `context_dim` is the width of what stands for T5 where it is not used; SD3's when None.
     """
     # Needs the public libraries of large encoders.
-    from rectiflow.generation.released import fetch_from_hub, load_released_parts
+    from rectiflow.generation.released import load_released_parts
+    from rectiflow.models.published.hub import find_released
 
-    path = Path(model)
-    place = path if path.exists() else fetch_from_hub(str(model))
+    place = find_released(model)
     if place is None:
         raise UserError(
             f"there is no file or folder {model} to take autoencoder and text encoders from; if "
@@ -81,7 +91,7 @@ def released_parts(
             "--autoencoder)"
         )
     parts = load_released_parts(place, settings, context_dim=context_dim)
-    if place != path and parts.source is not None:
+    if place != Path(model) and parts.source is not None:
         # Of the Hub, and found there again on any machine.
         parts = replace(parts, source=replace(parts.source, model=str(model)))
     return parts
@@ -98,8 +108,8 @@ def parts_from(
 
     Args:
         source: where; None for the shipped ones.
-        places: where parts lie now that have moved; only its places count, and the one of the text
-            encoders stands for the whole model where that is gone.
+        places: where parts lie now that have moved; only its places count. Where the model itself
+            is gone, whatever else is missing is looked for beside the text encoders.
         encoders: which text encoders to use instead; zeros stand for the others.
         context_dim: the width of T5's zeros.
 
@@ -118,6 +128,15 @@ def parts_from(
         place = getattr(places, name, None) or getattr(source, name)
         settings = replace(settings, **{name: None if place is None else Path(place)})
     model: str | Path = source.model
-    if places is not None and places.text_encoders is not None and not Path(model).exists():
-        model = places.text_encoders
+    if settings.text_encoders is not None and not _is_there(model):
+        model = settings.text_encoders
     return released_parts(model, settings, context_dim=context_dim)
+
+
+def _is_there(model: str) -> bool:
+    from rectiflow.models.published.hub import find_released
+
+    try:
+        return find_released(model) is not None
+    except UserError:  # of the Hub, which does not give it
+        return False

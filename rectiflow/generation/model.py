@@ -175,10 +175,9 @@ def _released_path(name_or_path: str | Path) -> Path | None:
     if is_own_model(name_or_path):
         return None
     # Needs the public libraries of large encoders.
-    from rectiflow.generation.released import fetch_from_hub
+    from rectiflow.models.published.hub import find_released
 
-    path = Path(name_or_path)
-    return path if path.exists() else fetch_from_hub(str(name_or_path))
+    return find_released(name_or_path)
 
 
 def _load_own_model(name_or_path: str | Path, settings: LoadSettings) -> Model:
@@ -219,6 +218,12 @@ def load_own_parts(name_or_path: str | Path, settings: LoadSettings) -> FrozenPa
     folder = find_model_folder(name_or_path)
     card = read_model_card(folder)
     _refuse_foreign_parts(name_or_path, card, settings)
+    held_in = "fp32" if card.parts is None else card.parts.precision
+    if settings.precision not in ("auto", held_in):
+        raise ConfigError(
+            f"precision={settings.precision} is not what the text encoders of {name_or_path} are "
+            f"held in, which is {held_in}; leave it out"
+        )
     return _load_own_parts(folder, card, settings)
 
 
@@ -278,6 +283,11 @@ def _load_weaker(name: str, model: Model) -> WeakerModel:
     if path is None:
         folder = find_model_folder(name)
         card = read_model_card(folder)
+        if card.autoencoder.get("fingerprint") != model.autoencoder.fingerprint():
+            raise UserError(
+                f"{name} cannot guide {model.name}: it draws the latents of another autoencoder; "
+                "name a model that was trained on the same"
+            )
         return WeakerModel(
             name=name,
             digest=card.sha256[WEIGHTS_FILE],

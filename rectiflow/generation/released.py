@@ -6,7 +6,6 @@ file or folder, or each somewhere else; single files hold no tokenizers.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,9 +65,6 @@ _SCHEDULER_OPTIONS = _DYNAMIC_OPTIONS | {
     "use_dynamic_shifting": (True,),
 }
 _PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-#: What a model's folder on the Hub needs to hold.
-_HUB_FILES = ("*.json", "transformer/*", "vae/*", "text_encoder*/*", "tokenizer*/*")
 
 
 def load_released(path: Path | str, settings: LoadSettings) -> Model:
@@ -250,28 +246,6 @@ def name_released(config: MMDiTConfig, path: Path | str) -> str | None:
     names = (part.lower() for part in reversed(Path(path).resolve().parts))
     telling = next((part for part in names if "large" in part or "turbo" in part), "")
     return "SD3.5-large-turbo" if "turbo" in telling else "SD3.5-large"
-
-
-def fetch_from_hub(name: str) -> Path | None:
-    """The folder of a model that the Hugging Face Hub has, downloaded if it was not; or None.
-
-    None where the name cannot be one of the Hub's.
-
-    Raises:
-        UserError: it is not to be had; the text says why.
-    """
-    if not _HUB_NAME.fullmatch(name):
-        return None
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    except Exception as error:  # whatever network, Hub and disk come up with
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"there is no file or folder {name}, and the Hugging Face Hub does not give it: "
-            f"{reason} Give a path, or sign in where a licence must be accepted first"
-        ) from error
 
 
 def _part_from(checkpoint: Checkpoint, other: Path | None, kind: str, option: str) -> Part:

@@ -18,6 +18,8 @@ from rectiflow.data.folder import list_folder
 from rectiflow.data.store_format import read_header
 from rectiflow.generation.frozen_parts import FrozenParts, parts_from, parts_of, shipped_parts
 from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.model import read_model_card
+from rectiflow.models.model_folder import find_model_folder, is_own_model
 from rectiflow.models.parts_source import PartsSource
 from rectiflow.models.precision import usable_device
 from rectiflow.models.shipped import load_image_tower
@@ -69,12 +71,12 @@ def encode_with_parts(
         buckets_for(ratios, resolution_px=resolution_px, multiple_px=TOKEN_PX) if ratios else ()
     )
     listing = list_folder(folder)
-    found = shipped_parts() if parts is None else parts_of(parts, load)
+    found = (shipped_parts() if parts is None else parts_of(parts, load)).to(place)
     return encode_folder(
         listing,
         out,
-        found.autoencoder.to(place),
-        uncached(found.conditioner.to(place)),
+        found.autoencoder,
+        uncached(found.conditioner),
         resolution_px=resolution_px,
         buckets=buckets,
         image_encoder=load_image_tower().to(place) if with_features else None,
@@ -103,11 +105,15 @@ def parts_of_store(store: Path, *, moved_to: str | None = None) -> FrozenParts:
                 f"the store {store} was encoded by the parts that ship, which lie in the package; "
                 "leave out --parts"
             )
-        source = PartsSource(
-            model=moved_to,
-            encoders=source.encoders,
-            t5_tokens=source.t5_tokens,
-            precision=source.precision,
+        source = (
+            read_model_card(find_model_folder(moved_to)).parts
+            if is_own_model(moved_to)
+            else PartsSource(
+                model=moved_to,
+                encoders=source.encoders,
+                t5_tokens=source.t5_tokens,
+                precision=source.precision,
+            )
         )
     parts = parts_from(source, context_dim=header.text_columns["t5.context"].shape[-1])
     header.check_made_by(

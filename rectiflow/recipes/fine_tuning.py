@@ -188,7 +188,7 @@ def _place_of(model: str) -> str:
     if is_own_model(model):
         return model
     # Needs the public libraries of large encoders.
-    from rectiflow.generation.released import fetch_from_hub
+    from rectiflow.models.published.hub import fetch_from_hub
 
     return str(fetch_from_hub(model) or model)
 

@@ -26,15 +26,16 @@ def previews(
 ) -> DrawSamples | None:
     """Draws the recipe's prompts, each with the same noise every time; None if it asks for none.
 
-    `world` and `resolution_px` are of the store that `parts` made.
+    Large encoders are loaded at once, on the device where the parts are, and let go: their states
+    are kept on the disk. `world` and `resolution_px` are of the store that `parts` made.
     """
     if not (recipe.sample_every and recipe.sample_prompts):
         return None
-    if parts.source is not None and isinstance(parts.conditioner, CachedConditioner):
-        # Large encoders say it once: the prompts are found in the cache from now on, and training
-        # has the memory for itself.
-        parts.conditioner.encode(["", *recipe.sample_prompts])
-        parts.conditioner.unload()
+    conditioner = parts.conditioner
+    if parts.source is not None:
+        # Large encoders say it once, and training has the memory for itself.
+        conditioner.encode(["", *recipe.sample_prompts])
+        _unload(conditioner)
 
     def draw(backbone: nn.Module, prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w 3"]:
         assert isinstance(backbone, Backbone)
@@ -42,15 +43,23 @@ def previews(
             recipe,
             backbone,
             autoencoder=parts.autoencoder,
-            conditioner=parts.conditioner,
+            conditioner=conditioner,
             sampling=recipe.sampling,
             world=world,
             resolution_px=resolution_px,
         )
         # The parts go to where the backbone is trained.
-        return generate(model.to(model.device), prompts, range(len(prompts)))
+        images = generate(model.to(model.device), prompts, range(len(prompts)))
+        if parts.source is not None:
+            _unload(conditioner)  # where nothing could be kept on the disk
+        return images
 
     return draw
+
+
+def _unload(conditioner: PromptEncoder) -> None:
+    if isinstance(conditioner, CachedConditioner):
+        conditioner.unload()
 
 
 def left_to_the_first(

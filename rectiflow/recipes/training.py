@@ -11,15 +11,16 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from rectiflow.data.store_format import read_header
 from rectiflow.distributed.world import ALONE, World
+from rectiflow.generation.frozen_parts import FrozenParts
 from rectiflow.models.parts_source import PartsSource
 from rectiflow.recipes.encoding import parts_of_store
 from rectiflow.recipes.previews import left_to_the_first, previews
 from rectiflow.training.feed import open_feed
 from rectiflow.training.hooks import DrawSamples, Hook
 from rectiflow.training.loop import TrainResult, train
-from rectiflow.training.recipe import TrainRecipe
+from rectiflow.training.recipe import TrainRecipe, refuse_uneven
+from rectiflow.training.run_folder import refuse_foreign_folder
 
 #: How long the other processes wait while the first looks at parts of any size.
 _PATIENCE = timedelta(hours=2)
@@ -46,16 +47,26 @@ def train_on_store(
         StoreError: the store is missing or damaged, or was made by other parts than are there.
         UserError, ConfigError, CheckpointError, DivergedError: as `train`.
     """
+    refuse_uneven(recipe, world.num_processes)
+    found: FrozenParts | None = None
     on_sample: DrawSamples | None = left_to_the_first
 
     def look_at_parts() -> PartsSource | None:
-        nonlocal on_sample
-        found, header = parts_of_store(store, moved_to=parts), read_header(store)
-        on_sample = previews(recipe, found, world=header.world, resolution_px=header.resolution_px)
+        nonlocal found
+        refuse_foreign_folder(out)
+        found = parts_of_store(store, moved_to=parts).to(world.device)
         return found.source
+
+    def prepare_pictures() -> None:
+        nonlocal on_sample
+        assert found is not None
+        facts = feed.facts
+        on_sample = previews(recipe, found, world=facts.world, resolution_px=facts.resolution_px)
 
     source = world.from_first(look_at_parts, patience=_PATIENCE)
     feed = open_feed(store, recipe)
+    # Only now, as large encoders take their time.
+    world.from_first(prepare_pictures, patience=_PATIENCE)
     feed.facts = replace(feed.facts, parts=source)
     return train(
         recipe,

@@ -14,9 +14,9 @@ from typing import ClassVar
 
 from rectiflow.base.errors import UserError
 from rectiflow.evaluation.shapeworld import picture_seeds
+from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.model import Model, load_model
 from rectiflow.generation.text_to_image import generate
-from rectiflow.models.shipped import load_conditioner
 from rectiflow.shapeworld.benchmark import benchmark_prompts
 from rectiflow.shapeworld.world import World, world_by_name
 from rectiflow.studies.bench import Bench
@@ -58,11 +58,11 @@ class Encoders(Study):
 
     def run(self, cell: Cell, bench: Bench, folder: Path) -> list[Row]:
         name = str(cell.factors["encoders"])
-        model = load_model(self.model)
+        model = load_model(self.model, LoadSettings(encoders=SUBSETS[name]))
         world = _world_of(model)
         prompts = benchmark_prompts(world, per_task=self.per_task, held_out=False)
         images = generate(
-            replace(model, conditioner=load_conditioner(SUBSETS[name])),
+            model,
             [prompt.prompt for prompt in prompts],
             picture_seeds(prompts, seed=0),
             replace(model.settings, num_steps=self.num_steps),

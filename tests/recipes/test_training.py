@@ -12,7 +12,7 @@ from generation.released_folder import TOKENS, save_released
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rectiflow.base.errors import StoreError, UserError
+from rectiflow.base.errors import ConfigError, StoreError, UserError
 from rectiflow.base.files import read_json, sha256_file
 from rectiflow.data.encode import EncodeReport
 from rectiflow.data.store_format import read_header
@@ -24,6 +24,7 @@ from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.baselines.uvit import UViTConfig
 from rectiflow.models.mmdit import MMDiTConfig
 from rectiflow.models.published import convert, open_checkpoint
+from rectiflow.models.published.text_loading import StoredEncoders
 from rectiflow.recipes.encoding import encode_with_parts
 from rectiflow.recipes.fine_tuning import fine_tune
 from rectiflow.recipes.fine_tuning_request import FineTuning
@@ -138,16 +139,20 @@ def test_such_a_run_becomes_a_whole_pipeline(released: Path, folder: Path, tmp_p
     for kind in ("vae", "text_encoder_3"):
         (file,) = (released / kind).glob("*.safetensors")
         assert sha256_file(tmp_path / "pipeline" / kind / file.name) == sha256_file(file)
-    # Another autoencoder, and a text encoder that is gone, are no longer the model's.
+    # Another autoencoder, and text encoders of which one is gone, are no longer the model's.
     (released / "vae").rename(released / "old")
     shutil.copytree(released / "old", released / "vae")
     (file,) = (released / "vae").glob("*.safetensors")
     tensors = load_file(file)
     save_file({name: 2.0 * tensor for name, tensor in tensors.items()}, file)
     (released / "text_encoder_3").rename(released / "t5")
-    assert set(open_checkpoint(tmp_path / "run").parts) == {"mmdit", "clip_l", "clip_g"}
+    found = open_checkpoint(tmp_path / "run")
+    assert set(found.parts) == {"mmdit"}
+    assert found.missing["autoencoder"].startswith("the model was trained with another than there")
+    assert "holds no text encoder T5" in found.missing["clip_l"]
     released.rename(tmp_path / "elsewhere")
-    assert set(open_checkpoint(tmp_path / "run").parts) == {"mmdit"}
+    found = open_checkpoint(tmp_path / "run")
+    assert found.missing["t5"] == f"there is no file or folder {released}"
 
 
 def test_parts_that_have_moved(released: Path, folder: Path, tmp_path: Path) -> None:
@@ -166,6 +171,71 @@ def test_parts_that_have_moved(released: Path, folder: Path, tmp_path: Path) -> 
     assert source.model == str(moved)
     there = LoadSettings(autoencoder=moved, text_encoders=moved, tokenizers=moved)
     assert np.array_equal(generate(load_model(before, there), ["a blue square"], [0]), drawn)
+    # A run tells where they are now; it is no place of parts itself.
+    train(store, tmp_path / "third", parts=str(after))
+    assert load_model(tmp_path / "third").source == source
+
+
+def test_one_part_that_has_moved(released: Path, folder: Path, tmp_path: Path) -> None:
+    autoencoder = released / "vae"
+    load = replace(LOAD, autoencoder=autoencoder, text_encoders=released)
+    encode(folder, tmp_path / "store", autoencoder, load)
+    train(tmp_path / "store", tmp_path / "run")
+    moved = autoencoder.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="vae"):
+        load_model(tmp_path / "run")
+    assert load_model(tmp_path / "run", LoadSettings(autoencoder=moved)).source is not None
+
+
+def test_parts_are_used_as_they_were(kept: Path, folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    encode(folder, store, kept, LoadSettings(encoders=("clip_l", "clip_g")))
+    for changes, told in (
+        ({"t5_tokens": 16}, "with --t5-tokens 0, not 16"),
+        ({"precision": "bf16"}, "with --precision fp32, not bf16"),
+        ({"encoders": ("clip_l",)}, "with --encoders clip_l,clip_g, not clip_l"),
+    ):
+        settings = LoadSettings(**({"encoders": ("clip_l", "clip_g")} | changes))
+        with pytest.raises(StoreError, match=f"the store was encoded {told}; ask for the same"):
+            encode(folder, store, kept, settings)
+    encode(folder, tmp_path / "half", kept, replace(LOAD, precision="bf16"))
+    train(tmp_path / "half", tmp_path / "run")
+    with pytest.raises(ConfigError, match="precision=fp32 is not what the text encoders of"):
+        encode(folder, tmp_path / "half", tmp_path / "run", LoadSettings(precision="fp32"))
+
+
+def test_what_cannot_be_trained_is_told_before_encoders_load(
+    kept: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the text encoders were loaded")
+
+    encode(folder, tmp_path / "store", kept)
+    monkeypatch.setattr(StoredEncoders, "load", refuse)
+    with pytest.raises(ConfigError, match="the store's resolution is 32 px"):
+        train_on_store(replace(recipe(), resolution_px=64), tmp_path / "store", tmp_path / "run")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="foreign"):
+        train(tmp_path / "store", tmp_path / "foreign")
+
+
+def test_prompts_are_encoded_where_pictures_are_drawn(
+    kept: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(folder, tmp_path / "store", kept)
+    loads: list[int] = []
+    load = StoredEncoders.load
+
+    def count(self: StoredEncoders) -> object:
+        loads.append(1)
+        return load(self)
+
+    monkeypatch.setattr(StoredEncoders, "load", count)
+    asked = replace(recipe(), sample_prompts=("never said before",))
+    train_on_store(asked, tmp_path / "store", tmp_path / "run")
+    # Once for all prompts, before the first step, and then from the cache.
+    assert len(loads) == 1
 
 
 def test_other_parts_at_the_same_place(released: Path, folder: Path, tmp_path: Path) -> None:

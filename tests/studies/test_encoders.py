@@ -88,7 +88,7 @@ def test_a_model_of_another_world_is_refused(
     from rectiflow.studies.bench import Bench
 
     foreign = replace(load_model("tiny"), world=None)
-    monkeypatch.setattr(module, "load_model", lambda _: foreign)
+    monkeypatch.setattr(module, "load_model", lambda _, settings: foreign)
     study = Encoders(per_task=1)
     with pytest.raises(UserError, match="was not trained on an embedded world"):
         study.run(study.cells()[0], Bench(tmp_path), tmp_path)

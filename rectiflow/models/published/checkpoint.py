@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ class Part:
 class Checkpoint:
     """The parts of a file or folder; `unknown` are tensors that belong to none of them.
 
+    `missing` says of parts that a model of ours was trained with why they are not there.
     `tokenizers` is the folder that has those of its text encoders, `scheduler` what diffusers' is
     made from; None where there are none.
     """
@@ -150,6 +151,7 @@ class Checkpoint:
     unknown: tuple[str, ...] = ()
     tokenizers: Path | None = None
     scheduler: Mapping[str, Any] | None = None
+    missing: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def shift(self) -> float | None:

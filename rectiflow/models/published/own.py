@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from rectiflow.models.published.checkpoint import (
 )
 from rectiflow.models.published.components import open_component
 from rectiflow.models.published.header import read_safetensors
+from rectiflow.models.published.hub import find_released
 from rectiflow.models.published.stored import StoredTensor
 from rectiflow.models.shipped import load_autoencoder, read_card, shipped_path
 from rectiflow.models.text.conditioner import FOLDERS
@@ -77,7 +77,8 @@ def open_own_model(name_or_path: Path | str) -> OwnModel:
 def open_own_checkpoint(name_or_path: Path | str) -> Checkpoint:
     """A model of ours with all that it draws with, in Stability's layout, positions included.
 
-    The frozen parts are there as far as they are still where they were, and the same.
+    The frozen parts are there as far as they are still where they were, and the same; `missing`
+    says why others are not.
 
     Raises:
         UserError: there is none, or no released layout for its backbone or its formulation.
@@ -93,16 +94,15 @@ def open_own_checkpoint(name_or_path: Path | str) -> Checkpoint:
     grid = position_grid(config.position_side, config.hidden_dim, base_side=config.base_side)
     tensors = own.tensors | {"pos_embed": StoredTensor.of(grid.flatten(0, 1)[None])}
     backbone = recognise_part("mmdit", "sai", own.folder, tensors, config=config)
-    if own.card.parts is None:
-        text = _text_encoders(own.card.text)
-        parts, tokenizers = _autoencoder(own.card.autoencoder) | text, shipped_path("text")
-    else:
-        parts, tokenizers = _parts_from(own.card.parts, own.card)
+    found = _shipped_parts(own.card)
+    if own.card.parts is not None:
+        found = _parts_from(own.card.parts, own.card)
     return Checkpoint(
         path=own.folder,
-        parts={"mmdit": backbone} | parts,
-        tokenizers=tokenizers if any(name in parts for name in FOLDERS) else None,
+        parts={"mmdit": backbone} | found.parts,
+        tokenizers=found.tokenizers if any(name in found.parts for name in FOLDERS) else None,
         scheduler=scheduler_of(own.card.sampling["shift"]),
+        missing=found.missing,
     )
 
 
@@ -115,52 +115,71 @@ def _refuse_other_flow(own: OwnModel) -> None:
             )
 
 
-def _parts_from(source: PartsSource, card: OwnCard) -> tuple[dict[str, Part], Path | None]:
-    """Those of its parts that are at their place, and their tokenizers' folder."""
+@dataclass(kw_only=True)
+class _Found:
+    """The frozen parts that were found, the folder of their tokenizers, and why some were not."""
+
+    parts: dict[str, Part] = field(default_factory=dict[str, Part])
+    tokenizers: Path | None = None
+    missing: dict[str, str] = field(default_factory=dict[str, str])
+
+    def take(self, kind: str, part: Part, fingerprint: str, wanted: str | None, where: str) -> None:
+        """A part, if it is the one that the model was trained with."""
+        if fingerprint == wanted:
+            self.parts[kind] = part
+        else:
+            self.missing[kind] = f"the model was trained with another than {where}"
+
+
+def _shipped_parts(card: OwnCard) -> _Found:
+    found, where = _Found(tokenizers=shipped_path("text")), "ships with this version"
+    embedded, folder = load_autoencoder(), shipped_path("text")
+    wanted = card.autoencoder.get("fingerprint")
+    found.take("autoencoder", part_of(embedded), embedded.fingerprint(), wanted, where)
+    known = read_card(folder).fingerprints or {}
+    for name, (place, _) in FOLDERS.items():
+        if name in card.text:
+            part = open_component(folder / place, name)
+            found.take(name, part, known.get(name, ""), card.text[name], where)
+    return found
+
+
+def _parts_from(source: PartsSource, card: OwnCard) -> _Found:
+    """The parts that are at their place; those of the Hub are downloaded if need be."""
     # They open models of ours too.
     from rectiflow.models.published.folder import open_checkpoint
     from rectiflow.models.published.loading import build_autoencoder
     from rectiflow.models.published.text_loading import find_text_encoders
 
-    def at(place: str | None) -> Checkpoint | None:
-        path = Path(place or source.model)
-        return open_checkpoint(path) if path.exists() else None
+    def at(place: str | None) -> Checkpoint:
+        path = find_released(place or source.model)
+        if path is None:
+            raise UserError(f"there is no file or folder {place or source.model}")
+        return open_checkpoint(path)
 
-    parts: dict[str, Part] = {}
-    decoding = (checkpoint := at(source.autoencoder)) and checkpoint.parts.get("autoencoder")
-    if decoding is not None:
+    found, where = _Found(), f"there is in {source.model}"
+    try:
+        decoding = at(source.autoencoder).part("autoencoder")
         fingerprint = build_autoencoder(decoding).fingerprint()
-        if fingerprint == card.autoencoder.get("fingerprint"):
-            parts["autoencoder"] = decoding
-    text, whole = at(source.text_encoders), at(None)
-    folders = (source.tokenizers, text and text.tokenizers, whole and whole.tokenizers)
-    tokenizers = next((Path(folder) for folder in folders if folder is not None), None)
-    if text is None or tokenizers is None or not tokenizers.is_dir():
-        return parts, None
-    stored = find_text_encoders(
-        text,
-        tokenizers=tokenizers,
-        encoders=[name for name in source.encoders if name in text.parts],
-        t5_tokens=source.t5_tokens,
-        dtype=DTYPES[source.precision],
-    )
-    known = stored.fingerprints()
-    parts |= {n: part for n, part in stored.parts.items() if known[n] == card.text.get(n)}
-    return parts, tokenizers
-
-
-def _autoencoder(described: Mapping[str, Any]) -> dict[str, Part]:
-    embedded = load_autoencoder()
-    if embedded.fingerprint() != described.get("fingerprint"):
-        return {}
-    return {"autoencoder": part_of(embedded)}
-
-
-def _text_encoders(fingerprints: Mapping[str, str]) -> dict[str, Part]:
-    folder = shipped_path("text")
-    known = read_card(folder).fingerprints or {}
-    return {
-        name: open_component(folder / place, name)
-        for name, (place, _) in FOLDERS.items()
-        if name in known and known[name] == fingerprints.get(name)
-    }
+        wanted = card.autoencoder.get("fingerprint")
+        found.take("autoencoder", decoding, fingerprint, wanted, where)
+    except UserError as error:
+        found.missing["autoencoder"] = str(error)
+    try:
+        text = at(source.text_encoders)
+        tokenizers = source.tokenizers or text.tokenizers or at(None).tokenizers
+        found.tokenizers = None if tokenizers is None else Path(tokenizers)
+        stored = find_text_encoders(
+            text,
+            tokenizers=tokenizers,
+            encoders=source.encoders,
+            t5_tokens=source.t5_tokens,
+            dtype=DTYPES[source.precision],
+            context_dim=card.backbone.context_dim,
+        )
+        known = stored.fingerprints()
+        for name, part in stored.parts.items():
+            found.take(name, part, known[name], card.text.get(name), where)
+    except UserError as error:
+        found.missing |= dict.fromkeys(source.encoders, str(error))
+    return found

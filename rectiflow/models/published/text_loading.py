@@ -80,12 +80,12 @@ class StoredEncoders:
         return _hash(described)
 
     def fingerprints(self) -> dict[str, str]:
-        """The same of each encoder by itself, whichever others stand beside it."""
+        """The same of each encoder, whichever others are in use; the lengths are those of all."""
         return {
             name: _hash(
                 {
                     "dtype": str(self.dtype),
-                    "size": to_json(getattr(self.config, name)),
+                    "config": to_json(self.config),
                     "files": self._hashes(name),
                     "tokenizer": describe_tokenizer(self.tokenizers[name]),
                 }
