@@ -87,7 +87,7 @@ def encode_with_parts(
 
 
 def parts_of_store(store: Path, *, moved_to: str | None = None) -> FrozenParts:
-    """The parts that made a store, its text encoders not loaded; of them a model is made.
+    """The parts that made a store; the text encoders are not loaded yet.
 
     `moved_to` is the model that has them, where they are no longer where they were.
 
