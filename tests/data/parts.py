@@ -12,6 +12,9 @@ from PIL import Image
 
 from rectiflow.data.encode import EncodeReport, encode_folder
 from rectiflow.data.folder import FolderListing
+from rectiflow.data.latent_store import LatentStore
+from rectiflow.data.records import EncodedBatch
+from rectiflow.data.split import split_store
 from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
 from rectiflow.models.text.encoded import EncodedText
 
@@ -134,3 +137,32 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def read_all(path: Path) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Every sample's content by file name, whatever shards it lies in."""
+    store = LatentStore(path)
+    rows: dict[str, tuple[torch.Tensor, ...]] = {}
+    for variant, name in enumerate(store.variants):
+        batch: EncodedBatch = store.read(
+            torch.arange(len(store)), torch.full((len(store),), variant)
+        )
+        for i in range(len(store)):
+            text = tuple(column[i] for column in batch.encoded_text.values())
+            rows[f"{store.file(i)}:{name}"] = (batch.x0_mean[i], batch.x0_logvar[i], *text)
+    return rows
+
+
+def assert_same_rows(first: Path, second: Path) -> None:
+    one, other = read_all(first), read_all(second)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True))
+
+
+def assert_same_data(first: Path, second: Path) -> None:
+    """Runs on either go on with the other, and hold out the same samples."""
+    one, other = LatentStore(first), LatentStore(second)
+    assert one.fingerprint == other.fingerprint
+    splits = [split_store(s.content_hashes, num_validation=5, seed=0) for s in (one, other)]
+    assert torch.equal(splits[0].validation, splits[1].validation)

@@ -94,9 +94,8 @@ def open_own_checkpoint(name_or_path: Path | str) -> Checkpoint:
     grid = position_grid(config.position_side, config.hidden_dim, base_side=config.base_side)
     tensors = own.tensors | {"pos_embed": StoredTensor.of(grid.flatten(0, 1)[None])}
     backbone = recognise_part("mmdit", "sai", own.folder, tensors, config=config)
-    found = _shipped_parts(own.card)
-    if own.card.parts is not None:
-        found = _parts_from(own.card.parts, own.card)
+    source = own.card.parts
+    found = _shipped_parts(own.card) if source is None else _parts_from(source, own.card)
     return Checkpoint(
         path=own.folder,
         parts={"mmdit": backbone} | found.parts,
