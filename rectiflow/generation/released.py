@@ -14,6 +14,7 @@ import torch
 from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.flow import rectified_flow
 from rectiflow.flow.shift import NO_SHIFT
+from rectiflow.generation.drawn_with import read_drawn_with
 from rectiflow.generation.frozen_parts import FrozenParts
 from rectiflow.generation.load_settings import PLACES, LoadedParts, LoadSettings
 from rectiflow.generation.model import Model, WeakerModel
@@ -77,12 +78,19 @@ def load_released(path: Path | str, settings: LoadSettings) -> Model:
     checkpoint = open_checkpoint(path)
     mmdit = checkpoint.part("mmdit")
     assert isinstance(mmdit.config, MMDiTConfig)
-    alone = _backbone_of(mmdit, path, settings)
+    drawn_with = read_drawn_with(checkpoint.path)
+    if drawn_with is not None:
+        settings = drawn_with.fill_in(settings)
+    # What is missing is told before gigabytes are read.
     found = _find_parts(checkpoint, settings, mmdit.config.context_dim)
     _refuse_misfits(mmdit, found.decoding, found.stored)
+    alone = _backbone_of(mmdit, path, settings)
     parts = _load_parts(checkpoint, found, settings)
     name = name_released(mmdit.config, path)
-    sampling = _sampling(checkpoint, name)
+    usual = RELEASED_SAMPLING.get(name or "", _SAMPLING)
+    if drawn_with is not None:
+        usual = SamplingSettings(**vars(drawn_with.sampling))
+    sampling = _sampling(checkpoint, usual)
     side_px = (
         mmdit.config.base_side
         * mmdit.config.patch_size
@@ -117,6 +125,9 @@ def load_released_parts(
         UserError, CheckpointError: as `load_released`.
     """
     checkpoint = open_checkpoint(path)
+    drawn_with = read_drawn_with(checkpoint.path)
+    if drawn_with is not None:
+        settings = drawn_with.fill_in(settings)
     beside = checkpoint.parts.get("mmdit")
     if context_dim is None and beside is not None and isinstance(beside.config, MMDiTConfig):
         context_dim = beside.config.context_dim
@@ -208,13 +219,13 @@ def _backbone_of(part: Part, path: Path | str, settings: LoadSettings) -> Weaker
     )
 
 
-def _sampling(checkpoint: Checkpoint, name: str | None) -> SamplingSettings:
-    """As the released model of that name, with the times of the folder's own scheduler, if any.
+def _sampling(checkpoint: Checkpoint, sampling: SamplingSettings) -> SamplingSettings:
+    """The usual sampling, with the times of the folder's own scheduler, if any.
 
     Raises:
         CheckpointError: the scheduler is told to do what no grid here does.
     """
-    sampling, scheduler = RELEASED_SAMPLING.get(name or "", _SAMPLING), checkpoint.scheduler or {}
+    scheduler = checkpoint.scheduler or {}
     is_dynamic = bool(scheduler.get("use_dynamic_shifting"))
     for option, value in scheduler.items():
         usual = _SCHEDULER_OPTIONS.get(option)
@@ -285,14 +296,22 @@ def _text_encoders(
     )
 
 
+def find_tokenizers(
+    checkpoint: Checkpoint, source: Checkpoint, settings: LoadSettings
+) -> Path | None:
+    """The folder of the tokenizers for the text encoders of `source`, with a model's own last."""
+    folders = (settings.tokenizers, source.tokenizers, checkpoint.tokenizers)
+    return next((folder for folder in folders if folder is not None), None)
+
+
 def _tokenizer_folder(checkpoint: Checkpoint, source: Checkpoint, settings: LoadSettings) -> Path:
-    for folder in (settings.tokenizers, source.tokenizers, checkpoint.tokenizers):
-        if folder is not None:
-            return folder
-    raise UserError(
-        f"{source.path} comes without tokenizers; give the folder of a released model, which holds "
-        f"{', '.join(tokenizer for _, tokenizer in FOLDERS.values())} (--tokenizers)"
-    )
+    folder = find_tokenizers(checkpoint, source, settings)
+    if folder is None:
+        raise UserError(
+            f"{source.path} comes without tokenizers; give the folder of a released model, which "
+            f"holds {', '.join(tokenizer for _, tokenizer in FOLDERS.values())} (--tokenizers)"
+        )
+    return folder
 
 
 def _dtype(settings: LoadSettings) -> torch.dtype:

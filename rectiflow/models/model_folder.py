@@ -25,18 +25,31 @@ PIPELINE_FILE = "model_index.json"
 LORA_FILE = "lora.safetensors"
 
 
+def is_shipped(name_or_path: str | Path) -> bool:
+    """Whether a name means a model that ships: it does unless a model lies in a folder called so.
+
+    Such a folder comes first, as whoever trained into it expects; one of anything else does not.
+    """
+    if str(name_or_path) not in SHIPPED_MODELS:
+        return False
+    path = Path(name_or_path)
+    return not (_holds_own_model(path) or (path / PIPELINE_FILE).is_file() or find_pipeline(path))
+
+
 def is_own_model(name_or_path: str | Path) -> bool:
     """Whether a name or path means a model that ships, or a run's or model's folder of ours.
 
     A run whose model is a diffusers pipeline counts as released weights.
     """
-    path = Path(name_or_path)
-    if str(name_or_path) in SHIPPED_MODELS and not path.exists():
+    if is_shipped(name_or_path):
         return True
-    if find_pipeline(path) is not None:
-        return False
+    path = Path(name_or_path)
+    return find_pipeline(path) is None and _holds_own_model(path)
+
+
+def _holds_own_model(folder: Path) -> bool:
     marks = (CARD_FILE, f"model/{CARD_FILE}", "recipe.json")
-    return any((path / mark).is_file() for mark in marks)
+    return any((folder / mark).is_file() for mark in marks)
 
 
 def find_pipeline(name_or_path: str | Path) -> Path | None:
@@ -52,7 +65,7 @@ def find_model_folder(name_or_path: str | Path) -> Path:
         UserError: there is none; the text says what was looked for.
         CheckpointError: a shipped model's files are damaged.
     """
-    if str(name_or_path) in SHIPPED_MODELS:
+    if is_shipped(name_or_path):
         return shipped_path(str(name_or_path))
     path = Path(name_or_path)
     if (path / CARD_FILE).is_file():
@@ -69,12 +82,18 @@ def find_model_folder(name_or_path: str | Path) -> Path:
     if lora is not None:
         raise UserError(
             f"{path} holds a LoRA, which changes a model and is none by itself; give the model "
-            f"that it was trained for, and the LoRA beside it: --lora {lora}"
+            f"that it was trained for, and to draw the LoRA beside it: rectiflow sample MODEL "
+            f"PROMPT --lora {lora}"
+        )
+    if find_pipeline(path) is not None:
+        raise UserError(
+            f"the model of the run {path} is a diffusers pipeline, and here a model of ours is "
+            "needed; give one that `rectiflow train` or `rectiflow demo` wrote"
         )
     if (path / "recipe.json").is_file():
         raise UserError(
             f"the run {path} has no model yet: it has not reached its first checkpoint; continue "
-            "it with `rectiflow train`"
+            "it with the command that began it"
         )
     raise UserError(
         f"{path} is no model: it holds neither {CARD_FILE} nor model/{CARD_FILE}; give the folder "

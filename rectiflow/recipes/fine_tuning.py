@@ -6,28 +6,23 @@ trainer does the rest. What comes before training lies in the run's `prepared/`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-from jaxtyping import UInt8
-from torch import nn
-
 from rectiflow.base.config import load_config, save_config
 from rectiflow.base.errors import UserError
 from rectiflow.data.latent_store import LatentStore
 from rectiflow.distributed.world import ALONE, World
 from rectiflow.flow import ResolutionShift
+from rectiflow.generation.frozen_parts import FrozenParts
 from rectiflow.generation.model import Model, load_model
-from rectiflow.generation.text_to_image import generate
 from rectiflow.models.backbones import BackboneConfig
-from rectiflow.models.frame import Backbone
 from rectiflow.models.lora import check_lora
-from rectiflow.models.model_folder import is_own_model
+from rectiflow.models.model_folder import is_own_model, is_shipped
+from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.recipes.fine_tuning_parts import at_size, prepare
 from rectiflow.recipes.fine_tuning_request import (
     FineTuning,
@@ -37,7 +32,7 @@ from rectiflow.recipes.fine_tuning_request import (
     list_captioned,
     refuse_other,
 )
-from rectiflow.recipes.previews import left_to_the_first
+from rectiflow.recipes.previews import left_to_the_first, previews
 from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.feed import Feed, StoreFeed
 from rectiflow.training.fine_tuning import PriorPreservation
@@ -46,7 +41,7 @@ from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.prior_feed import PriorFeed
 from rectiflow.training.recipe import TrainRecipe, refuse_uneven
-from rectiflow.training.run_folder import PREPARED_FOLDER, refuse_foreign_folder
+from rectiflow.training.run_folder import PREPARED_FOLDER, locked, refuse_foreign_folder
 from rectiflow.training.schedule import Trapezoid
 
 MAX_STEPS = 1000
@@ -145,6 +140,7 @@ def _begin(
     """Make what the run needs, or check that it is there; how to train, and to draw on the way."""
     run = request.out
     refuse_foreign_folder(run)
+    _refuse_nested(run, request)
     listing = list_captioned(request.data, request.caption, "--caption 'a photo of sks dog'")
     prior = None
     if request.prior is not None:
@@ -166,27 +162,48 @@ def _begin(
         model=model.digest,
         data=hash_listing(listing),
         resolution_px=model.resolution_px,
-        prior=hash_prior(request, prior),
+        prior=hash_prior(request, prior, model),
     )
-    if (prepared / _PREPARED_FILE).is_file():
-        refuse_other(run, load_config(prepared / _PREPARED_FILE, Prepared), wanted)
-    else:
-        prepare(request, model, recipe, prepared, listing=listing, prior=prior, progress=progress)
-        save_config(prepared / _PREPARED_FILE, wanted)
+    with locked(run):
+        if (prepared / _PREPARED_FILE).is_file():
+            refuse_other(run, load_config(prepared / _PREPARED_FILE, Prepared), wanted)
+        else:
+            prepare(
+                request, model, recipe, prepared, listing=listing, prior=prior, progress=progress
+            )
+            save_config(prepared / _PREPARED_FILE, wanted)
     store = LatentStore(prepared / "store")
     store.header.check_made_by(
         autoencoder=model.autoencoder.fingerprint(), text=model.conditioner.fingerprints()
     )
     recipe = replace(recipe, num_validation=_num_held_out(len(store)))
-    return recipe, _sample_pictures(model, recipe)
+    parts = FrozenParts(
+        autoencoder=model.autoencoder,
+        conditioner=model.conditioner,
+        source=model.source,
+    )
+    on_sample = previews(recipe, parts, world=model.world, resolution_px=model.resolution_px)
+    if isinstance(model.conditioner, CachedConditioner):
+        # Training has the memory for itself.
+        model.conditioner.unload()
+    return recipe, on_sample
+
+
+def _refuse_nested(run: Path, request: FineTuning) -> None:
+    for option, folder in (("--data", request.data), ("--prior", request.prior)):
+        if folder is not None and run.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--out {run} lies in {option} {folder}, where the run's own pictures would become "
+                "training data; choose a folder beside it"
+            )
 
 
 def _place_of(model: str) -> str:
     """An absolute path, or the name of a model that ships, so that a run may go on anywhere."""
+    if is_shipped(model):
+        return model
     if Path(model).exists():
         return str(Path(model).resolve())
-    if is_own_model(model):
-        return model
     # Needs the public libraries of large encoders.
     from rectiflow.models.published.hub import fetch_from_hub
 
@@ -226,18 +243,3 @@ def _open_feed(prepared: Path, recipe: TrainRecipe) -> Feed:
     if recipe.prior is None:
         return StoreFeed(store, recipe)
     return PriorFeed(store, LatentStore(prepared / "prior_store"), recipe)
-
-
-def _sample_pictures(model: Model, recipe: TrainRecipe) -> DrawSamples | None:
-    """Draws the recipe's prompts with the model's own parts and settings, and the same noise."""
-    if not recipe.sample_every:
-        return None
-    parts = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
-    del parts["backbone"]
-
-    def draw(backbone: nn.Module, prompts: tuple[str, ...]) -> UInt8[np.ndarray, "n h w 3"]:
-        assert isinstance(backbone, Backbone)
-        model = Model(**parts, backbone=backbone)
-        return generate(model.to(model.device), prompts, range(len(prompts)))
-
-    return draw

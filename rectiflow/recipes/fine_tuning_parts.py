@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from rectiflow.base.files import atomic_write, link_tree, read_json, write_json
 from rectiflow.data.encode import encode_folder
 from rectiflow.data.folder import FolderListing, list_folder
+from rectiflow.generation.drawn_with import DrawnWith
 from rectiflow.generation.load_settings import LoadSettings
 from rectiflow.generation.model import Model
 from rectiflow.generation.pictures import encode_png
+from rectiflow.generation.released import find_tokenizers
+from rectiflow.generation.settings import CardSampling
 from rectiflow.generation.text_to_image import generate
 from rectiflow.models.model_folder import PIPELINE_FILE
 from rectiflow.models.published import (
@@ -27,7 +30,6 @@ from rectiflow.models.published import (
     scheduler_of,
 )
 from rectiflow.models.published.components import COMPONENTS
-from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.models.text.conditioner import FOLDERS
 from rectiflow.recipes.encoding import uncached
 from rectiflow.recipes.fine_tuning_request import FineTuning, hash_prior
@@ -61,14 +63,15 @@ def prepare(
     if prior is not None:
         sources.append((prior, "prior_store"))
     elif request.prior_count is not None and request.prior_prompt is not None:
-        # Named after what it shows: another prompt's pictures are left alone.
-        drawn = prepared / f"prior_{(hash_prior(request, None) or '')[:8]}"
+        # Named after what made them: another model's or prompt's pictures are left alone.
+        drawn = prepared / f"prior_{(hash_prior(request, None, model) or '')[:8]}"
         draw_prior(
             model,
             drawn,
             prompt=request.prior_prompt,
             count=request.prior_count,
             seed=request.seed,
+            progress=progress,
         )
         sources.append((list_folder(drawn, caption=request.prior_prompt), "prior_store"))
     encoder, side_px = uncached(model.conditioner), model.resolution_px
@@ -86,16 +89,12 @@ def prepare(
         if progress:
             print(report)
     if recipe.export_layout == "diffusers":
-        target = prepared.parent / PARTS_FOLDER
-        prepare_pipeline(request.model, request.load, target, shift=recipe.shift.alpha)
-    if isinstance(model.conditioner, CachedConditioner):
-        # Sample pictures find their prompts in the cache, and training has the memory for itself.
-        if recipe.sample_every:
-            model.conditioner.encode(["", *recipe.sample_prompts])
-        model.conditioner.unload()
+        prepare_pipeline(model, request.model, request.load, prepared.parent / PARTS_FOLDER)
 
 
-def draw_prior(model: Model, folder: Path, *, prompt: str, count: int, seed: int) -> None:
+def draw_prior(
+    model: Model, folder: Path, *, prompt: str, count: int, seed: int, progress: bool = True
+) -> None:
     """Draw what the model itself makes of a class: PNG files by number, those that are not there.
 
     Source: arXiv 2208.12242, section 3.3 (the prior's pictures are the frozen model's own).
@@ -107,14 +106,15 @@ def draw_prior(model: Model, folder: Path, *, prompt: str, count: int, seed: int
     places = [i for i in range(count) if not (folder / f"{i:05d}.png").exists()]
     if not places:
         return
-    with Counter("prior pictures") as progress:
+    with Counter("prior pictures") if progress else nullcontext() as counted:
         for start in range(0, len(places), _CHUNK):
             chunk = places[start : start + _CHUNK]
             images = generate(model, [prompt] * len(chunk), [seed + i for i in chunk])
             for i, image in zip(chunk, images, strict=True):
                 with atomic_write(folder / f"{i:05d}.png") as file:
                     file.write(encode_png(image))
-            progress(start + len(chunk), len(places))
+            if counted is not None:
+                counted(start + len(chunk), len(places))
 
 
 def at_size(model: Model, side_px: int) -> Model:
@@ -123,10 +123,11 @@ def at_size(model: Model, side_px: int) -> Model:
     return replace(model, settings=settings, resolution_px=side_px)
 
 
-def prepare_pipeline(source: str, settings: LoadSettings, target: Path, *, shift: float) -> None:
-    """Make the folder of a diffusers pipeline without its MM-DiT, unless it is there.
+def prepare_pipeline(model: Model, source: str, settings: LoadSettings, target: Path) -> None:
+    """Make the folder of a model's diffusers pipeline without its MM-DiT, unless it is there.
 
-    Files of weights that lie in a pipeline's folder already are linked to, where the disk can.
+    `model` was loaded from `source` by `settings`. Files of weights that lie in a pipeline's folder
+    already are linked to, where the disk can.
 
     Raises:
         UserError: it cannot be written.
@@ -135,6 +136,9 @@ def prepare_pipeline(source: str, settings: LoadSettings, target: Path, *, shift
     if (target / PIPELINE_FILE).is_file():
         return
     checkpoint = open_checkpoint(source)
+    with_text = checkpoint
+    if settings.text_encoders is not None:
+        with_text = open_checkpoint(settings.text_encoders)
     parts = _other_parts(checkpoint, settings)
     linked = {kind: part for kind, part in parts.items() if _is_component(kind, part)}
     copied = {kind: part for kind, part in parts.items() if kind not in linked}
@@ -143,8 +147,8 @@ def prepare_pipeline(source: str, settings: LoadSettings, target: Path, *, shift
     save_diffusers_folder(
         fresh,
         copied,
-        tokenizers=settings.tokenizers or settings.text_encoders or checkpoint.tokenizers,
-        scheduler=checkpoint.scheduler or scheduler_of(shift),
+        tokenizers=find_tokenizers(checkpoint, with_text, settings),
+        scheduler=checkpoint.scheduler or scheduler_of(model.settings.shift),
     )
     index: dict[str, Any] = read_json(fresh / PIPELINE_FILE)
     for kind, part in linked.items():
@@ -152,6 +156,13 @@ def prepare_pipeline(source: str, settings: LoadSettings, target: Path, *, shift
         link_tree(part.path, fresh / name)
         index[name] = read_json(part.path.parent / PIPELINE_FILE)[name]
     write_json(fresh / PIPELINE_FILE, index)
+    assert model.source is not None  # as of all released weights
+    sampling = {each.name: getattr(model.settings, each.name) for each in fields(CardSampling)}
+    DrawnWith(
+        sampling=CardSampling(**sampling),
+        encoders=model.source.encoders,
+        t5_tokens=model.source.t5_tokens,
+    ).save(fresh)
     fresh.rename(target)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from rectiflow.base.errors import UserError
 from rectiflow.data.folder import FolderListing, NoCaptionsError, list_folder
 from rectiflow.generation.load_settings import LoadSettings
+from rectiflow.generation.model import Model
 from rectiflow.training.fine_tuning import LoraTraining
 
 
@@ -58,6 +59,11 @@ class FineTuning:
                 "--prior-prompt needs a folder of such pictures (--prior), or how many the model "
                 "shall draw (--prior-count)"
             )
+        if self.prior_weight != 1.0 and not self.has_prior:
+            raise UserError(
+                "--prior-weight goes with pictures of a prior (--prior, or --prior-prompt and "
+                "--prior-count)"
+            )
 
     @property
     def has_prior(self) -> bool:
@@ -91,13 +97,16 @@ def hash_listing(listing: FolderListing) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
-def hash_prior(request: FineTuning, listing: FolderListing | None) -> str | None:
-    """Of a folder's listing, or of what decides the pictures that a model draws; None without."""
+def hash_prior(request: FineTuning, listing: FolderListing | None, model: Model) -> str | None:
+    """Of a folder's listing, or of what decides the pictures that `model` draws; None without."""
     if listing is not None:
         return hash_listing(listing)
     if request.prior_count is None:
         return None
-    drawn = [request.prior_prompt, request.prior_count, request.resolution_px, request.seed]
+    drawn = [
+        *(model.digest, model.resolution_px),
+        *(request.prior_prompt, request.prior_count, request.seed),
+    ]
     return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
 
 
@@ -105,7 +114,7 @@ _SAID_BY = {
     "model": "MODEL",
     "data": "pictures or captions in --data",
     "resolution_px": "--resolution",
-    "prior": "pictures of the prior",
+    "prior": "pictures of the prior (--prior, or --prior-prompt, --prior-count and --seed)",
 }
 
 

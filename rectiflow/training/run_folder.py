@@ -73,7 +73,7 @@ def locked(run: Path) -> Generator[None]:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
                 if _is_running(holder) or time.monotonic() > deadline:
                     raise UserError(
-                        f"another process (number {holder or 'unknown'}) is training in {run}; "
+                        f"another process (number {holder or 'unknown'}) is at work in {run}; "
                         "wait until it ends, stop it, or choose another folder"
                     ) from error
             time.sleep(0.05)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from generation.released_folder import CONFIGS, TOKENS, diffusers_pipeline, save_released
+from huggingface_hub.utils import filter_repo_objects
 from models.lora.small_loras import text_tensors, write
 from models.published.small_checkpoints import random_mmdit, write_single_file
 
@@ -378,16 +379,49 @@ def test_without_any_encoder_no_tokenizer_is_needed(single):
     assert drawn.images[0].size == (64, 64)
 
 
-def test_names_on_the_hub(folder, monkeypatch):
-    asked = []
+def test_names_on_the_hub(folder, tmp_path, monkeypatch):
+    def hub_of(repository):
+        """What the Hub's own function does with patterns, on a folder; notes what it fetched."""
 
-    def snapshot_download(name, allow_patterns):
-        asked.append(name)
-        return str(folder)
+        def snapshot_download(name, allow_patterns, ignore_patterns):
+            files = [p.relative_to(repository).as_posix() for p in repository.rglob("*.*")]
+            place = tmp_path / f"snapshot_{len(fetched)}"
+            fetched.append(
+                set(
+                    filter_repo_objects(
+                        files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+                    )
+                )
+            )
+            for file in fetched[-1]:
+                (place / file).parent.mkdir(parents=True, exist_ok=True)
+                (place / file).symlink_to(repository / file)
+            place.mkdir(exist_ok=True)
+            return str(place)
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+        return snapshot_download
+
+    fetched = []
+    repository = tmp_path / "repository"
+    shutil.copytree(folder, repository)
+    own = {p.relative_to(repository).as_posix() for p in repository.rglob("*.*")}
+    more = ["text_encoders/clip_l.safetensors", "sd3_medium.safetensors"]
+    more += ["transformer/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.onnx"]
+    for file in more:
+        (repository / file).parent.mkdir(exist_ok=True)
+        (repository / file).write_bytes(b"again")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub_of(repository))
     model = load_model("somebody/sd3", LoadSettings(t5_tokens=TOKENS))
-    assert (model.name, asked) == ("somebody/sd3", ["somebody/sd3"])
+    assert model.name == "somebody/sd3"
+    assert fetched == [own]
+
+    weights = repository / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert load_model("somebody/sd3", LoadSettings(t5_tokens=TOKENS)).digest == model.digest
+
+    (repository / "model_index.json").unlink()
+    with pytest.raises(UserError, match="somebody/sd3 on the Hugging Face Hub is no folder of a"):
+        load_model("somebody/sd3")
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"no file or folder nobody/nothing, and the Hugging Face"):
         load_model("nobody/nothing")

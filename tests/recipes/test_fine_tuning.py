@@ -16,6 +16,7 @@ from rectiflow.base.config import from_json
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import read_json
 from rectiflow.data.latent_store import LatentStore
+from rectiflow.generation.frozen_parts import parts_of
 from rectiflow.generation.load_settings import LoadSettings, LoraFile
 from rectiflow.generation.loras import with_loras
 from rectiflow.generation.model import load_model
@@ -23,10 +24,11 @@ from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig
 from rectiflow.models.published import convert, open_checkpoint
 from rectiflow.models.shipped import shipped_path
+from rectiflow.models.text.cache import CachedConditioner
 from rectiflow.recipes import fine_tuning
 from rectiflow.recipes.fine_tuning import fine_tune, fine_tuning_recipe
-from rectiflow.recipes.fine_tuning_parts import prepare_pipeline
-from rectiflow.recipes.fine_tuning_request import FineTuning
+from rectiflow.recipes.fine_tuning_parts import at_size, prepare_pipeline
+from rectiflow.recipes.fine_tuning_request import FineTuning, hash_prior
 from rectiflow.sampling import CFGZeroStar, Heun, SamplingDefaults
 from rectiflow.training.fine_tuning import LoraTraining
 from rectiflow.training.recipe import TrainRecipe
@@ -148,7 +150,7 @@ def test_a_lora_with_a_prior_that_the_model_draws(
     assert (run / "samples" / "step_00000003.png").is_file()
     assert [path.stat().st_mtime_ns for path in drawn] == times
     for change, text in (
-        ({"prior_count": 3}, "pictures of the prior"),
+        ({"prior_count": 3}, r"pictures of the prior \(--prior, .*\)"),
         ({"resolution_px": 32}, "--resolution"),
     ):
         with pytest.raises(UserError, match=f"was begun with other {text}; a run keeps"):
@@ -186,8 +188,9 @@ def test_a_pipeline_is_made_of_a_single_file_too(
     released: Path, single: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "parts"
+    load = replace(LOAD, tokenizers=released)
     for _ in range(2):  # the second time it is there
-        prepare_pipeline(str(single), replace(LOAD, tokenizers=released), target, shift=3.0)
+        prepare_pipeline(load_model(single, load), str(single), load, target)
     expected = read_json(released / "model_index.json")
     found = read_json(target / "model_index.json")
     assert found.keys() >= {name for name, (library, _) in _components(expected).items() if library}
@@ -196,6 +199,77 @@ def test_a_pipeline_is_made_of_a_single_file_too(
     scheduler = read_json(target / "scheduler" / "scheduler_config.json")
     assert scheduler["shift"] == 3.0
     assert set(open_checkpoint(target).parts) == {"autoencoder", "clip_l", "clip_g", "t5"}
+
+
+def test_a_pipeline_says_how_it_is_drawn_where_its_layout_does_not(
+    released: Path, pictures: Path, tmp_path: Path
+) -> None:
+    turbo = tmp_path / "sd3.5-large-turbo"
+    turbo.symlink_to(released)
+    load = LoadSettings(encoders=("clip_l", "t5"), t5_tokens=TOKENS)
+    asked = request(turbo, pictures, tmp_path / "run", max_steps=1, load=load)
+    before = load_model(turbo, load)
+    fast = replace(before.settings, num_steps=4, guidance_scale=1.0, solver=Heun())
+    run = tmp_path / "run"
+    target = run / "prepared" / "parts"
+    prepare_pipeline(replace(before, settings=fast), str(turbo), load, target)
+    result = fine_tune(asked, progress=False)
+
+    after = load_model(result.run)
+    assert after.settings == fast
+    assert (after.source.encoders, after.source.t5_tokens) == (load.encoders, TOKENS)
+    assert after.conditioner.fingerprints() == before.conditioner.fingerprints()
+    parts = parts_of(result.run)
+    assert parts.conditioner.fingerprints() == before.conditioner.fingerprints()
+    # What is asked for goes before it.
+    other = load_model(result.run, LoadSettings(encoders=("clip_l", "clip_g")))
+    assert (other.source.encoders, other.source.t5_tokens) == (("clip_l", "clip_g"), 0)
+    assert load_model(result.run, LoadSettings(t5_tokens=9)).source.t5_tokens == 9
+
+
+def test_tokenizers_of_a_model_whose_text_encoders_lie_elsewhere(
+    released: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "encoders"
+    bare.mkdir()
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        (bare / name).symlink_to(released / name)
+    load = replace(LOAD, text_encoders=bare)
+    target = tmp_path / "parts"
+    prepare_pipeline(load_model(released, load), str(released), load, target)
+    assert {"tokenizer", "tokenizer_2", "tokenizer_3"} <= read_json(
+        target / "model_index.json"
+    ).keys()
+
+
+def test_prior_pictures_are_those_of_their_model(pictures: Path) -> None:
+    asked = request("tiny", pictures, Path("out"), prior_prompt="a dog", prior_count=2)
+    one, other = tiny_model(), replace(tiny_model(), digest="another")
+    hashes = {hash_prior(asked, None, model) for model in (one, other, at_size(one, 32))}
+    assert len(hashes) == 3
+    # The usual size is the same, said or not.
+    said = replace(asked, resolution_px=one.resolution_px)
+    assert hash_prior(said, None, one) == hash_prior(asked, None, one)
+
+
+def test_sample_pictures_leave_no_text_encoders_in_memory(
+    released: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    load = CachedConditioner.unload
+
+    def unload(conditioner: CachedConditioner) -> None:
+        load(conditioner)
+        loaded.append(conditioner)
+
+    monkeypatch.setattr(CachedConditioner, "unload", unload)
+    run = tmp_path / "run"
+    fine_tune(request(released, pictures, run, max_steps=1), progress=False)
+    drawn = {"sample_prompts": ("a prompt of its own",), "sample_every": 1}
+    fine_tune(request(released, pictures, run, max_steps=2, **drawn), progress=False)
+    assert loaded
+    assert not any(conditioner.is_loaded for conditioner in loaded)
+    assert len(list((run / "samples").rglob("*.png"))) == 1
 
 
 def _components(index: dict) -> dict:
@@ -232,6 +306,8 @@ def test_what_cannot_be_fine_tuned_is_told_before_anything_is_made(
         ),
         ({"resolution_px": 256}, UserError, "takes multiples of 16 up to 128"),
         ({"lora": LoraTraining(rank=500)}, ConfigError, "rank 500 cannot be"),
+        ({"out": pictures / "run"}, UserError, "lies in --data .*, where the run's own pictures"),
+        ({"out": bare / "run", "prior": bare}, UserError, "lies in --prior "),
         (
             {"batch_size": 1, "prior": pictures},
             ConfigError,
@@ -240,7 +316,7 @@ def test_what_cannot_be_fine_tuned_is_told_before_anything_is_made(
     ):
         with pytest.raises(error, match=text):
             fine_tune(replace(good, **change), progress=False)
-        assert not run.exists()
+        assert not replace(good, **change).out.exists()
     config = MMDiTConfig(**SIZES, in_channels=33, out_channels=16)
     inpainting = replace(tiny_model(), backbone=MMDiT(config))
     with monkeypatch.context() as patch:
@@ -257,6 +333,7 @@ def test_what_cannot_be_fine_tuned_is_told_before_anything_is_made(
         ({"prior": Path("p"), "prior_count": 3}, "give one"),
         ({"prior_count": 3}, "--prior-count needs the prompt"),
         ({"prior_prompt": "a dog"}, "--prior-prompt needs a folder"),
+        ({"prior_weight": 0.5}, "--prior-weight goes with pictures of a prior"),
     ],
 )
 def test_settings_of_the_prior_that_do_not_go_together(given: dict, text: str) -> None:

@@ -219,7 +219,7 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
 
     run_quietly(tiny_recipe(max_steps=3), run, hooks=[Listener(2, train_here_too)])
     assert refusals == [
-        f"another process (number {os.getpid()}) is training in {run}; wait until it ends, stop "
+        f"another process (number {os.getpid()}) is at work in {run}; wait until it ends, stop "
         "it, or choose another folder"
     ]
 
