@@ -90,10 +90,6 @@ class Loader:
         part.__dict__.update(self.__dict__, _rank=rank, _world_size=world_size)
         return part
 
-    def epoch_at(self, step: int) -> float:
-        """Epochs finished before `step`, as a fraction."""
-        return step * self.batch_size / len(self.rows)
-
     def batch_at(self, step: int) -> Batch:
         """The batch of a step, counted from 0.
 

@@ -300,6 +300,8 @@ def _locked(path: Path) -> Generator[None, None, None]:
             raise StoreError(
                 f"another run is writing the store {path}; wait until it ends"
             ) from error
+        except OSError as error:  # a file system without locks
+            raise explain_os_error(error, path, "lock the store") from error
         yield
     finally:
         os.close(descriptor)

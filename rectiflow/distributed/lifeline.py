@@ -229,7 +229,8 @@ def _greeting(connection: socket.socket) -> dict[str, Any]:
     """The first line of a connection; empty if it is no JSON object."""
     connection.settimeout(FAREWELL_TIMEOUT_S)
     try:
-        with connection.makefile("rb") as file:
+        # Not a byte beyond the line, which would be lost.
+        with connection.makefile("rb", buffering=0) as file:
             hello = json.loads(file.readline(1 << 12))
     except (OSError, ValueError):
         return {}

@@ -21,6 +21,7 @@ from rectiflow.evaluation.charts import format_seconds
 from rectiflow.evaluation.results import text_table
 from rectiflow.training.checkpoint import newest_step
 from rectiflow.training.export import read_description
+from rectiflow.training.meter import pace
 from rectiflow.training.recipe import TrainRecipe, differing_settings
 from rectiflow.training.run_folder import is_in_use
 
@@ -184,7 +185,7 @@ def final_metrics(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
                 f"{float(last['loss']):.4f}" if last else "–",
                 _loss_text(run.held_out("raw")),
                 _loss_text(run.held_out("ema")),
-                f"{last['images_per_second']:,.0f}" if last else "–",
+                pace(last["images_per_second"]) if last else "–",
                 f"{usage['flops_per_second'] / 1e9:,.1f} G" if usage else "–",
                 f"{usage['peak_memory_bytes'] / 1e9:,.2f} GB" if usage else "–",
                 str(run.num_spikes),
@@ -261,7 +262,7 @@ def _row(run: RunRecord, folder: Path) -> tuple[str, ...]:
         run.state,
         _loss_text(run.held_out("raw")),
         _loss_text(run.held_out("ema")),
-        f"{run.train[-1]['images_per_second']:,.0f}" if run.train else "–",
+        pace(run.train[-1]["images_per_second"]) if run.train else "–",
         age_text(run.age_s),
     )
 

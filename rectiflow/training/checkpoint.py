@@ -2,8 +2,9 @@
 
 `checkpoints/step_00001234/` holds `weights`, the averages and `optimizer` as safetensors, and
 `state.json` with the counters, the recipe, the model that the run started from, and the SHA-256 of
-each file. Processes that share a state write their parts side by side (`tensor_files`) and read, in
-whatever number, what is theirs; the first one makes the folder known once all parts are there.
+each of those files. Processes that share a state write their parts side by side (`tensor_files`)
+and read, in whatever number, what is theirs; the first one makes the folder known once all parts
+are there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rectiflow.base.config import from_json, to_json
 from rectiflow.base.errors import CheckpointError, UserError
 from rectiflow.base.files import (
     atomic_directory,
+    explain_os_error,
     joined_directory,
     read_json,
     sha256_file,
@@ -57,8 +59,6 @@ def save_checkpoint(
         UserError: it cannot be written (disk full, no permission), or a part does not come.
     """
     path = checkpoint_of(run, state.step)
-    if state.part == 0 and path.exists():  # a damaged one, which resuming has skipped
-        remove_whole(path)
     with written_together(path, state.part, token) as unfinished:
         write_state(unfinished, state, recipe, store)
     if state.part > 0:
@@ -87,7 +87,10 @@ def remove_old(run: Path, step: int, keep_last: int) -> None:
     """Keep only the last `keep_last` of the checkpoints up to `step`."""
     known = [path for path in step_folders(checkpoints_of(run)) if step_of(path) <= step]
     for path in known[keep_last:]:
-        remove_whole(path)
+        try:
+            remove_whole(path)
+        except UserError as error:  # what is too much does not end a run
+            print(f"rectiflow: an old checkpoint is left where it is: {error}", file=sys.stderr)
 
 
 def write_state(folder: Path, state: Snapshot, recipe: TrainRecipe, store: str) -> None:
@@ -162,33 +165,54 @@ def load_latest(
 
 
 def _newest_complete(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose files are all whole, with its `state.json`."""
+    """The newest checkpoint whose files are all whole, with its `state.json`.
+
+    Damaged ones that are newer get another name, or they would count among those that are kept.
+    """
     folder = checkpoints_of(run)
-    damages: list[str] = []
+    damages: dict[Path, str] = {}
     for path in step_folders(folder):
         try:
-            return path, read_header(path)
+            header = read_header(path)
+            _refuse_other_step(path, header)
         except CheckpointError as error:
-            damages.append(str(error))
-            print(f"rectiflow: skipping a damaged checkpoint: {error}", file=sys.stderr)
+            damages[path] = str(error)
+            continue
+        for damaged, reason in damages.items():
+            aside = damaged.with_name(f"{damaged.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            _rename(damaged, aside)
+            print(
+                f"rectiflow: skipping a damaged checkpoint, now {aside}: {reason}", file=sys.stderr
+            )
+        return path, header
     if damages:
         raise CheckpointError(
-            f"no usable checkpoint in {folder}: {damages[0]}; choose another run folder, or "
-            "remove this one to start anew"
+            f"no usable checkpoint in {folder}: {next(iter(damages.values()))}; choose another run "
+            "folder, or remove this one to start anew"
         )
     return None
+
+
+def _refuse_other_step(path: Path, header: Mapping[str, Any]) -> None:
+    if header["step"] != step_of(path):
+        raise CheckpointError(
+            f"{path / STATE_FILE} is of step {header['step']}: it is damaged, or its folder was "
+            "renamed"
+        )
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """`state.json` of one checkpoint, after every file's hash has been checked.
 
     Raises:
-        CheckpointError: a file is missing, cut or changed, or of another format.
+        CheckpointError: a file is missing, cut or changed.
+        UserError: a file cannot be read just now, or is of another version's format.
     """
     try:
         header = read_json(path / STATE_FILE)
     except UserError as error:
-        raise CheckpointError(str(error)) from error
+        raise _damage(error) from error
     try:
         missing = [key for key in _KEYS if key not in header]
     except TypeError:
@@ -197,7 +221,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / 'state.json'} lacks {missing[0]!r}; it is damaged")
     version, hashes = header["format"], header["sha256"]
     if version != FORMAT:
-        raise CheckpointError(
+        raise UserError(
             f"{path} has checkpoint format {version!r}, this version reads {FORMAT}; continue it "
             "with the version of rectiflow that wrote it"
         )
@@ -205,13 +229,23 @@ def read_header(path: Path) -> dict[str, Any]:
         try:
             found = sha256_file(path / name)
         except UserError as error:
-            raise CheckpointError(str(error)) from error
+            raise _damage(error) from error
         if found != expected:
             raise CheckpointError(
                 f"{path / name} is cut or damaged (its SHA-256 is {found[:12]}…, "
                 f"state.json says {expected[:12]}…)"
             )
     return header
+
+
+def _damage(error: UserError) -> UserError:
+    """What an error of reading says of the checkpoint: damaged, or out of reach for now.
+
+    Of one that is out of reach nothing is known, and a run that passed it over would part from it.
+    """
+    cause = error.__cause__
+    is_there = not isinstance(cause, FileNotFoundError | NotADirectoryError)
+    return error if isinstance(cause, OSError) and is_there else CheckpointError(str(error))
 
 
 def load_state(
@@ -303,6 +337,11 @@ def averages_of(run: Path) -> Path:
     return run / "averages"
 
 
+def samples_of(run: Path) -> Path:
+    """The folder of the pictures that are drawn on the way."""
+    return run / "samples"
+
+
 def checkpoint_of(run: Path, step: int) -> Path:
     """The folder of one step's checkpoint, kept or not."""
     return checkpoints_of(run) / step_name(step)
@@ -325,11 +364,24 @@ def step_of(path: Path) -> int:
 
 
 def remove_whole(path: Path) -> None:
-    """Remove a folder so that a half-removed one is never taken for a whole one."""
+    """Remove a folder so that a half-removed one is never taken for a whole one.
+
+    Where others still hold its files open on a network's disk, `clear_unfinished` takes the rest.
+
+    Raises:
+        UserError: it stays as it is.
+    """
     doomed = path.with_name(f".{path.name}.tmp-removed")
     shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    _rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _rename(path: Path, other: Path) -> None:
+    try:
+        path.rename(other)
+    except OSError as error:
+        raise explain_os_error(error, path, f"rename to {other.name} the folder") from error
 
 
 def newest_step(run: Path) -> int:
@@ -339,6 +391,9 @@ def newest_step(run: Path) -> int:
 
 def clear_unfinished(run: Path) -> None:
     """Remove what a killed process left half-written; only for the holder of the run's lock."""
-    for folder in (run, checkpoints_of(run), averages_of(run)):
+    for folder in (run, checkpoints_of(run), averages_of(run), samples_of(run)):
         for path in folder.glob(".*.tmp-*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from rectiflow.base.files import atomic_write, explain_os_error
 from rectiflow.base.log import EventLog, read_events
 from rectiflow.flow.emphasis import Emphasis
 from rectiflow.training.diagnosis import Diagnosis
-from rectiflow.training.meter import Usage
+from rectiflow.training.meter import Usage, pace
 from rectiflow.training.spikes import Spike
 from rectiflow.training.validation import ValidationLoss
 
@@ -298,15 +298,27 @@ def usage_figures(usage: Usage) -> dict[str, float]:
 
 
 class SamplePictures(Hook):
-    """`samples/step_00001234.png`: all pictures of one moment as a grid, row by row."""
+    """`samples/step_00001234.png`: all pictures of one moment as a grid, row by row.
 
-    def __init__(self, folder: Path) -> None:
+    Those after `after_step` are removed: the run has gone back to it.
+    """
+
+    def __init__(self, folder: Path, *, after_step: int) -> None:
         self._folder = folder
+        self._forget(after_step)
 
     def handle(self, event: Event) -> None:
         if isinstance(event, Sampled):
             with atomic_write(self._folder / f"step_{event.step:08d}.png") as file:
                 Image.fromarray(grid(event.images)).save(file, format="PNG")
+        elif isinstance(event, RolledBack):
+            self._forget(event.back_to)
+
+    def _forget(self, after_step: int) -> None:
+        for path in self._folder.glob("step_*.png"):
+            number = path.stem.removeprefix("step_")
+            if number.isdecimal() and int(number) > after_step:
+                path.unlink(missing_ok=True)
 
 
 @runtime_checkable
@@ -375,7 +387,7 @@ class Progress(Hook):
         share = event.step / self._max_steps
         text = (
             f"step {event.step}/{self._max_steps}  {share:4.0%}  loss {self._loss:.4f}  "
-            f"{rate * event.num_images:.0f} images/s  {self._usage}ETA {clock(left_s)}"
+            f"{pace(rate * event.num_images)} images/s  {self._usage}ETA {clock(left_s)}"
         )
         if self._stream.isatty():
             bar = "█" * round(20 * share) + "░" * (20 - round(20 * share))

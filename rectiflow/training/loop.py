@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from rectiflow.training.checkpoint import (
     load_latest,
     remove_old,
     return_to_latest,
+    samples_of,
 )
 from rectiflow.training.diagnosis import Diagnose
 from rectiflow.training.environment import describe_environment
@@ -63,7 +64,7 @@ from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.run_folder import locked, refuse_foreign_folder, settle_recipe
 from rectiflow.training.saver import Saver
 from rectiflow.training.spikes import Spike, read_spikes, record_spike
-from rectiflow.training.start_from import read_first_weights
+from rectiflow.training.start_from import FirstWeights, read_first_weights, read_same_weights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
 from rectiflow.training.validation import ValidationLoss, validate
@@ -161,7 +162,7 @@ def train(
             watchers = [
                 MetricsFile(run / "metrics.jsonl", after_step=state.step),
                 TensorBoard(run / "tensorboard", after_step=state.step),
-                SamplePictures(run / "samples"),
+                SamplePictures(samples_of(run), after_step=state.step),
                 *hooks,
                 *([Progress(sys.stderr)] if progress else []),
             ]
@@ -190,6 +191,14 @@ def _first_state(recipe: TrainRecipe, world: World) -> TrainState:
     if recipe.start_from is None:
         return TrainState.start(recipe, world=world)
     return TrainState.start(recipe, read_first_weights(recipe.start_from), world)
+
+
+def _same_first_weights(
+    recipe: TrainRecipe, origin: Mapping[str, Any] | None
+) -> FirstWeights | None:
+    if recipe.start_from is None or origin is None:
+        return None
+    return read_same_weights(recipe.start_from, origin)
 
 
 @dataclass(kw_only=True)
@@ -221,6 +230,8 @@ class _Loop:
         self.tell(Started(step=state.step, max_steps=recipe.max_steps, emphasis=emphasis))
         first_step = state.step
         saved_step = state.step or None
+        if state.step and not (self.run / "model").exists():
+            self.export()  # the last session was killed while it replaced the model
         while state.step < self.last_step and not self.is_asked_to_stop():
             if not self.advance():
                 continue
@@ -266,6 +277,7 @@ class _Loop:
             self.roll_back(spike, step)
             return False
         if spike is not None and result.is_finite:
+            self.settle()
             raise DivergedError(
                 f"training stopped at step {step}: {spike}, and the run has gone back "
                 f"{guard.limit} times already (spikes.limit). Try a lower learning rate or a "
@@ -370,6 +382,8 @@ class _Loop:
             averages = self.state.power_averages()
             if averages is not None:
                 keep_averages(self.run, self.state.step, self.state.elapsed_s, averages)
+            # What the others do next may have less patience than a slow disk needs.
+            self.state.world.wait_for_all()
         self.count_time()
 
     def save(self) -> None:
@@ -400,7 +414,9 @@ class _Loop:
         state, recipe = self.state, self.recipe
         place, left_out = state.spikes.place_of(step - 1), state.spikes.skipped
         if not return_to_latest(state, self.run, recipe, self.feed.facts.fingerprint):
-            state.become(_first_state(recipe, state.world))
+            state.start_over(recipe, _same_first_weights(recipe, state.origin))
+        if self.validation is not None and self.validation.step > state.step:
+            self.validation = None
         # What was left out before stays left out, also where this checkpoint is older than that.
         state.spikes.skip(left_out)
         skipped = recipe.spikes.places_to_skip(place, from_place=state.spikes.place_of(state.step))
@@ -410,21 +426,31 @@ class _Loop:
         state.spikes.skip(skipped)
         self.tell(RolledBack(step=step, back_to=state.step, spike=spike, skipped=tuple(skipped)))
 
+    def settle(self) -> None:
+        """Before an error that all processes raise: one that leaves early ends the first at once.
+
+        It may still be writing.
+        """
+        self.tell_saved(wait=True)
+        self.state.world.wait_for_all()
+
     def fail(self, result: StepResult) -> None:
         self.tell_saved(wait=True)
         step = self.state.step + 1
         batch = self.feed.batch_at(self.state.spikes.place_of(self.state.step))
         snapshot, path = self.state.snapshot(), failure_of(self.run, step)
+        kept = f"The batch and the state that reproduce it are in {path}"
         if snapshot is not None:
             facts, token = self.feed.facts, self.saver.token
-            save_failure(path, snapshot, batch, self.recipe, facts.fingerprint, token)
-        # One that leaves earlier would end the first while it writes.
-        self.state.world.wait_for_all()
+            try:
+                save_failure(path, snapshot, batch, self.recipe, facts.fingerprint, token)
+            except UserError as error:
+                kept = f"The batch and the state that reproduce it could not be kept: {error}"
+        self.settle()
         raise DivergedError(
             f"training stopped at step {step}: the loss is {result.loss} and the gradient's norm "
-            f"{result.gradient_norm}. The batch and the state that reproduce it are in {path}. "
-            "Try a lower learning rate or a longer warm-up in a new run folder, and check the "
-            "data for broken latents"
+            f"{result.gradient_norm}. {kept}. Try a lower learning rate or a longer warm-up in a "
+            "new run folder, and check the data for broken latents"
         )
 
 

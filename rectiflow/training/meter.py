@@ -160,5 +160,11 @@ def scaled(value: float) -> str:
     return f"{value:.0f} Z"
 
 
+def pace(images_per_second: float) -> str:
+    """Images a second as a number to read: of few, as large models make, two digits."""
+    digits = 0 if images_per_second >= 9.95 else 1 if images_per_second >= 0.995 else 2
+    return f"{images_per_second:,.{digits}f}"
+
+
 def _percent(mfu: float) -> str:
     return f"MFU {mfu:.0%}"

@@ -189,7 +189,10 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
 
 
 def is_decayed(model: nn.Module, name: str) -> bool:
-    """Whether weight decay applies: weights of linear and convolution layers only."""
+    """Whether weight decay applies: weights of linear and convolution layers only.
+
+    Not a LoRA's, whose rank holds it back already; Muon decays whatever matrix it moves.
+    """
     owner, _, leaf = name.rpartition(".")
     return leaf == "weight" and isinstance(model.get_submodule(owner), (nn.Linear, nn.Conv2d))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rectiflow.training.meter import scaled
+from rectiflow.training.meter import pace, scaled
 from rectiflow.training.planner import Plan
 
 _RECOMPUTED = {
@@ -22,6 +22,8 @@ def describe_plan(plan: Plan, *, price_per_hour: float | None = None) -> str:
     config = recipe.backbone
     name = "bf16" if plan.dtype == torch.bfloat16 else "fp32"
     hours = plan.total_s / 3600.0
+    # A frozen model has no gradients of its weights.
+    passes = "three" if recipe.lora is None else "two"
     lines = [
         f"{recipe.name}: {config.title}, depth {config.depth}, width {config.hidden_dim}, "
         f"{scaled(plan.num_parameters)}parameters, on {where} in {name}",
@@ -30,9 +32,9 @@ def describe_plan(plan: Plan, *, price_per_hour: float | None = None) -> str:
         "",
         *_memory(plan, number),
         "",
-        f"operations   {scaled(plan.flops_per_step)}FLOP a step (three forward passes), "
+        f"operations   {scaled(plan.flops_per_step)}FLOP a step ({passes} forward passes), "
         f"{scaled(plan.flops_per_step * recipe.max_steps)}FLOP in all",
-        f"step         {_duration(plan.step_s)}, {recipe.batch_size / plan.step_s:,.0f} images/s: "
+        f"step         {_duration(plan.step_s)}, {pace(recipe.batch_size / plan.step_s)} images/s: "
         f"{plan.basis}",
         f"whole run    {_duration(plan.total_s)} with validations, without checkpoints and sample "
         "pictures",
@@ -51,11 +53,14 @@ def _memory(plan: Plan, number: int) -> list[str]:
     if plan.num_parts < number:
         each = f" on each device, state sharded over {plan.num_parts} of {number}"
     recomputed = _RECOMPUTED[plan.recipe.recompute]
+    lora = plan.recipe.lora
+    is_in_bf16 = lora is not None and lora.base_dtype == torch.bfloat16
+    held_in = "bf16, LoRA float32" if is_in_bf16 else "float32 master"
     lines = [f"memory       {_gb(memory.peak)} at most{each}, {recomputed}"]
     lines += [
         f"  {name:<26}{_gb(value):>11}"
         for name, value in (
-            ("weights (float32 master)", memory.weights),
+            (f"weights ({held_in})", memory.weights),
             ("averaged weights", memory.ema),
             ("optimizer", memory.optimizer),
             ("gradients", memory.gradients),
@@ -65,7 +70,7 @@ def _memory(plan: Plan, number: int) -> list[str]:
             ("working memory of the step", memory.update),
         )
     ]
-    if plan.recipe.lora is not None:
+    if lora is not None:
         lines.append("  less is kept with a LoRA; it is counted as if all weights were trained")
     if plan.fleet is not None:
         limit = plan.fleet.kind.memory_bytes

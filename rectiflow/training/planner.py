@@ -8,6 +8,7 @@ from a short measurement here. `benchmarks/planner.py` compares the prediction w
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, fields, replace
 
@@ -131,7 +132,8 @@ class Plan:
     def total_s(self) -> float:
         """Seconds of all steps and validations; checkpoints and sample pictures not counted."""
         recipe = self.recipe
-        num_validations = recipe.max_steps // recipe.validate_every if recipe.validate_every else 0
+        every = recipe.validate_every
+        num_validations = math.ceil(recipe.max_steps / every) if every else 0
         return recipe.max_steps * self.step_s + num_validations * self.validation_s
 
     @property
@@ -185,10 +187,18 @@ def plan_here(recipe: TrainRecipe, size: InputSize, *, seconds: float = 10.0) ->
     """A plan for this machine, whose training step is timed on random numbers for `seconds`.
 
     Raises:
-        ConfigError: the latents do not divide into patches, or do not fit the recipe.
+        ConfigError: the latents do not divide into patches, or do not fit the recipe; or a step
+            does not fit into this machine's memory, so that none can be timed.
     """
     dtype = compute_dtype(recipe.precision)
     memory = memory_of(recipe, size, dtype, device_type="cpu")
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory.peak > here:
+        raise ConfigError(
+            f"{recipe.name} needs {memory.peak / 1e9:,.0f} GB and this machine has "
+            f"{here / 1e9:,.0f} GB, so that no step can be timed here; plan for other devices "
+            "(--devices 8xH100), or take a smaller --micro-batch or --batch-size"
+        )
     flops = recipe.batch_size * step_flops(recipe, size)
     batch = random_batch(recipe, size)
     step_s = time_steps(_first_state(recipe), lambda step: batch, recipe, seconds)
@@ -243,8 +253,14 @@ def memory_of(
     trained = sum(p.nbytes for model in models for _, p in trainable(model))
     averaged = sum(p.nbytes for _, p in trainable(backbone))
     copies = _copies(recipe, backbone, dtype)
-    if num_devices > 1:  # gathered for a block while the one before it is computed
-        copies = 2 * _largest_block(backbone) * dtype.itemsize
+    working = _working_bytes(recipe, size, dtype)
+    whole_gradients = 0
+    if num_devices > 1:
+        block = _largest_block(backbone)
+        # Gathered for a block while the one before it is computed; and a block's gradients before
+        # they are cut, beside the float32 numbers that the devices add up.
+        copies = 2 * block * dtype.itemsize
+        whole_gradients = block * (dtype.itemsize + torch.float32.itemsize)
     kept = _routed_activations(recipe, size, Arithmetic.of(dtype, device_type))
     activations, again = _kept_and_again(kept, recipe)
     activations += _projector_activations(recipe, size, dtype)
@@ -255,7 +271,7 @@ def memory_of(
         gradients=_share(trained, num_parts),
         weight_copies=copies,
         activations=num_at_once * activations,
-        working=num_at_once * (_working_bytes(recipe, size, dtype) + again),
+        working=num_at_once * (working + again) + whole_gradients,
         update=max(optimizer.working_bytes(num_devices) for optimizer in optimizers),
         is_accumulated=num_at_once < share,
     )

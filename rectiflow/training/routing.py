@@ -54,5 +54,5 @@ class TokenRouting:
         self, keys: Int[Tensor, " b"], num_tokens: int, *, stream: int
     ) -> Int[Tensor, "b m"]:
         """The places, in rising order, of each sample's tokens that go through the blocks."""
-        ranks = philox.uniform(keys, num_tokens, stream=stream).argsort(dim=1)
+        ranks = philox.uniform(keys, num_tokens, stream=stream).argsort(dim=1, stable=True)
         return ranks[:, : self.num_kept(num_tokens)].sort(dim=1).values

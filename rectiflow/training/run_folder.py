@@ -76,6 +76,8 @@ def locked(run: Path) -> Generator[None]:
                         f"another process (number {holder or 'unknown'}) is at work in {run}; "
                         "wait until it ends, stop it, or choose another folder"
                     ) from error
+            except OSError as error:  # a file system without locks
+                raise explain_os_error(error, path, "lock") from error
             time.sleep(0.05)
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())

@@ -144,7 +144,7 @@ def read_first_weights(name_or_path: str) -> FirstWeights:
 
 
 def read_same_weights(name_or_path: str, origin: Mapping[str, Any]) -> FirstWeights:
-    """The weights that a run which trains a LoRA began with, for it to go on.
+    """The weights that a run began with, for a LoRA to go on or for the run to start over.
 
     Raises:
         CheckpointError: the model is another one by now, or as `read_first_weights`.
@@ -153,7 +153,7 @@ def read_same_weights(name_or_path: str, origin: Mapping[str, Any]) -> FirstWeig
     found = read_first_weights(name_or_path)
     if found.sha256 != origin["sha256"]:
         raise CheckpointError(
-            f"{name_or_path} is not the model that the LoRA was begun with: its SHA-256 is "
+            f"{name_or_path} is not the model that the run was begun with: its SHA-256 is "
             f"{found.sha256[:12]}…, it was {origin['sha256'][:12]}…; put the former back, or "
             "choose another run folder"
         )

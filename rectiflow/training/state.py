@@ -163,15 +163,30 @@ class TrainState:
         positions = {"pos_embed": cast(Backbone, model).pos_embed} if self.keeps_positions else {}
         return model.state_dict() | positions
 
-    def become(self, other: TrainState) -> None:
-        """Take over everything but the time that has passed, which nothing brings back."""
-        theirs = other.tensors()
-        with torch.no_grad():
-            for stem, own in self.tensors().items():
-                for name, value in own.items():
-                    own_part(value).copy_(own_part(theirs[stem][name]))
-        self.step, self.loss_window = other.step, other.loss_window
-        self.origin, self.spikes = other.origin, other.spikes
+    @torch.no_grad()
+    def start_over(self, recipe: TrainRecipe, first: FirstWeights | None = None) -> None:
+        """Be what `start` made once more, in place; the time that has passed nothing brings back.
+
+        Raises:
+            CheckpointError: as `start`; nothing has changed then.
+        """
+        fill(self.backbone, _plan_backbone(recipe, first)[1])
+        weights = self._tensors_of(self.backbone)
+        for average in (self.ema, *self.power_emas.values()):
+            for name, value in self._tensors_of(average.model).items():
+                own_part(value).copy_(own_part(weights[name]))
+        optimizers = [self.optimizer]
+        if self.aligner is not None:
+            dtype = compute_dtype(recipe.precision, self.world.device)
+            fresh = _first_aligner(recipe, self.world, dtype).projector.state_dict()
+            for name, value in self.aligner.projector.state_dict().items():
+                own_part(value).copy_(own_part(fresh[name]))
+            optimizers.append(self.aligner.optimizer)
+        # An optimizer that has seen nothing knows zeros alone.
+        for optimizer in optimizers:
+            for value in optimizer.state().values():
+                own_part(value).zero_()
+        self.step, self.loss_window, self.spikes = 0, [], SpikeMemory()
 
     def snapshot(self) -> Snapshot | None:
         """This process's part of the state; None where one of a lower rank holds the same.

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +28,7 @@ from rectiflow.models.image_tokens import route_image_tokens, watch_image_tokens
 from rectiflow.models.precision import autocast
 from rectiflow.models.text.encoded import ENCODERS, EncodedText, assemble
 from rectiflow.training.alignment import Projector, similarity
+from rectiflow.training.optimizers import rate_of
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.state import TrainState
 
@@ -154,17 +156,19 @@ def accumulate_gradient(
     similarity (0 where nothing is aligned).
     """
     size = recipe.micro_batch or len(batch)
-    loss, mean_cosine = 0.0, 0.0
+    losses: list[Tensor] = []
+    cosines: list[Tensor] = []
     for first in range(0, len(batch), size):
         rows = batch[first : first + size]
         share = len(rows) / len(batch)
         objective, cosine = training_loss(backbone, projector, rows, recipe)
-        loss += (share * objective).item()
+        losses.append((share * objective).detach())
         if cosine is not None:
-            mean_cosine += (share * cosine).item()
+            cosines.append((share * cosine).detach())
             objective = objective - recipe.alignment.weight * cosine
         (share * objective).backward()
-    return loss, mean_cosine
+    # Read at the end, so that a GPU does not wait for the processor between micro-batches.
+    return sum(each.item() for each in losses), sum(each.item() for each in cosines)
 
 
 def train_step(
@@ -182,13 +186,17 @@ def train_step(
     """
     aligner = state.aligner_at(recipe)
     projector = None if aligner is None else aligner.projector
-    parameters = [*state.backbone.parameters(), *(projector.parameters() if projector else ())]
-    for parameter in parameters:
+    named = state.backbone.named_parameters()
+    projecting = () if projector is None else projector.parameters()
+    # What a rate of 0 freezes has no say in how far the others move.
+    rates = recipe.optimizer.rates
+    moving = [p for name, p in named if rate_of(name, rates) > 0.0] + list(projecting)
+    for parameter in chain(state.backbone.parameters(), moving):
         parameter.grad = None
     loss, cosine = accumulate_gradient(
         state.backbone, projector, batch.to(state.world.device), recipe
     )
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in moving if p.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
     # All go by the same numbers, so that all clip, or stop, alike.
     seen = state.world.gather(loss, norm.item(), cosine)

@@ -64,7 +64,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_pieces(
     folder: Path, stem: str, pieces: Mapping[str, Piece], *, part: int, num_parts: int
 ) -> Path:
-    """Write the pieces of part number `part` (from 0), synced to the disk; returns the file.
+    """Write the pieces of part number `part` (from 0); returns the file.
 
     What is not cut is in every part; the first one writes it.
 

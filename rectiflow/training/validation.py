@@ -81,7 +81,7 @@ def held_out_losses(
 
 
 def portion_size(recipe: TrainRecipe) -> int:
-    """How many held-out samples go through the network at once: never more than in a step."""
+    """How many held-out samples go through the network at once: no more than one process's step."""
     return min(LARGEST_PORTION, recipe.micro_batch or recipe.batch_size)
 
 

@@ -124,7 +124,6 @@ def test_part_of_a_store(store: LatentStore) -> None:
     rows = torch.tensor([2, 5, 11])
     loader = Loader(store, batch_size=3, seed=3, rows=rows)
     assert sorted(loader.batch_at(0).indices.tolist()) == [2, 5, 11]
-    assert loader.epoch_at(4) == 4.0
     whole = Loader(store, batch_size=NUM, seed=3).batch_at(0)
     keys = dict(zip(whole.indices.tolist(), whole.keys.tolist()))
     part = loader.batch_at(0)

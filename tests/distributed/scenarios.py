@@ -45,6 +45,7 @@ from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.routing import TokenRouting
+from rectiflow.training.spikes import SpikeGuard
 from rectiflow.training.start_from import FirstWeights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
@@ -92,6 +93,9 @@ LORA = dataclasses.replace(
     sample_every=4,
     sample_prompts=("a",),
 )
+#: Goes back to the start at the third batch, which is no numbers.
+SPIKY = dataclasses.replace(ADAMW, spikes=SpikeGuard(threshold=30.0), log_every=1)
+POISONED = 2
 LONG = dataclasses.replace(ADAMW, max_steps=50, sample_every=50, sample_prompts=("a", "b"))
 
 
@@ -265,6 +269,7 @@ def one_process(folder: Path) -> Callable[[], Any]:
         go(dataclasses.replace(ADAMW, micro_batch=2), folder / "adamw 1 by 2", world)
         go(BF16, folder / "bf16 1", world)
         go(FASTER, folder / "faster 1", world)
+        go(SPIKY, folder / "spiky 1", world, FakeFeed(poisoned_step=POISONED))
         lora_of(folder / "adamw 1", folder / "lora 1", world)
         return validated(world) | {"held with a LoRA": held_with_a_lora(folder, world)}
 
@@ -288,6 +293,7 @@ def two_processes(folder: Path) -> Callable[[], Any]:
         go(MUON, folder / "muon 2", world)
         go(dataclasses.replace(BF16, recompute="blocks"), folder / "bf16 2", world)
         go(FASTER, folder / "faster 2", world)
+        go(SPIKY, folder / "spiky 2", world, FakeFeed(poisoned_step=POISONED))
         lora_of(folder / "adamw 1", folder / "lora 2", world, on_sample=draw)
         stopped = until(3, MUON, folder / "elastic", world)
         uneven = [dataclasses.replace(MUON, **c) for c in ({"batch_size": 3}, {"micro_batch": 3})]
@@ -438,6 +444,7 @@ def main(folder: Path) -> None:
             "two copies": distance(folder / "adamw 1", folder / "adamw 2x2"),
             "faster": distance(folder / "faster 1", folder / "faster 2"),
             "its projector": distance(folder / "faster 1", folder / "faster 2", "projector"),
+            "taken back": distance(folder / "spiky 1", folder / "spiky 2"),
             "LoRA": distance(folder / "lora 1", folder / "lora 2"),
             "LoRA's average": distance(folder / "lora 1", folder / "lora 2", "ema"),
             "bfloat16": distance(folder / "bf16 1", folder / "bf16 2"),
@@ -459,6 +466,10 @@ def main(folder: Path) -> None:
                 "fine-tuned 2",
             )
         },
+        "spikes": [
+            [event["back_to"] for event in read_events(folder / run / "spikes.jsonl")]
+            for run in ("spiky 1", "spiky 2")
+        ],
         "killed": differing(folder / "muon 2", folder / "muon 2 killed"),
         "left over": [path.name for path in (folder / "muon 2 killed").rglob(".*.tmp-*")],
         "parts": sorted(path.name for path in newest(folder / "muon 2").iterdir()),

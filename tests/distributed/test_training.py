@@ -12,15 +12,21 @@ pytestmark = pytest.mark.distributed
     [
         *("AdamW", "its average", "its power average", "its state"),
         *("Muon", "two copies", "micro-batches", "faster", "its projector"),
-        *("LoRA", "LoRA's average"),
+        *("LoRA", "LoRA's average", "taken back"),
     ],
 )
 def test_weights_are_those_of_one_process(outcome: dict[str, Any], name: str) -> None:
     """50 steps of AdamW, recomputed, 9 of Muon; 4 on a mesh of two copies in two parts.
 
-    Faster are 4 steps with alignment, contrast and routing; a LoRA is trained for 4.
+    Faster are 4 steps with alignment, contrast and routing; a LoRA is trained for 4; taken back are
+    two of 4 steps, the third having no numbers.
     """
     assert outcome["distances"][name] < 1e-6
+
+
+def test_steps_are_taken_back_alike(outcome: dict[str, Any]) -> None:
+    """To the start, before there is a checkpoint."""
+    assert outcome["spikes"] == [[0], [0]]
 
 
 def test_no_process_holds_a_whole_model_while_it_starts(outcome: dict[str, Any]) -> None:

@@ -13,10 +13,12 @@ import torch
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.errors import CheckpointError, UserError
-from rectiflow.base.files import sha256_file
+from rectiflow.base.files import explain_os_error, sha256_file
+from rectiflow.training import checkpoint
 from rectiflow.training.checkpoint import (
     load_latest,
     read_header,
+    remove_old,
     return_to_latest,
     save_checkpoint,
 )
@@ -113,17 +115,58 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
     text: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    damage(newest(run) / file)
+    path = newest(run)
+    damage(path / file)
     with pytest.raises(CheckpointError, match=text):
-        read_header(newest(run))
+        read_header(path)
     state = load_latest(run, RECIPE, STORE)
     assert state is not None
     assert state.step == 1
-    assert capsys.readouterr().err.startswith("rectiflow: skipping a damaged checkpoint: ")
-    # The same step is reached again and replaces the damaged one.
+    said = capsys.readouterr().err
+    assert said.startswith(f"rectiflow: skipping a damaged checkpoint, now {path}.damaged: ")
+    # The same step is reached again; the damaged one is none of those that are kept.
     train_step(state, FakeFeed().batch_at(1), RECIPE)
     save_checkpoint(run, state.snapshot(), RECIPE, STORE)
-    read_header(newest(run))
+    read_header(path)
+    names = {each.name for each in (run / "checkpoints").iterdir()}
+    assert names == {"step_00000001", "step_00000002", "step_00000002.damaged"}
+
+
+def test_a_checkpoint_that_is_out_of_reach_is_not_passed_over(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(path: Path) -> str:
+        error = OSError(errno.ESTALE, "Stale file handle")
+        raise explain_os_error(error, path, "read") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sha256_file", stale)
+        with pytest.raises(UserError, match="Stale file handle"):
+            load_latest(run, RECIPE, STORE)
+    state = load_latest(run, RECIPE, STORE)
+    assert state is not None
+    assert state.step == 2
+
+
+def test_a_header_of_another_step_is_damaged(run: Path) -> None:
+    path = newest(run) / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 1}))
+    state = load_latest(run, RECIPE, STORE)
+    assert state is not None
+    assert state.step == 1
+    assert (path.parent.with_name("step_00000002.damaged")).is_dir()
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def busy(path: Path, other: Path) -> Path:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "rename", busy)
+    remove_old(run, 2, 1)
+    assert "an old checkpoint is left where it is: cannot rename" in capsys.readouterr().err
+    assert len(list((run / "checkpoints").iterdir())) == 2
 
 
 def test_a_run_with_only_damaged_checkpoints_does_not_start_over(run: Path) -> None:
@@ -136,8 +179,8 @@ def test_a_run_with_only_damaged_checkpoints_does_not_start_over(run: Path) -> N
 def test_another_format_is_refused(run: Path) -> None:
     path = newest(run) / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
-    with pytest.raises(CheckpointError, match="has checkpoint format 9, this version reads 1"):
-        read_header(newest(run))
+    with pytest.raises(UserError, match="has checkpoint format 9, this version reads 1"):
+        load_latest(run, RECIPE, STORE)
 
 
 def test_a_checkpoint_of_another_depth_is_refused(run: Path) -> None:

@@ -134,7 +134,7 @@ def test_another_base_is_told(base: Path, tmp_path: Path) -> None:
     card = read_json(weights.with_name("model.json"))
     card["sha256"][weights.name] = sha256_file(weights)
     write_json(weights.with_name("model.json"), card)
-    with pytest.raises(CheckpointError, match="is not the model that the LoRA was begun with"):
+    with pytest.raises(CheckpointError, match="is not the model that the run was begun with"):
         run_quietly(recipe, tmp_path / "run")
 
 

@@ -37,7 +37,7 @@ def test_what_a_killed_process_left_behind_is_waited_for(tmp_path: Path, dead_nu
 def test_but_not_forever(tmp_path: Path, dead_number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_LEFTOVER_TIMEOUT_S", 0.1)
     descriptor = hold(tmp_path, dead_number)
-    refusal = f"another process .number {dead_number}. is training"
+    refusal = f"another process .number {dead_number}. is at work"
     with pytest.raises(UserError, match=refusal), locked(tmp_path):
         pass
     os.close(descriptor)

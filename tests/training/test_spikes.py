@@ -6,18 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from training.fake_feed import FakeFeed, tiny_recipe
+from torch import Tensor, nn
+from training.fake_feed import FEATURE_DIM, FakeFeed, tiny_recipe
 
-from rectiflow.base.errors import ConfigError, DivergedError
+from rectiflow.base.errors import CheckpointError, ConfigError, DivergedError
 from rectiflow.base.log import read_events
 from rectiflow.data.records import Batch
 from rectiflow.training import loop
+from rectiflow.training.alignment import RepresentationAlignment
+from rectiflow.training.ema import EmaConfig
 from rectiflow.training.hooks import Event, Hook, RolledBack, StepDone
 from rectiflow.training.loop import train
-from rectiflow.training.optimizers import AdamW
+from rectiflow.training.optimizers import AdamW, Muon
 from rectiflow.training.recipe import TrainRecipe
 from rectiflow.training.spikes import SpikeGuard, SpikeMemory
 from rectiflow.training.state import TrainState
@@ -199,6 +202,75 @@ def test_going_back_builds_no_second_state(tmp_path: Path, monkeypatch: pytest.M
     train(recipe_with(), SpikyFeed(12), tmp_path / "run", progress=False)
     assert len(read_events(tmp_path / "run" / "spikes.jsonl")) == 1
     assert len(built) == 1
+
+
+def averaged(run: Path) -> dict[str, Tensor]:
+    (kept,) = (run / "averages").glob("step_*")
+    return read_tensors(kept / "sigma_rel_0.1.safetensors")
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()])
+def test_what_starts_over_is_what_never_began(
+    optimizer: AdamW | Muon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, averages, optimizers and an alignment's projector, without a second state."""
+
+    class Without(FakeFeed):
+        def batch_at(self, step: int) -> Batch:
+            return super().batch_at(step if step < 2 else step + 1)
+
+    changes = {
+        "max_steps": 4,
+        "optimizer": optimizer,
+        "ema": EmaConfig(sigma_rels=(0.1,), snapshot_every=4),
+        "alignment": RepresentationAlignment(weight=0.5, feature_dim=FEATURE_DIM, projector_dim=8),
+    }
+    plain = recipe_with(SpikeGuard(), **changes)
+    train(plain, Without(), tmp_path / "never", progress=False)
+    built: list[TrainState] = []
+    start = TrainState.start
+
+    def counted(*arguments: object, **keywords: object) -> TrainState:
+        built.append(start(*arguments, **keywords))
+        return built[-1]
+
+    monkeypatch.setattr(TrainState, "start", counted)
+    feed = SpikyFeed(2, factor=float("nan"))
+    train(recipe_with(**changes), feed, tmp_path / "run", progress=False)
+    assert len(built) == 1
+    never, over = (tmp_path / name / "checkpoints" / "step_00000004" for name in ("never", "run"))
+    files = sorted(file.name for file in never.glob("*.safetensors"))
+    assert len(files) == 6
+    for file in files:
+        assert same(read_tensors(never / file), read_tensors(over / file)), file
+    assert same(averaged(tmp_path / "never"), averaged(tmp_path / "run"))
+
+
+def test_a_run_starts_over_with_the_very_model_that_it_started_from(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    train(recipe_with(max_steps=1), FakeFeed(), base, progress=False)
+    recipe = recipe_with(start_from=str(base), max_steps=4)
+    feed = SpikyFeed(2, factor=float("nan"))
+
+    def go_on_with_the_base() -> None:
+        train(recipe_with(max_steps=2), FakeFeed(), base, max_steps=2, progress=False)
+
+    with pytest.raises(CheckpointError, match="is not the model that the run was begun with"):
+        hooks = [Act(StepDone, 1, go_on_with_the_base)]
+        train(recipe, feed, tmp_path / "run", progress=False, hooks=hooks)
+
+
+def test_what_was_drawn_and_measured_of_steps_taken_back_is_forgotten(tmp_path: Path) -> None:
+    def draw(model: nn.Module, prompts: tuple[str, ...]) -> np.ndarray:
+        return np.zeros((len(prompts), 4, 4, 3), np.uint8)
+
+    run = tmp_path / "run"
+    recipe = recipe_with(sample_every=3, sample_prompts=("a",), validate_every=3)
+    stop = Act(RolledBack, 13, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    result = train(recipe, SpikyFeed(12), run, on_sample=draw, progress=False, hooks=[stop])
+    assert (result.step, result.validation) == (10, None)
+    pictures = sorted(path.name for path in (run / "samples").iterdir())
+    assert pictures == [f"step_{step:08d}.png" for step in (3, 6, 9)]
 
 
 def test_before_the_first_checkpoint_a_run_starts_over(taken: list[int], tmp_path: Path) -> None:
