@@ -9,6 +9,7 @@ from rectiflow.cli.options import (
     add_seed,
     add_shard_over,
     add_verb,
+    add_wandb,
     positive_number,
     whole_number,
 )
@@ -27,6 +28,9 @@ On GPUs, one process for each:
 """
 
 
+_HERE = "here"
+
+
 def add_parser(verbs: Verbs) -> None:
     """Adds the verb."""
     parser = add_verb(
@@ -35,7 +39,8 @@ def add_parser(verbs: Verbs) -> None:
         run,
         usage="rectiflow finetune MODEL --data DIR --out RUN [--lora RANK] [--max-steps N] "
         "[--learning-rate X] [--batch-size B] [--resolution PX] "
-        "[--prior DIR | --prior-prompt TEXT --prior-count N] [--sample-prompt TEXT ...] [--seed S]",
+        "[--prior DIR | --prior-prompt TEXT --prior-count N] [--sample-prompt TEXT ...] [--seed S] "
+        "[--plan [NxKIND]]",
         summary="fine-tune a model, or train a LoRA for it, on a folder of captioned images",
         details=_DETAILS,
     )
@@ -47,7 +52,7 @@ def add_parser(verbs: Verbs) -> None:
         parser.add_argument(option, type=Path, required=True, metavar=metavar, help=about)
     for option, kind, metavar, about in (
         ("--caption", str, "TEXT", "caption of the images that have none"),
-        ("--lora", int, "RANK", "train a LoRA of this rank, 4 to 64 is usual"),
+        ("--lora", whole_number(1), "RANK", "train a LoRA of this rank, 4 to 64 is usual"),
         ("--max-steps", whole_number(1), "N", "stop after N steps (default: 1000)"),
         ("--learning-rate", positive_number, "X", "default: 1e-5, for a LoRA 1e-4"),
         ("--resolution", whole_number(1), "PX", "side of the squares (default: the model's own)"),
@@ -90,6 +95,14 @@ def add_parser(verbs: Verbs) -> None:
         default="fp32",
         help="what a LoRA's frozen model is held in; bf16 is half the memory (default: fp32)",
     )
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const=_HERE,
+        metavar="NxKIND",
+        help="only say what it will need, on devices such as 1xH100 or (without NxKIND) here",
+    )
+    add_wandb(parser)
     add_shard_over(parser)
     add_deterministic(parser)
     add_seed(parser)
@@ -100,38 +113,46 @@ def run(options: argparse.Namespace) -> int:
     """Trains; the exit code tells a stopped run from a finished one."""
     from rectiflow.distributed.world import open_world
     from rectiflow.models.model_folder import LORA_FILE
-    from rectiflow.recipes.fine_tuning import fine_tune
+    from rectiflow.recipes.fine_tuning import fine_tune, plan_fine_tuning
     from rectiflow.recipes.fine_tuning_request import FineTuning
     from rectiflow.training.fine_tuning import LoraTraining
+    from rectiflow.training.weights_and_biases import WeightsAndBiases
 
     lora = None
     if options.lora is not None:
         lora = LoraTraining(rank=options.lora, hold_base=options.hold_base)
     elif options.hold_base != "fp32":
         options.parser.error("--hold-base goes with --lora, whose base is frozen")
+    request = FineTuning(
+        model=options.model,
+        data=options.data,
+        out=options.out,
+        caption=options.caption,
+        lora=lora,
+        max_steps=options.max_steps,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        resolution_px=options.resolution,
+        prior=options.prior,
+        prior_prompt=options.prior_prompt,
+        prior_count=options.prior_count,
+        prior_weight=options.prior_weight,
+        sample_prompts=tuple(options.sample_prompt),
+        sample_every=options.sample_every,
+        seed=options.seed,
+        load=read_load_settings(options),
+    )
+    if options.plan is not None:
+        from rectiflow.training.plan_text import describe_plan
+        from rectiflow.training.planner import Fleet
+
+        fleet = None if options.plan == _HERE else Fleet.parse(options.plan)
+        print(describe_plan(plan_fine_tuning(request, fleet, shard_over=options.shard_over)))
+        return 0
     with open_world(shard_over=options.shard_over) as world:
-        result = fine_tune(
-            FineTuning(
-                model=options.model,
-                data=options.data,
-                out=options.out,
-                caption=options.caption,
-                lora=lora,
-                max_steps=options.max_steps,
-                learning_rate=options.learning_rate,
-                batch_size=options.batch_size,
-                resolution_px=options.resolution,
-                prior=options.prior,
-                prior_prompt=options.prior_prompt,
-                prior_count=options.prior_count,
-                prior_weight=options.prior_weight,
-                sample_prompts=tuple(options.sample_prompt),
-                sample_every=options.sample_every,
-                seed=options.seed,
-                load=read_load_settings(options),
-            ),
-            world=world,
-        )
+        is_sending = options.wandb and world.is_first
+        hooks = [WeightsAndBiases(options.wandb, options.out)] if is_sending else []
+        result = fine_tune(request, hooks=hooks, world=world)
     if result.interrupted is not None:
         outcome = f"stopped at step {result.step} of {result.max_steps}; the same command continues"
     elif lora is None:

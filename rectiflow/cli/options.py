@@ -102,6 +102,13 @@ def add_shard_over(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_wandb(parser: argparse.ArgumentParser) -> None:
+    """`--wandb PROJECT`, the same in every verb that trains."""
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="also send the figures to Weights & Biases"
+    )
+
+
 def add_deterministic(parser: argparse.ArgumentParser) -> None:
     """`--deterministic`, the same in every verb that may use a GPU; the command line acts on it."""
     parser.add_argument(

@@ -10,6 +10,7 @@ from rectiflow.cli.options import (
     add_deterministic,
     add_shard_over,
     add_verb,
+    add_wandb,
     whole_number,
 )
 
@@ -47,9 +48,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--formulation", metavar="NAME", help='another one, such as "rf/mode(1.29)" or "eps/linear"'
     )
-    parser.add_argument(
-        "--wandb", metavar="PROJECT", help="also send the figures to Weights & Biases"
-    )
+    add_wandb(parser)
     add_shard_over(parser)
     add_deterministic(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this, or RECIPE's fields")
@@ -65,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
             f"train does not know {options.overrides[0]!r} without a RECIPE, whose fields are "
             f"options too; usage: {options.parser.usage}"
         )
+    if any(text.partition("=")[0] == "--max_steps" for text in options.overrides):
+        raise UserError("write --max-steps, which a run that is continued follows too")
     for name, given in (
         ("RECIPE", options.recipe),
         ("--data", options.data or options.help),
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         from rectiflow.training.weights_and_biases import WeightsAndBiases
 
         is_sending = options.wandb and world.is_first
-        hooks = [WeightsAndBiases(options.wandb, options.out, chosen)] if is_sending else []
+        hooks = [WeightsAndBiases(options.wandb, options.out)] if is_sending else []
         result = train_on_store(
             chosen,
             options.data,

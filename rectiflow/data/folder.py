@@ -79,7 +79,7 @@ def list_folder(folder: Path | str, *, caption: str | None = None) -> FolderList
     if caption_file is not None:
         entries = read_caption_file(caption_file)
     else:
-        entries, unread = _text_entries(folder, found.pictures)
+        entries, unread = _text_entries(folder, found)
         orphans = _orphans(found)
     if not entries and not found.pictures:
         raise UserError(
@@ -174,15 +174,18 @@ def _find(folder: Path) -> _Found:
     return found
 
 
-def _text_entries(folder: Path, pictures: set[str]) -> tuple[list[CaptionEntry], list[Rejection]]:
-    """The pictures with a .txt beside them, and those whose .txt cannot be read."""
+def _text_entries(folder: Path, found: _Found) -> tuple[list[CaptionEntry], list[Rejection]]:
+    """The pictures with a .txt beside them, or a .TXT, and those whose .txt cannot be read."""
     entries: list[CaptionEntry] = []
     rejections: list[Rejection] = []
-    for file in sorted(pictures):
-        path = (folder / file).with_suffix(".txt")
-        if path.exists():
+    # Capitals come first, so that of two the usual spelling stays.
+    texts = {_without_suffix(text): text for text in sorted(found.texts)}
+    for file in sorted(found.pictures):
+        text = texts.get(_without_suffix(file))
+        if text is not None:
             try:
-                entries.append(CaptionEntry(file=file, captions=read_text_caption(path)))
+                captions = read_text_caption(folder / text)
+                entries.append(CaptionEntry(file=file, captions=captions))
             except UserError as error:
                 rejections.append(Rejection(file=file, stage=STAGE, reason=str(error)))
     return entries, rejections

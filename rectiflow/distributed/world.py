@@ -7,6 +7,7 @@ and what all processes agree on. Alone there is no process group and nothing is 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +117,16 @@ def open_world(*, shard_over: int | None = None) -> Generator[World]:
     num_processes = _from_environment("WORLD_SIZE", 1)
     if num_processes == 1:
         _num_copies(1, shard_over)
-        yield World(device=device_of(0, 1)) if "WORLD_SIZE" in os.environ else ALONE
+        if "WORLD_SIZE" in os.environ:
+            yield World(device=device_of(0, 1))
+            return
+        if torch.cuda.is_available():
+            print(
+                "rectiflow: computing on the CPU; to train on a GPU: torchrun --nproc-per-node 1 "
+                "-m rectiflow …",
+                file=sys.stderr,
+            )
+        yield ALONE
         return
     rank = _from_environment("RANK")
     local_rank = _from_environment("LOCAL_RANK", rank)

@@ -20,6 +20,7 @@ from rectiflow.flow import ResolutionShift
 from rectiflow.generation.frozen_parts import FrozenParts
 from rectiflow.generation.model import Model, load_model
 from rectiflow.models.backbones import BackboneConfig
+from rectiflow.models.flops import InputSize
 from rectiflow.models.lora import check_lora
 from rectiflow.models.model_folder import is_own_model, is_shipped
 from rectiflow.models.text.cache import CachedConditioner
@@ -39,6 +40,7 @@ from rectiflow.training.fine_tuning import PriorPreservation
 from rectiflow.training.hooks import DrawSamples, Hook
 from rectiflow.training.loop import TrainResult, train
 from rectiflow.training.optimizers import AdamW
+from rectiflow.training.planner import Fleet, Plan, plan_for, plan_here
 from rectiflow.training.prior_feed import PriorFeed
 from rectiflow.training.recipe import TrainRecipe, refuse_uneven
 from rectiflow.training.run_folder import PREPARED_FOLDER, locked, refuse_foreign_folder
@@ -129,6 +131,29 @@ def fine_tuning_recipe(request: FineTuning, model: Model) -> TrainRecipe:
         sample_prompts=request.sample_prompts,
         sampling=SamplingDefaults.of(model.settings),
     )
+
+
+def plan_fine_tuning(
+    request: FineTuning, fleet: Fleet | None, *, shard_over: int | None = None
+) -> Plan:
+    """What such a run will need, on accelerators or, without `fleet`, here; nothing is made.
+
+    `request.data` is not looked at: all its pictures become squares.
+
+    Raises:
+        UserError, CheckpointError: the model is not to be had.
+        ConfigError: as `fine_tuning_recipe`, `plan_for` and `plan_here`.
+    """
+    model = load_model(request.model, request.load)
+    model = at_size(model, request.resolution_px or model.resolution_px)
+    recipe = fine_tuning_recipe(request, model)
+    _check_fit(model, recipe)
+    side = model.resolution_px // model.autoencoder.config.downsample_factor
+    num_text = model.conditioner.config.context_length
+    size = InputSize(height=side, width=side, num_text=num_text)
+    if fleet is None:
+        return plan_here(recipe, size)
+    return plan_for(recipe, size, fleet, shard_over=shard_over)
 
 
 # --- before training ------------------------------------------------------------------------------

@@ -7,12 +7,15 @@ are interpolated to the larger grid and extended beyond it, times are shifted by
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from rectiflow.base.config import from_json, load_config
+from rectiflow.base.files import read_json
 from rectiflow.flow import ResolutionShift
 from rectiflow.generation.model import ModelCard, read_model_card
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.model_folder import find_model_folder
-from rectiflow.recipes.small import RATE_TIMES_WIDTH, small
+from rectiflow.recipes.small import small
 from rectiflow.sampling import SamplingDefaults
 from rectiflow.training.optimizers import AdamW
 from rectiflow.training.recipe import TrainRecipe
@@ -29,11 +32,15 @@ def highres(model: str) -> TrainRecipe:
 
     Raises:
         UserError: there is no such model.
+        ConfigError: its recipe is of another version.
     """
-    card = read_model_card(find_model_folder(model))
-    width, resolution_px = card.backbone.hidden_dim, card.resolution_px * FACTOR
+    folder = find_model_folder(model)
+    card, first = read_model_card(folder), _first_training(folder)
+    resolution_px = card.resolution_px * FACTOR
     return replace(
-        small(f"highres-{model}", _backbone(card)),
+        first,
+        name=f"highres-{model}",
+        backbone=_backbone(card),
         start_from=model,
         add_qk_norm=not card.backbone.use_qk_norm,
         formulation=card.formulation,
@@ -43,9 +50,28 @@ def highres(model: str) -> TrainRecipe:
         max_steps=4000,
         # The paper does not give its rate. A quarter of a first training's learns more slowly from
         # the first steps on: `experiments/2026-11-28_from_64_to_128_px`.
-        optimizer=AdamW(learning_rate=RATE_TIMES_WIDTH / width, eps=1e-15),
+        optimizer=AdamW(learning_rate=first.optimizer.learning_rate, eps=1e-15),
         schedule=Trapezoid(warmup_steps=100, decay_fraction=0.4),
         sampling=SamplingDefaults.of(card.sampling),
+    )
+
+
+def _first_training(folder: Path) -> TrainRecipe:
+    """What of the model's own training goes on: which text is left out, times, rate, prompts."""
+    recipe, card = folder.parent / "recipe.json", folder / "card.json"
+    if recipe.is_file():
+        known = load_config(recipe, TrainRecipe)
+    elif card.is_file():
+        known = from_json(TrainRecipe, read_json(card)["recipe"])
+    else:
+        known = small("", read_model_card(folder).backbone)
+    kept = ("encoder_dropout", "pooled_dropout", "stratified_times", "empty_prompt", "precision")
+    prompts = ("sample_every", "sample_prompts")
+    optimizer = AdamW(learning_rate=known.optimizer.learning_rate)
+    return replace(
+        small("", known.backbone),
+        optimizer=optimizer,
+        **{name: getattr(known, name) for name in (*kept, *prompts)},
     )
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
 from rectiflow.base.files import read_json
 from rectiflow.training.hooks import (
@@ -26,17 +26,16 @@ from rectiflow.training.hooks import (
     grid,
     usage_figures,
 )
-from rectiflow.training.recipe import TrainRecipe
 
 
 class WeightsAndBiases(Hook):
     """Sends the figures of `run` to a project; a continued run goes on in the same curves.
 
     Raises:
-        UserError: the package `wandb` is not installed.
+        UserError: the package `wandb` is not installed, or does not let the run begin.
     """
 
-    def __init__(self, project: str, run: Path, recipe: TrainRecipe) -> None:
+    def __init__(self, project: str, run: Path) -> None:
         try:
             self._wandb: Any = importlib.import_module("wandb")
         except ImportError as error:
@@ -44,20 +43,13 @@ class WeightsAndBiases(Hook):
                 "--wandb needs the package wandb, which is not installed; pip install wandb, or "
                 "leave it out: metrics.jsonl and tensorboard/ hold the same figures"
             ) from error
-        self._project, self._folder, self._recipe = project, run, recipe
+        self._project, self._folder = project, run
         self._run: Any = None
 
     def handle(self, event: Event) -> None:
         match event:
             case Started():
-                self._run = self._wandb.init(
-                    project=self._project,
-                    name=self._folder.resolve().name,
-                    id=_identity(self._folder),
-                    resume="allow",
-                    dir=str(self._folder),
-                    config=to_json(self._recipe),
-                )
+                self._run = self._begin()
                 # Their own count of steps only goes up, and a run may go back.
                 self._run.define_metric("step")
                 self._run.define_metric("*", step_metric="step")
@@ -82,7 +74,25 @@ class WeightsAndBiases(Hook):
 
     def close(self) -> None:
         if self._run is not None:
-            self._run.finish()
+            # Called on the way out: an error that ends the run is being handled then.
+            self._run.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
+
+    def _begin(self) -> Any:
+        try:
+            return self._wandb.init(
+                project=self._project,
+                name=self._folder.resolve().name,
+                id=_identity(self._folder),
+                resume="allow",
+                dir=str(self._folder),
+                config=read_json(self._folder / "recipe.json"),
+            )
+        except Exception as error:  # login, network, whatever the package comes up with
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"Weights & Biases does not let the run begin: {reason}; run `wandb login`, set "
+                "WANDB_MODE=offline, or leave out --wandb"
+            ) from error
 
     def _send(self, step: int, figures: dict[str, Any]) -> None:
         self._run.log({"step": step, **figures})

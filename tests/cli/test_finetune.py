@@ -12,6 +12,7 @@ from rectiflow.distributed.world import World
 from rectiflow.recipes import fine_tuning
 from rectiflow.recipes.fine_tuning_request import FineTuning
 from rectiflow.training.fine_tuning import LoraTraining
+from rectiflow.training.hooks import Hook
 from rectiflow.training.loop import TrainResult
 
 CALL = ["finetune", "sd3", "--data", "pictures", "--out", "run"]
@@ -22,7 +23,8 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[FineTuning]:
     """What `fine_tune` is asked for; it ends at once, and a run named "stopped" by a signal."""
     received: list[FineTuning] = []
 
-    def fine_tune(request: FineTuning, *, world: World) -> TrainResult:
+    def fine_tune(request: FineTuning, *, hooks: list[Hook], world: World) -> TrainResult:
+        assert not hooks
         received.append(request)
         stopped = signal.SIGTERM if request.out.name == "stopped" else None
         return TrainResult(
@@ -67,6 +69,20 @@ def test_every_option_arrives(
     assert "the LoRA lies in run/model/lora.safetensors\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("lora", [[], ["--lora", "4", "--hold-base", "bf16"]])
+def test_a_plan_trains_nothing(
+    lora: list[str], requests: list[FineTuning], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["finetune", "tiny-mmdit", "--data", "nowhere", "--out", "nowhere/run"]
+    assert main([*call, "--plan", "1xH100", "--batch-size", "8", *lora]) == 0
+    said = capsys.readouterr().out
+    assert "on 1 × H100 in bf16" in said
+    assert "latents of 8×8, 32 text tokens, 8 a step, 8,000 in 1,000 steps" in said
+    assert ("two forward passes" if lora else "three forward passes") in said
+    assert ("weights (bf16, LoRA float32)" if lora else "weights (float32 master)") in said
+    assert not requests
+
+
 def test_a_stopped_run_has_the_signals_exit_code(
     requests: list[FineTuning], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,7 +112,8 @@ def test_the_first_process_alone_says_how_it_ended(
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (["--lora", "0"], "lora.rank is 0; it must be at least 1"),
+        (["--lora", "x"], "argument --lora: expected a whole number of at least 1, got 'x'"),
+        (["--plan", "1xBrick"], "Brick"),
         (["--hold-base", "bf16"], "--hold-base goes with --lora"),
         (["--prior", "p", "--prior-count", "2"], "give one"),
         (["--rank", "4"], "does not know '--rank'"),

@@ -124,6 +124,7 @@ def test_a_stopped_run_says_how_to_go_on(
         ("nope --data s --out r", "unknown recipe 'nope'; choose one of demo"),
         ("nope --help", "unknown recipe 'nope'"),
         ("demo --data s --out r --batchsize 3", "Unrecognized options: --batchsize"),
+        ("demo --data s --out r --max_steps 3", "write --max-steps, which a run that is"),
         ("demo --data s --out r --batch-size few", "--batch-size"),
         ("demo --data s --out r --batch-size 0", "batch_size is 0; it must be at least 1"),
         ("demo --data s --out r --ema.decay 2", "ema.decay is 2.0; give a number from 0 to"),

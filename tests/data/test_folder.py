@@ -36,9 +36,12 @@ def test_text_beside_pictures_at_any_depth(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er" / "a.png").write_bytes(picture_bytes(random_pixels(0)))
     (tmp_path / "deep" / "er" / "a.txt").write_text("a caption\n")
     (tmp_path / "b.jpg").write_bytes(picture_bytes(random_pixels(0), "JPEG"))
+    (tmp_path / "c.PNG").write_bytes(picture_bytes(random_pixels(1)))
+    (tmp_path / "c.TXT").write_text("loud")
     listing = list_folder(tmp_path)
     assert [(e.file, e.captions) for e in listing.entries] == [
-        ("deep/er/a.png", {"caption": "a caption"})
+        ("c.PNG", {"caption": "loud"}),
+        ("deep/er/a.png", {"caption": "a caption"}),
     ]
     assert [rejection.file for rejection in listing.rejections] == ["b.jpg"]
     assert listing.world is None

@@ -93,7 +93,7 @@ LORA = dataclasses.replace(
     sample_every=4,
     sample_prompts=("a",),
 )
-#: Goes back to the start at the third batch, which is no numbers.
+#: Goes back to the start at the second batch, which is no numbers.
 SPIKY = dataclasses.replace(ADAMW, spikes=SpikeGuard(threshold=30.0), checkpoint_every=4)
 POISONED = 2
 LONG = dataclasses.replace(ADAMW, max_steps=50, sample_every=50, sample_prompts=("a", "b"))

@@ -1,12 +1,25 @@
 """Whatever ends one process ends all of them, and is told once."""
 
+import socket
 from typing import Any
 
 import pytest
 
+from rectiflow.distributed import lifeline
+
 pytestmark = pytest.mark.distributed
 
 COMPLAINT = "shard 7 is cut; encode it again"
+
+
+def test_what_follows_a_greeting_is_heard() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        ours, _ = server.accept()
+    with ours, theirs:
+        theirs.sendall(b'{"rank": 1}\n{"text": "trouble"}\n')
+        assert lifeline._greeting(ours) == {"rank": 1}
+        assert lifeline._Peer(ours, "here").receive() == [{"text": "trouble"}]
 
 
 def told(outcome: dict[str, Any], name: str) -> tuple[list[int], list[str]]:

@@ -27,6 +27,16 @@ def test_alone_under_torchrun_it_takes_the_gpu(monkeypatch: pytest.MonkeyPatch) 
         assert not torch.distributed.is_initialized()
 
 
+def test_a_gpu_that_is_not_used_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with open_world() as world:
+        assert world is ALONE
+    assert "on a GPU: torchrun --nproc-per-node 1 -m rectiflow" in capsys.readouterr().err
+
+
 def test_one_process_cannot_share_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     with (

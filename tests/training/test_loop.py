@@ -16,7 +16,7 @@ from torch import nn
 from training.fake_feed import FakeFeed, tiny_recipe
 
 from rectiflow.base.config import from_json
-from rectiflow.base.errors import CheckpointError, StoreError, UserError
+from rectiflow.base.errors import CheckpointError, DivergedError, StoreError, UserError
 from rectiflow.base.log import read_events
 from rectiflow.data.records import Batch
 from rectiflow.generation.settings import CardSampling
@@ -263,6 +263,34 @@ def test_an_absurd_learning_rate_stops_the_run_the_same_way_twice(tmp_path: Path
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
     assert not replay(next(run.glob("failure_step_*"))).is_finite
+
+
+def test_a_full_disk_does_not_hide_that_a_run_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise UserError(f"cannot write {path}: no space left on the disk")
+
+    monkeypatch.setattr(loop_module, "save_failure", full)
+    text = "stopped at step 7: the loss is nan .*could not be kept: cannot write .*: no space left"
+    with pytest.raises(DivergedError, match=text):
+        run_quietly(tiny_recipe(), tmp_path / "run", FakeFeed(poisoned_step=7))
+
+
+def test_a_model_that_a_killed_session_was_replacing_is_there_again_at_once(
+    tmp_path: Path,
+) -> None:
+    run, recipe = tmp_path / "run", tiny_recipe(max_steps=6)
+    run_quietly(recipe, run, until=3)
+    # As between the two renames of an export.
+    (run / "model").rename(run / ".model.tmp-old")
+    steps: list[int] = []
+
+    def look() -> None:
+        steps.append(json.loads((run / "model" / "model.json").read_text())["provenance"]["step"])
+
+    run_quietly(recipe, run, until=5, hooks=[Listener(4, look)])
+    assert steps == [3]
 
 
 def test_sample_pictures_come_from_the_average_and_are_kept_as_a_grid(tmp_path: Path) -> None:

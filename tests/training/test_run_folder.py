@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import subprocess
@@ -32,6 +33,15 @@ def test_what_a_killed_process_left_behind_is_waited_for(tmp_path: Path, dead_nu
     threading.Timer(0.1, os.close, [descriptor]).start()
     with locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match="cannot lock .*: No locks available"), locked(tmp_path):
+        pass
 
 
 def test_but_not_forever(tmp_path: Path, dead_number: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,6 +314,11 @@ def _check_tensors(
             f"{missing[0]}; fetch the file again"
         )
     extra = [name for name in tensors if name not in wanted]
+    if any("scale_weight" in name or "scaled_fp8" in name for name in extra):
+        raise CheckpointError(
+            f"{path} holds {what} in fp8 with a scale for each matrix, which rectiflow does not "
+            "read; give the file in 16 bits, or in plain fp8"
+        )
     if extra:
         raise CheckpointError(
             f"{path} has {len(extra)} tensors more than {what}, the first is {extra[0]}; it is a "
