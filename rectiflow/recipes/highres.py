@@ -35,12 +35,10 @@ def highres(model: str) -> TrainRecipe:
         ConfigError: its recipe is of another version.
     """
     folder = find_model_folder(model)
-    card, first = read_model_card(folder), _first_training(folder)
-    resolution_px = card.resolution_px * FACTOR
+    card = read_model_card(folder)
+    first, resolution_px = _first_training(folder, card), card.resolution_px * FACTOR
     return replace(
-        first,
-        name=f"highres-{model}",
-        backbone=_backbone(card),
+        small(f"highres-{model}", _backbone(card)),
         start_from=model,
         add_qk_norm=not card.backbone.use_qk_norm,
         formulation=card.formulation,
@@ -53,26 +51,22 @@ def highres(model: str) -> TrainRecipe:
         optimizer=AdamW(learning_rate=first.optimizer.learning_rate, eps=1e-15),
         schedule=Trapezoid(warmup_steps=100, decay_fraction=0.4),
         sampling=SamplingDefaults.of(card.sampling),
+        encoder_dropout=first.encoder_dropout,
+        pooled_dropout=first.pooled_dropout,
+        empty_prompt=first.empty_prompt,
+        stratified_times=first.stratified_times,
+        sample_prompts=first.sample_prompts,
     )
 
 
-def _first_training(folder: Path) -> TrainRecipe:
-    """What of the model's own training goes on: which text is left out, times, rate, prompts."""
-    recipe, card = folder.parent / "recipe.json", folder / "card.json"
+def _first_training(folder: Path, card: ModelCard) -> TrainRecipe:
+    """The recipe of a run's or a shipped model; of a folder that has none, as the paper trains."""
+    recipe, shipped = folder.parent / "recipe.json", folder / "card.json"
     if recipe.is_file():
-        known = load_config(recipe, TrainRecipe)
-    elif card.is_file():
-        known = from_json(TrainRecipe, read_json(card)["recipe"])
-    else:
-        known = small("", read_model_card(folder).backbone)
-    kept = ("encoder_dropout", "pooled_dropout", "stratified_times", "empty_prompt", "precision")
-    prompts = ("sample_every", "sample_prompts")
-    optimizer = AdamW(learning_rate=known.optimizer.learning_rate)
-    return replace(
-        small("", known.backbone),
-        optimizer=optimizer,
-        **{name: getattr(known, name) for name in (*kept, *prompts)},
-    )
+        return load_config(recipe, TrainRecipe)
+    if shipped.is_file():
+        return from_json(TrainRecipe, read_json(shipped)["recipe"])
+    return small("alone", card.backbone)
 
 
 def shift_for(card: ModelCard, resolution_px: int) -> ResolutionShift:
