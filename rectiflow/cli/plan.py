@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 _DETAILS = """\
 With --devices, time follows from the model's operations and an assumed share of the devices' peak
 (--mfu); without, this machine's training step is timed on random numbers for ten seconds. Memory is
-computed from the recipe either way. Every field of the recipe is an option too:
-
+computed from the recipe either way. Every number and switch of the recipe is an option too:
   rectiflow plan sd3-d24 --devices 8xH100 --price-per-hour 2.5 --batch-size 1024 --micro-batch 32
+A fine-tuning is planned by its own command:
+  rectiflow finetune MODEL --data DIR --out RUN --lora 16 --plan 1xH100
 """
 
 #: Text tokens of either world: 16 of CLIP and 16 of T5; 77 and 77 of T5-XXL's width, as SD3's.

@@ -15,7 +15,7 @@ from rectiflow.cli.options import (
 )
 
 _DETAILS = """\
-Every field of the recipe is an option too:
+Every number and switch of the recipe is an option too:
   rectiflow train demo --data STORE --out RUN --optimizer.learning-rate 3e-4
 `rectiflow train RECIPE --help` lists the fields. An existing RUN is continued.
 On several processes or machines, with the same result:

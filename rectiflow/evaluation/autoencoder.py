@@ -2,7 +2,7 @@
 
 The rows of the paper's table (Fréchet distance, perceptual distance, SSIM, PSNR) and, beside them,
 how often the oracle still reads a picture right: the ceiling of any model that generates in these
-latents. Source: arXiv 2403.03206, section 2.2 and table 3.
+latents. Source: arXiv 2403.03206, section 5.2.1 and table 3.
 """
 
 from __future__ import annotations

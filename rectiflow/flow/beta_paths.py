@@ -3,7 +3,7 @@
 alpha² at t = s/(T − 1) is the product of 1 − beta_r over r ≤ s, exactly as in the table that those
 models use, and a smooth function in between: the sum of logarithms is continued by the
 Euler–Maclaurin formula, whose integral has a closed form here.
-Source: arXiv 2403.03206, section 2 (LDM-linear); arXiv 2006.11239, section 4; arXiv 2112.10752.
+Source: arXiv 2403.03206, section 3 (LDM-linear); arXiv 2006.11239, section 4; arXiv 2112.10752.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every path is the straight one in other clothes: z_t/(alpha + sigma) lies on the
 at the place s = sigma/(alpha + sigma). Sampling runs in these straight coordinates, where the
 velocity is eps − x0 whatever the path, so that solvers, time grids and guidance know nothing of it.
 Notation: `docs/notation.md`; alpha and sigma are the paper's a_t and b_t.
-Source: arXiv 2403.03206, equations 1–3 and section 2.
+Source: arXiv 2403.03206, equations 1–3 and section 3.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class RectifiedFlowPath(ProbabilityPath):
 
 @dataclass(frozen=True, kw_only=True)
 class CosinePath(ProbabilityPath):
-    """A quarter circle: z_t = cos(πt/2)·x0 + sin(πt/2)·eps (section 2, cosine)."""
+    """A quarter circle: z_t = cos(πt/2)·x0 + sin(πt/2)·eps (section 3, cosine)."""
 
     def __str__(self) -> str:
         return "cos"
@@ -140,7 +140,7 @@ class EDMPath(ProbabilityPath):
     """z_t = x0 + sigma·eps, log sigma normal: sigma = exp(P_m + P_s·Φ⁻¹(t)), t uniform in (0, 1).
 
     The ends are infinite; sampling goes from `SIGMA_MAX` to `SIGMA_MIN` and then to the data.
-    Source: arXiv 2403.03206, section 2 (EDM); arXiv 2206.00364, table 1.
+    Source: arXiv 2403.03206, section 3 (EDM); arXiv 2206.00364, table 1.
     """
 
     SIGMA_MIN: ClassVar[float] = 0.002

@@ -1,6 +1,6 @@
 """How much a squared error at t counts. Notation: `docs/notation.md`.
 
-Source: arXiv 2403.03206, section 2 (the weights w_t) and equation 18.
+Source: arXiv 2403.03206, sections 2 and 3 (the weights w_t) and equation 18.
 """
 
 from __future__ import annotations

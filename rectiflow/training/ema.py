@@ -1,7 +1,7 @@
 """Moving averages of the weights, each held as a second, ready-to-use copy of the model.
 
 On the walk of a sample: step -> here -> validation, sample pictures and the exported model.
-SD3 samples from EMA weights (arXiv 2403.03206, appendix D).
+SD3 samples from EMA weights (arXiv 2403.03206, appendix B.3).
 """
 
 import copy

@@ -74,7 +74,7 @@ def _check(config: AdamW | Muon, averages: dict[str, float]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """AdamW for all parameters; biases, norms and embeddings are not decayed.
+    """AdamW for all parameters; weights of linear and convolution layers are decayed.
 
     `rates` are factors on the learning rate of some of them (`Rates`), and so on their decay.
 

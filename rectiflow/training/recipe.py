@@ -59,7 +59,7 @@ class TrainRecipe:
     `stratified_times` the times of any neighbouring samples are spread evenly over the sampler's
     quantiles instead of drawn independently: same density, less scatter of the loss.
     `encoder_dropout` is the probability in [0, 1] with which each text encoder is left out of
-    each sample, independently (arXiv 2403.03206, section 5.1); `pooled_dropout` that with which
+    each sample, independently (arXiv 2403.03206, appendix B.3); `pooled_dropout` that with which
     the pooled vector is, whatever encoders are there: it is quicker to learn from than the tokens,
     and a model that always has it hardly reads them. `caption_mix` gives the weight of
     each caption variant of the store; without it all weigh the same. `empty_prompt` is the

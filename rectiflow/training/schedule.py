@@ -1,7 +1,7 @@
 """The learning rate over a run as a pure function of the step.
 
 On the walk of a sample: recipe -> loop -> here -> optimizer. Warm-up follows the SD3 training
-setup (arXiv 2403.03206, appendix D); the straight decay to zero at the end is the
+setup (arXiv 2403.03206, appendix B.3); the straight decay to zero at the end is the
 "warm-up, stable, decay" shape (arXiv 2405.18392, section 3).
 """
 

@@ -2,7 +2,7 @@
 
 Both walks: `data.encode` stores what `encode` returns, `generation` ends with `decode`.
 With its defaults it is the released SD3 autoencoder; the embedded one is the same class, smaller.
-Source: arXiv 2112.10752, section 3.1; arXiv 2403.03206, section 2.2 and table 3.
+Source: arXiv 2112.10752, section 3.1; arXiv 2403.03206, section 5.2.1 and table 3.
 """
 
 from __future__ import annotations
