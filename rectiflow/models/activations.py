@@ -80,13 +80,19 @@ class Activations:
     products: int
 
 
-def activations_of(config: BackboneConfig, size: InputSize, arithmetic: Arithmetic) -> Activations:
-    """What is kept for one sample.
+def activations_of(
+    config: BackboneConfig,
+    size: InputSize,
+    arithmetic: Arithmetic,
+    *,
+    lora_rank: int | None = None,
+) -> Activations:
+    """What is kept for one sample; with `lora_rank` where a LoRA alone is trained (`models.lora`).
 
     Raises:
         ConfigError: the latents do not divide into patches.
     """
-    count = _Count(config, size, arithmetic)
+    count = _Count(config, size, arithmetic, lora_rank)
     dtype, blocks = arithmetic.dtype, count.blocks()
     kept = [block.kept.num_bytes(dtype) for block in blocks]
     products = [block.products.num_bytes(dtype) for block in blocks]
@@ -120,10 +126,17 @@ class _Block:
 
 
 class _Count:
-    """The terms of one config and size: n image tokens, m text tokens, width d."""
+    """The terms of one config and size: n image tokens, m text tokens, width d.
 
-    def __init__(self, config: BackboneConfig, size: InputSize, arithmetic: Arithmetic) -> None:
-        self.config, self.size, self.at = config, size, arithmetic
+    With a `rank` all weights are frozen but those of a LoRA, which only an MM-DiT's attention has.
+    A frozen product needs its weights alone, and so does a factor that is not trained; and nothing
+    has a gradient before the first block's queries.
+    """
+
+    def __init__(
+        self, config: BackboneConfig, size: InputSize, arithmetic: Arithmetic, rank: int | None
+    ) -> None:
+        self.config, self.size, self.at, self.rank = config, size, arithmetic, rank
         self.n = num_image_tokens(config, size)
         self.m, self.d = size.num_text, config.hidden_dim
         self.num_heads = self.d // config.head_dim
@@ -153,21 +166,33 @@ class _Count:
         """An MM-DiT's; the text of the last one ends in its attention."""
         n, m, d, num_sets = self.n, self.m, self.d, len(config.text_streams)
         is_last = place == config.depth - 1
-        kept = self.own_attention(n + m) + self.stream(n, is_wide=True)
-        kept += self.front(m, is_wide=False, num_sets=num_sets)
+        is_reached = self.rank is None or place > 0
+        kept = self.own_attention(n + m) + self.behind(n, is_wide=True)
+        kept += self.front(n, is_wide=True, is_reached=is_reached)
+        kept += self.front(m, is_wide=False, num_sets=num_sets, is_reached=is_reached)
         products = self.attended(n + m, n + m) + self.front_products(n) + self.behind_products(n)
         products += self.front_products(m, num_sets=num_sets, num_chunks=2 if is_last else 6)
         if not is_last:
             kept += self.behind(m, is_wide=False, num_sets=num_sets)
             products += self.behind_products(m)
         if place < config.num_second_attentions:
-            # The norm of the same tokens once more, and what the second attention gives.
-            kept += self.own_attention(n) + self.gated(n, is_wide=True)
-            kept += self.norm(n, is_wide=True, shares_input=True)
-            kept += Kept(narrow=n * d + 3 * d)
+            kept += Kept(narrow=3 * d)
+            if is_reached:
+                # The norm of the same tokens once more, and what the second attention gives.
+                kept += self.own_attention(n) + self.gated(n, is_wide=True)
+                kept += self.norm(n, is_wide=True, shares_input=True)
+            if self.rank is None:
+                kept += Kept(narrow=n * d)
             products += self.attended(n, n) + self.front_products(n, num_chunks=3)
             products += Kept(narrow=n * d)
-        return _Block(kept=kept, inputs=Kept(narrow=m * d, wide=n * d), products=products)
+        inputs = Kept(narrow=m * d, wide=n * d)
+        if self.rank is not None:
+            # Of each part of the projections, how the update sees its input, and the update.
+            updated = 4 * n + (3 if is_last else 4) * m
+            products += Kept(narrow=updated * (self.rank + d))
+            # The vector that all modulations read, which nothing else keeps.
+            inputs += Kept(narrow=0 if is_reached else d)
+        return _Block(kept=kept, inputs=inputs, products=products)
 
     def single_block(self, *, is_last: bool) -> _Block:
         """A DiT's; of the last one the text goes no further than its attention."""
@@ -183,6 +208,8 @@ class _Count:
 
     def embeddings(self) -> Kept:
         """Time, pooled text and context; the sum of the first two is read by every modulation."""
+        if self.rank is not None:
+            return Kept()
         config, d = self.config, self.d
         vectors = TIME_EMBEDDING_DIM + config.pooled_dim + 5 * d
         return Kept(narrow=vectors + self.m * config.context_dim)
@@ -190,8 +217,11 @@ class _Count:
     def ends(self) -> Kept:
         """Patches in, and the final layer."""
         config, n = self.config, self.n
+        norm = self.norm(n, is_wide=True)
+        if self.rank is not None:
+            return norm
         patches = n * config.in_channels * config.patch_size**2
-        return Kept(narrow=patches + self.d) + self.norm(n, is_wide=True)
+        return Kept(narrow=patches + self.d) + norm
 
     def stream(self, num: int, *, is_wide: bool, num_sets: int = 1) -> Kept:
         """A `StreamBlock` less its attention, or several that share `num` tokens."""
@@ -199,15 +229,25 @@ class _Count:
             num, is_wide=is_wide, num_sets=num_sets
         )
 
-    def front(self, num: int, *, is_wide: bool, num_sets: int = 1) -> Kept:
-        """Before the attention: the norm, and for each set of weights what modulation reads."""
-        return self.norm(num, is_wide=is_wide, num_sets=num_sets) + Kept(narrow=num_sets * self.d)
+    def front(self, num: int, *, is_wide: bool, num_sets: int = 1, is_reached: bool = True) -> Kept:
+        """Before the attention: the norm, and for each set of weights what modulation reads.
+
+        A LoRA reads the norm's result as a trained weight does; `is_reached` is False where no
+        gradient goes on.
+        """
+        if self.rank is None:
+            norm = self.norm(num, is_wide=is_wide, num_sets=num_sets)
+            return norm + Kept(narrow=num_sets * self.d)
+        norm = self.norm(num, is_wide=is_wide) if is_reached else Kept()
+        return norm + Kept(narrow=num * self.d + 3 * self.rank * num)
 
     def behind(self, num: int, *, is_wide: bool, num_sets: int = 1) -> Kept:
         """After the attention: its output as the projection reads it, and all that follows."""
         d = self.d
         modulation = Kept(narrow=num_sets * 6 * d)
         hidden = Kept(narrow=(1 + 2 * MLP_RATIO) * num * d)
+        if self.rank is not None:
+            hidden = Kept(narrow=(1 + MLP_RATIO) * num * d + self.rank * num)
         gated = self.gated(num, is_wide=is_wide, num_sets=num_sets)
         return modulation + hidden + 2 * gated + self.norm(num, is_wide=is_wide, num_sets=num_sets)
 
@@ -216,6 +256,9 @@ class _Count:
     ) -> Kept:
         """A modulated norm: input, mean and deviation, result, factor, and the product's input."""
         d = self.d
+        if self.rank is not None:
+            inside = self.normed((0 if shares_input else num * d) + 2 * num, is_wide=is_wide)
+            return inside + Kept(narrow=num_sets * d)
         inside = self.normed((1 if shares_input else 2) * num * d + 2 * num, is_wide=is_wide)
         return inside + Kept(narrow=num * d + num_sets * d)
 
@@ -225,9 +268,10 @@ class _Count:
 
     def gated(self, num: int, *, is_wide: bool, num_sets: int = 1) -> Kept:
         """What comes through a gate into the stream; on CUDA widened first, with its gate."""
+        branch = num * self.d if self.rank is None else 0
         if is_wide and self.at.is_cuda:
-            return Kept(wide=(num + num_sets) * self.d)
-        return Kept(narrow=num * self.d)
+            return Kept(wide=branch + num_sets * self.d)
+        return Kept(narrow=branch)
 
     def front_products(self, num: int, *, num_sets: int = 1, num_chunks: int = 6) -> Kept:
         """Modulations, and queries, keys and values."""
@@ -262,10 +306,12 @@ class _Count:
         d, deviations = self.d, Kept(wide=num * self.num_heads)
         if self.at.is_cuda:
             return deviations + Kept(narrow=projected * d)
-        # On a CPU the norm is made of several operations, in float32.
+        # On a CPU the norm is made of several operations, in float32; the last one's input is for
+        # the norm's weights.
+        normed = num if self.rank is None else 0
         if self.at.dtype == torch.float32:
-            return deviations + Kept(narrow=(projected + num) * d)
-        return deviations + Kept(wide=2 * num * d)
+            return deviations + Kept(narrow=(projected + normed) * d)
+        return deviations + Kept(wide=(num + normed) * d)
 
     def cross_block(self) -> _Block:
         """A CrossDiT's or a UViT's."""

@@ -70,8 +70,6 @@ def _memory(plan: Plan, number: int) -> list[str]:
             ("working memory of the step", memory.update),
         )
     ]
-    if lora is not None:
-        lines.append("  less is kept with a LoRA; it is counted as if all weights were trained")
     if plan.fleet is not None:
         limit = plan.fleet.kind.memory_bytes
         if plan.does_fit:

@@ -227,9 +227,6 @@ def memory_of(
 ) -> MemoryPlan:
     """Memory on each of `num_devices`, `num_parts` of which (by default all) share a copy of state.
 
-    Where a LoRA is trained, activations are counted as if all weights were, which is the most
-    that it can take.
-
     Raises:
         ConfigError: the batch does not divide among the devices, the devices into copies, or the
             latents into patches; or the backbone cannot have the LoRA.
@@ -380,7 +377,8 @@ def _routed_activations(
 ) -> Activations:
     """Of one sample; some of its image tokens pass by the blocks of the recipe's route."""
     config, routing = recipe.backbone, recipe.routing
-    kept = activations_of(config, size, arithmetic)
+    lora_rank = None if recipe.lora is None else recipe.lora.rank
+    kept = activations_of(config, size, arithmetic, lora_rank=lora_rank)
     if not routing.is_on:
         return kept
     num_image = num_image_tokens(config, size)
@@ -391,7 +389,8 @@ def _routed_activations(
     saved_blocks, saved_inputs, saved_products = 0, 0, 0
     for place in range(routing.first, routing.last + 1):
         for sign, some in ((1, whole), (-1, fewer)):
-            block = activations_of(_like_block(config, place), some, arithmetic)
+            like = _like_block(config, place)
+            block = activations_of(like, some, arithmetic, lora_rank=lora_rank)
             # None of them is the last, so that each is as large as its like gets.
             saved_blocks += sign * block.largest_block
             saved_products += sign * (block.largest_block - block.largest_rest)

@@ -13,7 +13,8 @@ from rectiflow.base.errors import ConfigError
 from rectiflow.models.activations import Arithmetic, activations_of, weight_copies
 from rectiflow.models.flops import InputSize
 from rectiflow.models.frame import Backbone
-from rectiflow.models.mmdit import MMDiTConfig
+from rectiflow.models.lora import add_lora
+from rectiflow.models.mmdit import MMDiTConfig, MMDiTXConfig
 from rectiflow.training.recompute import recompute_blocks
 
 SIZE = InputSize(height=8, width=12, num_text=NUM_TEXT)
@@ -74,6 +75,28 @@ def test_the_formula_is_what_autograd_keeps(
         if recompute == "none":
             copies = weight_copies(config, dtype)
             assert 0.8 * copies <= two - 2 * (three - two) <= copies
+
+
+@pytest.mark.parametrize("config", [CONFIGS["mmdit"], CONFIGS["mmdit-x"]], ids=["mmdit", "mmdit-x"])
+@pytest.mark.parametrize("use_qk_norm", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_formula_is_what_autograd_keeps_for_a_lora(
+    config: MMDiTConfig, use_qk_norm: bool, dtype: torch.dtype
+) -> None:
+    """Of depth 3, where the first, a middle and the last block keep different things."""
+    config = replace(config, use_qk_norm=use_qk_norm, depth=3)
+    if isinstance(config, MMDiTXConfig):
+        config = replace(config, num_dual_blocks=2)
+    found = activations_of(config, SIZE, Arithmetic.of(dtype, "cpu"), lora_rank=5)
+    for recompute, expected in (
+        ("none", found.around + found.blocks),
+        ("products", found.around + found.inputs + found.products),
+        ("blocks", found.around + found.inputs),
+    ):
+        model = random_backbone(config).train()
+        add_lora(model, 5, torch.Generator())
+        recompute_blocks(model.blocks, recompute)
+        assert held_bytes(model, 3, dtype) - held_bytes(model, 2, dtype) == expected
 
 
 def test_on_cuda_attention_keeps_no_weights_of_pairs() -> None:

@@ -262,9 +262,7 @@ def test_only_a_loras_updates_have_gradients_averages_and_moments(
     assert found.ema == found.gradients == updates
     assert found.optimizer == sum(t.nbytes for t in state.optimizer.state().values())
     assert found.standing < 0.6 * on_cpu(replace(recipe, lora=None)).standing
-    # Never less than what is held; more, as if all that a trained weight needs were kept.
-    held = _held_bytes(recipe, MANY)
-    assert held < found.peak < 1.6 * held
+    assert found.peak == pytest.approx(_held_bytes(recipe, MANY), rel=0.1)
     # Frozen weights need no gradients: a third of the operations.
     assert 3 * step_flops(recipe, SIZE) == 2 * step_flops(replace(recipe, lora=None), SIZE)
 
@@ -272,7 +270,7 @@ def test_only_a_loras_updates_have_gradients_averages_and_moments(
 def test_a_lora_is_planned_and_timed_too() -> None:
     recipe = replace(SD3, start_from="sd3", lora=LoraTraining(rank=4))
     text = describe_plan(plan_for(recipe, SD3_SIZE, Fleet.parse("H100")))
-    assert "less is kept with a LoRA; it is counted as if all weights were trained" in text
+    assert "FLOP a step (two forward passes), " in text
     tiny = tiny_recipe(precision="fp32", start_from="another", lora=LoraTraining(rank=4))
     assert 0 < plan_here(tiny, SIZE, seconds=0.0).step_s < 60
 
