@@ -297,7 +297,7 @@ def file_lock(path: Path | str, *, wait: bool = True) -> Generator[bool]:
     process holds it.
 
     Raises:
-        UserError: the file cannot be made.
+        UserError: the file cannot be made, or its file system knows no locks.
     """
     path = Path(path)
     try:
@@ -311,6 +311,8 @@ def file_lock(path: Path | str, *, wait: bool = True) -> Generator[bool]:
             is_ours = True
         except BlockingIOError:
             is_ours = False
+        except OSError as error:  # a file system without locks
+            raise explain_os_error(error, path, "lock") from error
         yield is_ours
     finally:
         os.close(descriptor)

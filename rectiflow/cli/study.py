@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from rectiflow.cli.options import Verbs, add_verb, whole_number
 
@@ -46,8 +47,8 @@ def run(options: argparse.Namespace) -> None:
     path = run_study(
         study(options.study, options.scale),
         options.out,
-        command=f"rectiflow study {options.study} --scale {options.scale} --out {options.out} "
-        f"--workers {options.workers}",
+        command=f"rectiflow study {options.study} --scale {options.scale} --out "
+        f"{quote(str(options.out))} --workers {options.workers}",
         num_workers=options.workers,
     )
     print(f"the report: {path / 'README.md'}")

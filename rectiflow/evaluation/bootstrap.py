@@ -64,7 +64,8 @@ def bootstrap_mean_of_strata(
     Percentile interval of the resampled means, widened by sqrt(n / (n - 1)) about the mean because
     a resample of n values varies less than a fresh draw. Where no resample can differ (all that is
     redrawn scored alike, usually all 0 or all 1) the bootstrap is blind and Wilson's interval
-    (1927) for that many draws takes its place.
+    (1927) for that many draws takes its place; so it does for the verdicts, 0 or 1, of a single
+    stratum, whose percentile intervals are too short near both ends.
 
     Raises:
         ValueError: no strata, a stratum without groups, a group without values, values outside
@@ -82,8 +83,10 @@ def bootstrap_mean_of_strata(
         else values
         for name, values in means.items()
     }
-    if all(float(np.ptp(values)) == 0.0 for values in redrawn.values()):
-        return wilson_interval(mean, sum(map(len, redrawn.values())), confidence=confidence)
+    values = list(redrawn.values())
+    is_blind = all(float(np.ptp(some)) == 0.0 for some in values)
+    if is_blind or (len(values) == 1 and bool(np.isin(values[0], (0.0, 1.0)).all())):
+        return wilson_interval(mean, sum(map(len, values)), confidence=confidence)
     deviation = np.zeros(num_resamples)
     for name, values in redrawn.items():
         n = len(values)

@@ -135,14 +135,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Means over a window of the last `window` values, shorter at the start."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    return [
-        (sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window)
-        for i in range(len(values))
-    ]
+    """Means over the finite ones of the last `window` values; NaN where none of them is."""
+    means: list[float] = []
+    for i in range(len(values)):
+        seen = [value for value in values[max(0, i + 1 - window) : i + 1] if math.isfinite(value)]
+        means.append(math.fsum(seen) / len(seen) if seen else math.nan)
+    return means
 
 
 def _axes(
@@ -179,7 +177,7 @@ def _curve(line: Line, points: Sequence[tuple[float, float, float, float]]) -> s
     parts = [
         f'<path class="curve" d="{path}" style="{style}"><title>{escape(line.name)}</title></path>'
     ]
-    if line.has_marks:
+    if line.has_marks or len(points) == 1:  # a path of one point shows nothing
         parts.extend(
             f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3" style="fill:{line.color};'
             f'opacity:{line.opacity:.2f}"><title>{escape(line.name)}: {y:.4g} at '

@@ -422,7 +422,7 @@ def _spread(points: Sequence[ValidationPoint], count: int) -> list[ValidationPoi
 
 
 def _task_title(task: str) -> str:
-    return TASK_TITLES.get(task, task.replace("_", " "))
+    return escape(TASK_TITLES.get(task, task.replace("_", " ")))
 
 
 def _mean(values: Sequence[float]) -> float:

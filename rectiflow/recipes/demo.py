@@ -246,7 +246,7 @@ class _Walk:
             "Encode": "to latents and text states, once for all epochs",
             "Calibrate": f"{self.record.max_steps or 0:,} steps fit into the budget",
             "Train": "with held-out losses, checkpoints and sample pictures",
-            "Sample and score": f"{PER_TASK} prompts a task and split",
+            "Sample and score": "prompts of every task, of seen and of unseen combinations",
         }
         return lambda stage: notes.get(stage, "")
 

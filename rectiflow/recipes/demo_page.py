@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rectiflow.base.config import load_config
@@ -41,7 +42,7 @@ def assemble_report(
     training_s = float(card["provenance"]["training_s"])
     minutes = demo["minutes"]
     return Report(
-        title=_title(minutes, training_s),
+        title=_title(training_s),
         lede=(
             f"A Stable Diffusion 3 in miniature, trained from random weights on "
             f"{demo['num_pictures']:,} captioned pictures on {_cores(session)}: "
@@ -62,9 +63,9 @@ def assemble_report(
         facts=_facts(recipe, session),
         recipe=read_json(run / "recipe.json"),
         commands=(
-            f"rectiflow demo --out {out} --minutes {minutes:g} --seed {demo['seed']}",
-            f'rectiflow sample {run} "a red circle above a blue square" -n 4 --seed 1',
-            f"rectiflow evaluate {run} --per-task {evaluation.per_task}",
+            f"rectiflow demo --out {quote(str(out))} --minutes {minutes:g} --seed {demo['seed']}",
+            f'rectiflow sample {quote(str(run))} "a red circle above a blue square" -n 4 --seed 1',
+            f"rectiflow evaluate {quote(str(run))} --per-task {evaluation.per_task}",
         ),
         footer=(
             f"rectiflow {session['rectiflow']}, commit {(session['commit'] or 'unknown')[:12]}, "
@@ -79,11 +80,12 @@ def _cores(session: Mapping[str, Any]) -> str:
     return "one processor core" if count == 1 else f"{count} processor cores"
 
 
-def _title(minutes: float, training_s: float) -> str:
+def _title(training_s: float) -> str:
+    minutes = round(training_s / 60)
+    spent = f"{minutes} minute{'s' * (minutes > 1)}"
     if training_s < 60:
-        return f"{format_seconds(training_s)} of training, from captions to pictures"
-    unit = "minute" if round(minutes) == 1 else "minutes"
-    return f"{round(training_s / 60):d} {unit} of training, from captions to pictures"
+        spent = format_seconds(training_s)
+    return f"{spent} of training, from captions to pictures"
 
 
 def _tiles(

@@ -119,7 +119,8 @@ def _better_with_channels(rows: Sequence[Row], world: str) -> str:
     first, last = found[0], found[-1]
     return (
         f"Reconstructions of the world `{world}` from {first['channels']} to {last['channels']} "
-        f"channels: better with every step by {_listed(better)}, not so by {_listed(other)}; the "
+        f"channels, one autoencoder each: better with every step by {_listed(better)}, not so by "
+        f"{_listed(other)}; the "
         f"oracle reads {first['oracle']:.2f} and {last['oracle']:.2f} of them right."
     )
 

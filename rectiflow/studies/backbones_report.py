@@ -83,8 +83,15 @@ def final_values(rows: Sequence[Row], metric: _Metric) -> dict[str, dict[int, fl
 
 
 def order_by(values: Values, metric: _Metric) -> list[str]:
-    """Backbones by their mean over seeds, worst first."""
-    means = {name: spread_of(list(seeds.values())).mean for name, seeds in values.items()}
+    """Backbones by their mean over the seeds that all of them have, worst first.
+
+    By the mean over whatever seeds each has where there is no such seed.
+    """
+    common = set[int].intersection(*(set(seeds) for seeds in values.values()))
+    means = {
+        name: spread_of([v for seed, v in seeds.items() if seed in common or not common]).mean
+        for name, seeds in values.items()
+    }
     return sorted(means, key=lambda name: means[name] if metric.is_more_better else -means[name])
 
 
@@ -280,8 +287,8 @@ def _tally(rows: Sequence[Row], metric: _Metric) -> str:
     num_open = len(differences) - agreeing - opposed
     return (
         f"By {metric.title}, {agreeing} of the order's {len(differences)} pairs are decided as in "
-        f"the paper, {opposed} against it; {num_open} stay open over the seeds, {leaning} of them "
-        "leaning its way."
+        f"the paper, {opposed} against it, each by its own 95 % interval; {num_open} stay open "
+        f"over the seeds, {leaning} of them leaning its way."
     )
 
 

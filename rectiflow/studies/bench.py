@@ -121,7 +121,7 @@ class Bench:
         """
         feed = store if isinstance(store, Feed) else open_feed(store, recipe)
         result = train(recipe, feed, run_folder(folder), progress=False)
-        if result.interrupted is not None:
+        if result.signal is not None:  # in the last step too, after which there is more to do
             raise KeyboardInterrupt
         return TrainedRun(folder=run_folder(folder), recipe=recipe, feed=feed)
 

@@ -136,7 +136,8 @@ class ScoredPicture:
 def win_rate(ours: Sequence[ScoredPicture], theirs: Sequence[ScoredPicture]) -> Interval:
     """How often our picture of a prompt scores higher than theirs, ties counted half.
 
-    The unweighted mean over tasks, in [0, 1], with a bootstrap interval over prompts.
+    The unweighted mean over tasks, in [0, 1], with a bootstrap interval over prompts; over
+    pictures in tasks whose prompts are `all_there_is`.
 
     Raises:
         ValueError: the pictures are not of the same prompts in the same order, or there are none.
@@ -149,9 +150,16 @@ def win_rate(ours: Sequence[ScoredPicture], theirs: Sequence[ScoredPicture]) -> 
     for mine, other in zip(ours, theirs):
         won = 0.5 + 0.5 * float(np.sign(mine.score - other.score))
         by_task[mine.task][mine.prompt].append(won)
-    return bootstrap_mean_of_strata(
-        {task: list(prompts.values()) for task, prompts in by_task.items()}
-    )
+    groups = {task: list(prompts.values()) for task, prompts in by_task.items()}
+    return bootstrap_mean_of_strata(groups, exhausted=all_there_is(groups))
+
+
+def all_there_is(groups: Mapping[str, Sequence[Sequence[float]]]) -> set[str]:
+    """The tasks whose prompts, a list of scores each, are no draw of many, but all.
+
+    A benchmark asks a prompt a second time only where its task has no further ones.
+    """
+    return {task for task, prompts in groups.items() if max(map(len, prompts)) > 1}
 
 
 def _seeds(num: int) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rectiflow.evaluation.bootstrap import Interval, bootstrap_mean
-from rectiflow.studies.comparison import ScoredPicture, win_rate
+from rectiflow.evaluation.bootstrap import Interval, bootstrap_mean_of_strata
+from rectiflow.studies.comparison import ScoredPicture, all_there_is, win_rate
 from rectiflow.studies.plots import Bars, plot_bars
 from rectiflow.studies.study import Report, Row, Table
 
@@ -25,10 +25,17 @@ PAPER_WITHOUT_T5 = (0.46, 0.38)
 
 def report_encoders(study: Encoders, rows: Sequence[Row]) -> Report:
     """Tables, figure and verdict."""
-    sets = [row for row in rows if row["kind"] == "pictures"]
+    sets = [row for row in rows if row.get("kind") == "pictures"]
     pictures = {
-        row["encoders"]: [p for p in rows if p["kind"] == "picture" and _of(p, row)] for row in sets
+        row["encoders"]: [p for p in rows if p.get("kind") == "picture" and _of(p, row)]
+        for row in sets
     }
+    diverged = [str(row["encoders"]) for row in rows if row["diverged"]]
+    if ALL not in pictures:
+        return Report(
+            setting=f"The model `{study.model}`; nothing is trained here.",
+            verdict=f"Drawing diverged with {', '.join(diverged)}: nothing can be compared.",
+        )
     tasks = list(dict.fromkeys(p["task"] for p in pictures[ALL]))
     wins = {
         name: {
@@ -50,7 +57,7 @@ def report_encoders(study: Encoders, rows: Sequence[Row]) -> Report:
             "and noise for every set of encoders. An encoder that is left out gives zeros, in the "
             "prompt and in what guidance contrasts with."
         ),
-        verdict=_verdict(wins),
+        verdict=_verdict(wins, diverged),
         tables=(_win_table(wins), _accuracy_table(accuracy, sets)),
         plots=(
             plot_bars(
@@ -64,7 +71,7 @@ def report_encoders(study: Encoders, rows: Sequence[Row]) -> Report:
                     )
                     for name, by_task in accuracy.items()
                 },
-                caption="Accuracy by task and encoders, 95 % intervals over prompts",
+                caption="Accuracy by task and encoders, 95 % intervals",
                 y_label="share correct",
             ),
         ),
@@ -92,7 +99,8 @@ def _accuracy(pictures: Sequence[Row], task: str) -> Interval:
     for picture in pictures:
         if picture["task"] == task:
             by_prompt.setdefault(picture["prompt"], []).append(float(picture["is_correct"]))
-    return bootstrap_mean(list(by_prompt.values()))
+    groups = {task: list(by_prompt.values())}
+    return bootstrap_mean_of_strata(groups, exhausted=all_there_is(groups))
 
 
 def _win_table(wins: dict[str, dict[str, Interval]]) -> Table:
@@ -110,7 +118,8 @@ def _win_table(wins: dict[str, dict[str, Interval]]) -> Table:
         ),
         note=(
             "How often a picture has a higher graded score than that of the same prompt and noise "
-            "with all encoders, ties counted half; 95 % bootstrap intervals over prompts. The "
+            "with all encoders, ties counted half; 95 % bootstrap intervals over prompts, over "
+            "pictures where a task has no further prompts. The "
             "paper's are votes of people, on long prompts of the real world."
         ),
     )
@@ -134,36 +143,42 @@ def _accuracy_table(accuracy: dict[str, dict[str, Interval]], sets: Sequence[Row
         ),
         note=(
             "Share of pictures that the oracle finds correct by GenEval's rules, 95 % intervals "
-            "over prompts. The CLIP score is measured with the embedded CLIP-G text encoder, one "
+            "over prompts, over pictures where a task has no further prompts. The CLIP score is "
+            "measured with the embedded CLIP-G text encoder, one "
             "of those that are left out."
         ),
     )
 
 
-def _verdict(wins: dict[str, dict[str, Interval]]) -> str:
-    following, typography = wins[NO_T5]["prompt following"], wins[NO_T5][TYPOGRAPHY]
-    parts = [
-        f"Without T5, pictures win {_percent(following)} in prompt following, where "
-        f"{_against_half(following)} (paper: {PAPER_WITHOUT_T5[0]:.0%}), and "
-        f"{_percent(typography)} in typography, where {_against_half(typography)} (paper: "
-        f"{PAPER_WITHOUT_T5[1]:.0%}).",
-        _gap(following, typography),
-    ]
-    without_clip = wins[T5_ALONE]["prompt following"]
-    if _apart(following, without_clip):
-        loses_more = "T5" if following.mean < without_clip.mean else "both CLIP encoders"
-        parts.append(
-            f"Prompt following loses more by leaving out {loses_more}: without CLIP it wins "
-            f"{_percent(without_clip)}."
-        )
-    else:
-        parts.append(
+def _verdict(wins: dict[str, dict[str, Interval]], diverged: Sequence[str]) -> str:
+    parts = [f"Drawing diverged with {', '.join(diverged)}."] if diverged else []
+    if NO_T5 in wins:
+        following, typography = wins[NO_T5]["prompt following"], wins[NO_T5][TYPOGRAPHY]
+        parts += [
+            f"Without T5, pictures win {_percent(following)} in prompt following, where "
+            f"{_against_half(following)} (paper: {PAPER_WITHOUT_T5[0]:.0%}), and "
+            f"{_percent(typography)} in typography, where {_against_half(typography)} (paper: "
+            f"{PAPER_WITHOUT_T5[1]:.0%}).",
+            _gap(following, typography),
+        ]
+        if T5_ALONE in wins:
+            parts.append(_which_more(following, wins[T5_ALONE]["prompt following"]))
+    if NONE in wins:
+        parts.append(f"Without any encoder it is {_percent(wins[NONE]['prompt following'])}.")
+    return " ".join(parts)
+
+
+def _which_more(without_t5: Interval, without_clip: Interval) -> str:
+    if not _apart(without_t5, without_clip):
+        return (
             f"Without both CLIP encoders it is {_percent(without_clip)} in prompt following, not "
             "clearly different from leaving out T5."
         )
-    none = wins[NONE]["prompt following"]
-    parts.append(f"Without any encoder it is {_percent(none)}.")
-    return " ".join(parts)
+    loses_more = "T5" if without_t5.mean < without_clip.mean else "both CLIP encoders"
+    return (
+        f"Prompt following loses more by leaving out {loses_more}: without CLIP it wins "
+        f"{_percent(without_clip)}."
+    )
 
 
 def _gap(following: Interval, typography: Interval) -> str:

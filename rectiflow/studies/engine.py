@@ -2,8 +2,8 @@
 
 Killed at any moment, the same call goes on: finished cells are kept, a cell in training continues
 from its last checkpoint. A cell whose loss is not finite any more is recorded as diverged, and the
-grid goes on. Wherever the processes run, cells see the same numbers of threads and so the same
-bits.
+grid goes on. Cells have the same bits wherever they run on as many threads of the same kind of
+processor; the report names both.
 """
 
 from __future__ import annotations
@@ -85,11 +85,19 @@ def _work_in_processes(study: Study, folder: Path, num_workers: int) -> None:
             worker.join()
         raise
     failed = [worker.exitcode for worker in workers if worker.exitcode]
-    if failed:
+    # One that was killed may have left nothing undone: the others take over.
+    if failed and not _is_finished(study, folder):
         raise UserError(
             f"{len(failed)} of {num_workers} workers stopped with exit code {failed[0]}; what they "
             "said stands above. The same command goes on with the cells that are left"
         )
+
+
+def _is_finished(study: Study, folder: Path) -> bool:
+    def are_done(cells: Sequence[Cell]) -> bool:
+        return all(finished_rows(folder, cell) is not None for cell in cells)
+
+    return are_done(study.cells()) and are_done(all_cells(study, folder))
 
 
 def _worker(study: Study, folder: Path, num_threads: int) -> None:

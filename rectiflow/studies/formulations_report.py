@@ -385,6 +385,8 @@ def _verdict(ranks: _Ranks, fresh: _Ranks | None, rows: Sequence[Row]) -> str:
 def _lead(fresh: _Ranks) -> str:
     """Who comes first over the fresh seeds, and whether the seeds agree that it is the best."""
     best, *others = fresh.ordered()
+    if not others:
+        return f"Only `{best}` was run again, over {_seeds_named(fresh.seeds)}: no winner is named."
     by_seed = fresh.by_seed()
     behind = [seedwise_difference(by_seed[name], by_seed[best]) for name in others]
     num_clear = sum(lag is not None and lag.low > 0.0 for lag in behind)

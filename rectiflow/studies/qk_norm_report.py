@@ -83,11 +83,13 @@ def report_qk_norm(study: QKNorm, rows: Sequence[Row]) -> Report:
 def _outcome(rows: Sequence[Row]) -> Outcome:
     losses = [row["raw_loss"] for row in rows if row.get("kind") == "validation"]
     attention = [row for row in rows if row.get("kind") == "attention"]
+    is_diverged = any(row["diverged"] for row in rows)
     return Outcome(
         condition=condition_of(rows[0]),
         seed=rows[0]["seed"],
-        is_diverged=any(row["diverged"] for row in rows),
-        final_loss=losses[-1] if losses else None,
+        is_diverged=is_diverged,
+        # Of one that diverged only losses before that are known.
+        final_loss=losses[-1] if losses and not is_diverged else None,
         least_loss=min(losses, default=None),
         largest_logits=tuple(map(max, zip(*(row["largest_logits"] for row in attention)))),
         least_entropy=min((min(row["entropies"]) for row in attention), default=None),

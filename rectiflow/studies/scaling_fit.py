@@ -48,7 +48,8 @@ class LawTrial:
 def try_laws(looks: Sequence[Row]) -> tuple[LawTrial, ...]:
     """The law in parameters and data, and that of the compute frontier.
 
-    None where fewer than `LEAST_SIZES` sizes are left to fit, or the points do not fix the law.
+    None of them where fewer than `LEAST_SIZES` sizes are left to fit; one is left out where its
+    points do not fix it.
     """
     largest = max(row["depth"] for row in looks)
     seen = [row for row in looks if row["depth"] != largest]
@@ -76,7 +77,8 @@ def _tested(
     law = _fit(columns, chosen)
     target = _scales(columns, unseen[:1])
     others: list[ScalingLaw] = []
-    for rows in redraws([row["cell"] for row in seen], num=NUM_REDRAWS):
+    runs, sizes = [row["cell"] for row in seen], [row["depth"] for row in seen]
+    for rows in redraws(runs, sizes, least_sizes=LEAST_SIZES, num=NUM_REDRAWS):
         redrawn = choose([seen[place] for place in rows.tolist()])
         if len(redrawn) >= 2 * len(columns) + 1:
             others.append(_fit(columns, redrawn, near=law))

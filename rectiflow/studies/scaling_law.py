@@ -60,7 +60,8 @@ def fit_law(
 ) -> ScalingLaw:
     """The law of least Huber loss on log residuals over n measurements at k scales.
 
-    Sought from a grid of starts, or from the law `near` it alone.
+    Sought from a grid of starts, or from the law `near` it and from its exponents with other
+    floors: a floor near zero has no gradient by which it could rise.
 
     Raises:
         ValueError: scales or losses are not all positive, or there are fewer measurements than
@@ -77,7 +78,9 @@ def fit_law(
     # Each scale over its geometric mean: else factor and exponent move as one.
     centre = np.log(scales).mean(axis=0)
     log_scales, log_losses = np.log(scales) - centre, np.log(losses)
-    starts = _starts(losses, k) if near is None else [_parameters(near, centre)]
+    starts = _starts(losses, k)
+    if near is not None:
+        starts = [_parameters(near, centre), *_starts(losses, k, near.exponents)]
     best = min(
         (_descend(start, log_scales, log_losses) for start in starts),
         key=lambda found: found[0],
@@ -90,24 +93,30 @@ def fit_law(
     )
 
 
-def redraws(runs: Sequence[str], *, num: int, seed: int = 0) -> list[Int[np.ndarray, " m"]]:
+def redraws(
+    runs: Sequence[str], sizes: Sequence[int], *, least_sizes: int, num: int, seed: int = 0
+) -> list[Int[np.ndarray, " m"]]:
     """Places of the measurements in `num` redraws of whole runs, whose checkpoints go together.
 
-    `runs` names the run of each measurement. A redraw with fewer than 3 distinct runs fixes no law
-    and is drawn again.
+    `runs` and `sizes` name the run of each measurement and its size. A redraw with fewer than
+    `least_sizes` of them fixes no law and is drawn again.
 
     Raises:
-        ValueError: there are fewer than 3 runs.
+        ValueError: there are fewer sizes than that.
     """
-    names = list(dict.fromkeys(runs))
-    if len(names) < 3:
-        raise ValueError(f"{len(names)} runs are too few to be redrawn; give at least 3")
+    size_of = dict(zip(runs, sizes, strict=True))
+    names = list(size_of)
+    if len(set(sizes)) < least_sizes:
+        raise ValueError(
+            f"runs of {len(set(sizes))} sizes are too few to be redrawn; give at least "
+            f"{least_sizes} sizes"
+        )
     places = {name: np.flatnonzero([run == name for run in runs]) for name in names}
     generator = numpy_generator(seed, "scaling law", "redrawn runs")
     found: list[Int[np.ndarray, " m"]] = []
     while len(found) < num:
         drawn = generator.choice(names, size=len(names)).tolist()
-        if len(set(drawn)) >= 3:
+        if len({size_of[name] for name in drawn}) >= least_sizes:
             found.append(np.concatenate([places[name] for name in drawn]))
     return found
 
@@ -130,15 +139,22 @@ def frontier(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
     return kept
 
 
-def _starts(losses: Float[np.ndarray, " n"], k: int) -> list[Float[np.ndarray, " p"]]:
-    """(log floor, k log factors, k exponents): the floor below the least loss, the rest shared."""
+def _starts(
+    losses: Float[np.ndarray, " n"], k: int, near: Sequence[float] | None = None
+) -> list[Float[np.ndarray, " p"]]:
+    """(log floor, k log factors, k exponents): the floor below the least loss, the rest shared.
+
+    With the exponents `near`, or those of a grid.
+    """
+    grid = itertools.product(_STARTS_OF_EXPONENTS, repeat=k) if near is None else [near]
+    all_exponents = [tuple(exponents) for exponents in grid]
     least, middle = float(losses.min()), float(np.median(losses))
     starts: list[Float[np.ndarray, " p"]] = []
     for share in _STARTS_OF_FLOOR:
         factor = np.log(max(middle - share * least, 1e-3 * middle) / k)
         starts += [
             np.array([np.log(share * least), *[factor] * k, *exponents])
-            for exponents in itertools.product(_STARTS_OF_EXPONENTS, repeat=k)
+            for exponents in all_exponents
         ]
     return starts
 

@@ -373,9 +373,12 @@ def _drop_verdict(sweep: dict[int, list[Row]]) -> str:
         return "Whether larger models lose less at few steps cannot be told from these runs."
     return (
         f"At {fewest} steps the CLIP score loses {spread_of(list(first.values())).mean:.1f} % at "
-        f"depth {small} and {spread_of(list(second.values())).mean:.1f} % at depth {large}: larger "
-        f"models lose {'less, as in the paper' if difference.mean > 0 else 'no less'}"
-        f"{'' if difference.is_clear else ', within what the seeds leave open'}."
+        f"depth {small} and {spread_of(list(second.values())).mean:.1f} % at depth {large}: "
+        + (
+            f"larger models lose {'less, as in the paper' if difference.mean > 0 else 'more'}."
+            if difference.is_clear
+            else "whether larger models lose less, the seeds leave open."
+        )
     )
 
 
@@ -386,9 +389,10 @@ def _path_verdict(paths: dict[int, list[Row]]) -> str:
     difference = seedwise_difference(first, second)
     if difference is None or small == large:
         return "Whether larger models take shorter ways cannot be told from these runs."
-    direction = "shorter, as in the paper" if difference.mean > 0 else "no shorter"
+    direction = "shorter, as in the paper" if difference.mean > 0 else "longer"
+    if not difference.is_clear:
+        direction = "a difference that the seeds leave open"
     return (
         f"At CFG {guided:g} ways are {spread_of(list(first.values())).mean:.2f} long at depth "
-        f"{small} and {spread_of(list(second.values())).mean:.2f} at depth {large}, {direction}"
-        f"{'' if difference.is_clear else ', within what the seeds leave open'}."
+        f"{small} and {spread_of(list(second.values())).mean:.2f} at depth {large}, {direction}."
     )

@@ -16,7 +16,7 @@ from typing import ClassVar
 from rectiflow.flow import ResolutionShift
 from rectiflow.generation.model import ModelCard, read_model_card
 from rectiflow.models.model_folder import find_model_folder
-from rectiflow.recipes.small import small_run
+from rectiflow.recipes.small import RATE_TIMES_WIDTH, small_run
 from rectiflow.shapeworld.world import world_by_name
 from rectiflow.studies.bench import Bench, PictureSet
 from rectiflow.studies.drawing import RECIPE_SETTING, SamplerSetting, shipped_drawer
@@ -119,7 +119,7 @@ class Shift(Study):
         recipe = small_run(
             depth=card.backbone.depth, num_steps=self.num_steps, num_looks=1, seed=seed
         )
-        rate = self.rate_factor * recipe.optimizer.learning_rate
+        rate = self.rate_factor * RATE_TIMES_WIDTH / card.backbone.hidden_dim
         return replace(
             recipe,
             name=f"fine-tuned-{self.resolution_px}px",

@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rectiflow.studies.comparison import Difference, paired_difference, spread_of
+from rectiflow.studies.comparison import (
+    Difference,
+    paired_difference,
+    seedwise_difference,
+    spread_of,
+)
 from rectiflow.studies.plots import Curve, plot_curves
 from rectiflow.studies.study import Plot, Report, Row, Table
 
@@ -141,16 +146,25 @@ def _finding(graded: dict[float, dict[int, float]], study: Shift, *, what: str) 
 
 def _plateau(graded: dict[float, dict[int, float]]) -> str:
     """Whether sampling shifts above 1.5 beat those below, and differ among themselves."""
-    means = {m: spread_of(list(values.values())).mean for m, values in graded.items()}
-    low = [means[m] for m in means if m < 1.5]
-    high = [means[m] for m in means if m >= 1.5]
+    high = {m: values for m, values in graded.items() if m >= 1.5}
+    low = {m: values for m, values in graded.items() if m < 1.5}
     if not low or not high:
         return ""
-    order = "all score above" if min(high) > max(low) else "do not all score above"
+    difference = seedwise_difference(_mean_by_seed(high), _mean_by_seed(low))
+    if difference is None:
+        return ""
+    means = [spread_of(list(values.values())).mean for values in high.values()]
+    described = difference.describe(more="they score more", less="they score less")
     return (
-        f"Here sampling multipliers from 1.5 on {order} those below, and span "
-        f"{max(high) - min(high):.3f} among themselves."
+        f"Here sampling multipliers from 1.5 on, less those below, are {described}; they span "
+        f"{max(means) - min(means):.3f} among themselves."
     )
+
+
+def _mean_by_seed(graded: dict[float, dict[int, float]]) -> dict[int, float]:
+    """The mean over multipliers of each seed that has all of them."""
+    seeds = set[int].intersection(*(set(values) for values in graded.values()))
+    return {s: spread_of([values[s] for values in graded.values()]).mean for s in sorted(seeds)}
 
 
 def _figures(rows: Sequence[Row]) -> tuple[Plot, ...]:

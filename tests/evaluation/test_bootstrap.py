@@ -33,6 +33,22 @@ def test_covers_a_planted_share_with_correlated_pictures() -> None:
     assert 0.91 <= _coverage(draw, 0.5) <= 0.98
 
 
+@pytest.mark.parametrize("share", [0.04, 0.06, 0.1])
+def test_covers_a_share_near_zero(share: float) -> None:
+    """Where percentiles of redrawn verdicts are too short: 86 of 100 at 0.06."""
+
+    def draw(rng: np.random.Generator) -> Interval:
+        return bootstrap_mean([[float(rng.random() < share)] for _ in range(50)])
+
+    assert _coverage(draw, share, trials=1000) >= 0.92
+
+
+def test_more_hits_never_end_lower() -> None:
+    hits = [bootstrap_mean([[float(i < n)] for i in range(50)]) for n in range(51)]
+    assert [h.high for h in hits] == sorted(h.high for h in hits)
+    assert [h.low for h in hits] == sorted(h.low for h in hits)
+
+
 def test_covers_the_mean_of_seven_tasks() -> None:
     truths = [0.05, 0.2, 0.4, 0.5, 0.6, 0.8, 0.95]
 

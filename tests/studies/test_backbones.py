@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rectiflow.studies.backbones import backbones
-from rectiflow.studies.backbones_report import PAPER_ORDER, TITLES
+from rectiflow.studies.backbones_report import METRICS, PAPER_ORDER, TITLES, order_by
 from rectiflow.studies.engine import run_study
 from rectiflow.studies.results import read_rows
 from rectiflow.studies.study import Report, Row
@@ -93,7 +93,16 @@ def test_the_reversed_order_is_called_reversed() -> None:
 
 def test_seeds_that_scatter_leave_pairs_open() -> None:
     verdict = report(made_up(AS_PAPER, noise=1.0)).verdict
-    assert "0 of the order's 6 pairs are decided as in the paper, 0 against it; 6 stay" in verdict
+    assert "0 of the order's 6 pairs are decided as in the paper, 0 against it, each" in verdict
+    assert "6 stay open over the seeds" in verdict
+
+
+def test_the_order_is_of_seeds_that_all_have() -> None:
+    loss = METRICS[0]
+    # The third seed is a bad one, and only one of them has it.
+    values = {"dit": {0: 1.0, 1: 1.0}, "mmdit": {0: 0.9, 1: 0.9, 2: 9.0}}
+    assert order_by(values, loss) == ["dit", "mmdit"]
+    assert order_by({"dit": {0: 1.0}, "mmdit": {1: 2.0}}, loss) == ["mmdit", "dit"]
 
 
 @pytest.mark.parametrize(

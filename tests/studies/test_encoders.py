@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from rectiflow.base.errors import UserError
+from rectiflow.evaluation.bootstrap import wilson_interval
 from rectiflow.generation.model import load_model
 from rectiflow.shapeworld.scene import TASKS
+from rectiflow.studies.comparison import ScoredPicture, win_rate
 from rectiflow.studies.encoders import SUBSETS, Encoders, encoders
 from rectiflow.studies.engine import run_study
 from rectiflow.studies.results import METRICS_FILE, read_rows
@@ -16,7 +18,11 @@ NUM = 40
 
 
 def verdict_of(graded: dict[str, tuple[float, float]]) -> str:
-    """The verdict where every picture of a set has one score: GenEval's tasks, typography.
+    return encoders("cpu").report(rows_of(graded)).verdict
+
+
+def rows_of(graded: dict[str, tuple[float, float]]) -> list[Row]:
+    """Rows where every picture of a set has one score: GenEval's tasks, typography.
 
     Sets that are not named score as all three encoders do, 0.5.
     """
@@ -36,7 +42,31 @@ def verdict_of(graded: dict[str, tuple[float, float]]) -> str:
             for task in TASKS
             for i in range(NUM)
         ]
-    return encoders("cpu").report(rows).verdict
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("without T5", "Drawing diverged with without T5. Without any encoder it is 50%"),
+        ("none", "Drawing diverged with none. Without T5, pictures win 50%"),
+        ("all", "Drawing diverged with all: nothing can be compared."),
+    ],
+)
+def test_what_diverged_is_named_and_breaks_nothing(name: str, words: str) -> None:
+    rows = [row for row in rows_of({}) if row["encoders"] != name]
+    rows.append({"cell": name, "encoders": name, "diverged": True})
+    assert words in encoders("cpu").report(rows).verdict
+
+
+def test_prompts_that_are_all_there_is_are_not_redrawn() -> None:
+    """Of five prompts asked ten times each, pictures are the sample."""
+    pictures = [
+        ScoredPicture(task="one", prompt=str(i % 5), score=float(i % 5 > 0)) for i in range(50)
+    ]
+    half = [ScoredPicture(task="one", prompt=p.prompt, score=0.5) for p in pictures]
+    few = win_rate(pictures, half)
+    assert few == wilson_interval(0.8, 50)
 
 
 @pytest.mark.slow  # the studies of formulations and scaling go the same way by default

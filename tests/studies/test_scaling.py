@@ -147,8 +147,8 @@ def test_the_verdict_follows_drops_and_ways() -> None:
     against = STUDY.report(
         made_up(drop=lambda depth, steps: 0.01 * depth, length=lambda depth: 50.0 + depth)
     ).verdict
-    assert "larger models lose no less." in against
-    assert "at depth 4, no shorter." in against
+    assert "larger models lose more." in against
+    assert "at depth 4, longer." in against
 
 
 def test_diverged_runs_are_named_and_break_nothing() -> None:

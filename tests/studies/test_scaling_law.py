@@ -44,7 +44,9 @@ def test_noise_widens_the_interval_over_runs_which_holds_the_planted_exponents()
     runs = [f"{copy}-{n}" for copy in range(2) for n in SIZES for _ in DATA]
     losses = PLANTED.loss(scales) * np.exp(2e-3 * generator.normal(size=len(scales)))
     law = fit_law(scales, losses)
-    others = [fit_law(scales[rows], losses[rows], near=law) for rows in redraws(runs, num=40)]
+    sizes = [i for _ in range(2) for i, _ in enumerate(SIZES) for _ in DATA]
+    redrawn = redraws(runs, sizes, least_sizes=3, num=40)
+    others = [fit_law(scales[rows], losses[rows], near=law) for rows in redrawn]
     for j, planted in enumerate(PLANTED.exponents):
         interval = quantiles(law.exponents[j], [other.exponents[j] for other in others])
         assert interval.low < planted < interval.high
@@ -52,11 +54,12 @@ def test_noise_widens_the_interval_over_runs_which_holds_the_planted_exponents()
 
 
 def test_redraws_keep_a_runs_checkpoints_together() -> None:
-    runs = [name for name in "abcd" for _ in range(3)]
-    for rows in redraws(runs, num=20):
+    runs = [name for name in "abcdef" for _ in range(3)]
+    sizes = [size for size in (1, 1, 2, 2, 3, 3) for _ in range(3)]
+    for rows in redraws(runs, sizes, least_sizes=3, num=20):
         drawn = [runs[row] for row in rows.tolist()]
         assert len(drawn) == len(runs)
-        assert len(set(drawn)) >= 3
+        assert {sizes[row] for row in rows.tolist()} == {1, 2, 3}
         assert all(drawn.count(name) % 3 == 0 for name in drawn)
 
 
@@ -69,5 +72,11 @@ def test_what_fixes_no_law_is_refused() -> None:
         fit_law(GRID[:4], np.ones(4))
     with pytest.raises(ValueError, match="must all be positive"):
         fit_law(GRID, PLANTED.loss(GRID) - 10.0)
-    with pytest.raises(ValueError, match="2 runs are too few"):
-        redraws(["a", "b", "a"], num=1)
+    with pytest.raises(ValueError, match="runs of 2 sizes are too few"):
+        redraws(["a", "b", "a", "c"], [1, 2, 1, 2], least_sizes=3, num=1)
+
+
+def test_a_redraw_is_not_held_at_a_floor_near_zero() -> None:
+    losses = PLANTED.loss(GRID)
+    flat = ScalingLaw(floor=1e-11, factors=PLANTED.factors, exponents=PLANTED.exponents)
+    assert fit_law(GRID, losses, near=flat).floor == pytest.approx(PLANTED.floor, rel=0.02)

@@ -92,10 +92,10 @@ def test_the_verdict_follows_the_numbers(trained: dict[float, float], words: str
 
 def test_the_verdict_compares_sampling_shifts_with_the_papers() -> None:
     trained = {1.0: 0.3, 2.0: 0.3}
-    assert "from 1.5 on all score above those below, and span 0.020" in verdict_of(
-        trained, {1.5: 0.40, 3.0: 0.42}
-    )
-    assert "do not all score above" in verdict_of(trained, {1.5: 0.2, 3.0: 0.42})
+    clear = verdict_of(trained, {1.5: 0.40, 3.0: 0.42})
+    assert "from 1.5 on, less those below, are +0.110 [+0.110, +0.110]: they score more" in clear
+    assert "they span 0.020 among themselves" in clear
+    assert ": they score less" in verdict_of(trained, {1.5: 0.1, 3.0: 0.2})
 
 
 def test_pictures_come_at_multiples_of_the_canvas() -> None:
