@@ -18,6 +18,7 @@ from rectiflow.base.files import atomic_directory, file_lock
 from rectiflow.base.log import read_events
 from rectiflow.data.encode import encode_folder
 from rectiflow.data.store_format import HEADER_FILE
+from rectiflow.distributed.world import CPU, World
 from rectiflow.models.autoencoder import Autoencoder
 from rectiflow.models.autoencoder.files import load_autoencoder_folder, save_autoencoder
 from rectiflow.models.backbones import build_backbone
@@ -63,10 +64,10 @@ class PictureSet:
 
 
 class Bench:
-    """The shared parts of one study's folder."""
+    """The shared parts of one study's folder; what computes does so on `device`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: torch.device = CPU) -> None:
+        self.folder, self.device = folder, device
 
     def pictures(self, wanted: PictureSet) -> Path:
         """A folder of captioned pictures, drawn when it is missing."""
@@ -97,8 +98,8 @@ class Bench:
                 encode_folder(
                     pictures,
                     path,
-                    autoencoder(),
-                    load_conditioner(),
+                    autoencoder().to(self.device),
+                    load_conditioner().to(self.device),
                     resolution_px=wanted.resolution_px,
                 )
         return path
@@ -120,10 +121,15 @@ class Bench:
             KeyboardInterrupt: it was asked to stop, and has saved its state.
         """
         feed = store if isinstance(store, Feed) else open_feed(store, recipe)
-        result = train(recipe, feed, run_folder(folder), progress=False)
+        world = World(device=self.device)
+        result = train(recipe, feed, run_folder(folder), progress=False, world=world)
         if result.signal is not None:  # in the last step too, after which there is more to do
             raise KeyboardInterrupt
-        return TrainedRun(folder=run_folder(folder), recipe=recipe, feed=feed)
+        return self.trained(recipe, feed, folder)
+
+    def trained(self, recipe: TrainRecipe, feed: Feed, folder: Path) -> TrainedRun:
+        """What `train` has made so far."""
+        return TrainedRun(folder=run_folder(folder), recipe=recipe, feed=feed, device=self.device)
 
 
 def run_folder(cell_folder: Path) -> Path:
@@ -133,11 +139,12 @@ def run_folder(cell_folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished run with the checkpoints that it kept."""
+    """A finished run with the checkpoints that it kept; their networks come on `device`."""
 
     folder: Path
     recipe: TrainRecipe
     feed: Feed
+    device: torch.device = CPU
 
     def validations(self) -> list[Validation]:
         """The held-out losses over the run, NaN and infinity among them."""
@@ -176,7 +183,7 @@ class TrainedRun:
         tensors = SavedTensors.of(checkpoint_of(self.folder, step), stem).read_all()
         backbone = build_backbone(self.recipe.backbone)
         backbone.load_state_dict(tensors)
-        return backbone.eval().requires_grad_(False)
+        return backbone.to(self.device).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True, kw_only=True)

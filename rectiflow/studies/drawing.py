@@ -117,7 +117,7 @@ class Drawer:
         return assemble(text), assemble(self.conditioner.null())
 
     def _model(self, backbone: Backbone, recipe: TrainRecipe, setting: SamplerSetting) -> Model:
-        return model_in_training(
+        model = model_in_training(
             recipe,
             backbone,
             autoencoder=self.autoencoder,
@@ -128,6 +128,8 @@ class Drawer:
             world=self.world.name,
             resolution_px=self.resolution_px,
         )
+        # The parts go to where the backbone is.
+        return model.to(model.device)
 
 
 @cache

@@ -58,7 +58,8 @@ class Encoders(Study):
 
     def run(self, cell: Cell, bench: Bench, folder: Path) -> list[Row]:
         name = str(cell.factors["encoders"])
-        model = load_model(self.model, LoadSettings(encoders=SUBSETS[name]))
+        places = LoadSettings(encoders=SUBSETS[name], device=str(bench.device))
+        model = load_model(self.model, places)
         world = _world_of(model)
         prompts = benchmark_prompts(world, per_task=self.per_task, held_out=False)
         images = generate(

@@ -20,6 +20,7 @@ import torch
 
 from rectiflow.base.errors import DivergedError, UserError
 from rectiflow.base.files import file_lock
+from rectiflow.models.precision import usable_device
 from rectiflow.studies.bench import Bench
 from rectiflow.studies.folder import (
     cell_folder,
@@ -38,23 +39,26 @@ from rectiflow.training.environment import describe_environment
 _POLL_S = 2.0
 
 
-def run_study(study: Study, out: Path | str, *, command: str, num_workers: int = 1) -> Path:
+def run_study(
+    study: Study, out: Path | str, *, command: str, num_workers: int = 1, device: str = "cpu"
+) -> Path:
     """Run what is left of a study in the folder `out`; returns the folder of its report.
 
     `num_workers` processes share the cells, each with its part of the processor's cores; the same
-    call from another process or machine with the same disk shares them too. `command` is how a
-    reader repeats it.
+    call from another process or machine with the same disk shares them too. Models are trained
+    and pictures drawn on `device`. `command` is how a reader repeats it.
 
     Raises:
+        ConfigError: there is no such device.
         UserError: `out` is another study's, or of another grid or version; a worker failed.
         KeyboardInterrupt: it was asked to stop; the same call goes on.
     """
-    folder = Path(out)
+    folder, where = Path(out), usable_device(device)
     started = open_study_folder(folder, study)["started"]
     if num_workers == 1:
-        _work(study, folder)
+        _work(study, folder, where)
     else:
-        _work_in_processes(study, folder, num_workers)
+        _work_in_processes(study, folder, where, num_workers)
     with file_lock(folder / ".lock"):
         return write_results(folder, study, all_cells(study, folder), started, command=command)
 
@@ -67,12 +71,12 @@ def all_cells(study: Study, folder: Path) -> tuple[Cell, ...]:
     return cells
 
 
-def _work_in_processes(study: Study, folder: Path, num_workers: int) -> None:
+def _work_in_processes(study: Study, folder: Path, device: torch.device, num_workers: int) -> None:
     # Each process imports anew: threads and forks do not go together.
     context = multiprocessing.get_context("spawn")
     num_threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
     workers = [
-        context.Process(target=_worker, args=(study, folder, num_threads))
+        context.Process(target=_worker, args=(study, folder, device, num_threads))
         for _ in range(num_workers)
     ]
     for worker in workers:
@@ -100,10 +104,10 @@ def _is_finished(study: Study, folder: Path) -> bool:
     return are_done(study.cells()) and are_done(all_cells(study, folder))
 
 
-def _worker(study: Study, folder: Path, num_threads: int) -> None:
+def _worker(study: Study, folder: Path, device: torch.device, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     try:
-        _work(study, folder)
+        _work(study, folder, device)
     except UserError as error:
         print(f"rectiflow: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -111,13 +115,15 @@ def _worker(study: Study, folder: Path, num_threads: int) -> None:
         sys.exit(130)
 
 
-def _work(study: Study, folder: Path) -> None:
-    _work_on(study, study.cells(), folder)
-    _work_on(study, all_cells(study, folder), folder)
+def _work(study: Study, folder: Path, device: torch.device) -> None:
+    bench = Bench(folder, device)
+    _work_on(study, study.cells(), bench)
+    _work_on(study, all_cells(study, folder), bench)
 
 
-def _work_on(study: Study, cells: Sequence[Cell], folder: Path) -> None:
+def _work_on(study: Study, cells: Sequence[Cell], bench: Bench) -> None:
     """Work on cells until all are finished, waiting for those that others work on."""
+    folder = bench.folder
     while left := [cell for cell in cells if finished_rows(folder, cell) is None]:
         is_idle = True
         for cell in left:
@@ -125,7 +131,7 @@ def _work_on(study: Study, cells: Sequence[Cell], folder: Path) -> None:
             with claimed(folder, cell) as is_ours:
                 if is_ours and finished_rows(folder, cell) is None:
                     is_idle = False
-                    _run_cell(study, cell, folder)
+                    _run_cell(study, cell, bench)
                     number = sum(finished_rows(folder, cell) is not None for cell in cells)
                     print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
         if is_idle:
@@ -139,14 +145,15 @@ def _stop_if_orphaned() -> None:
         raise KeyboardInterrupt
 
 
-def _run_cell(study: Study, cell: Cell, folder: Path) -> None:
+def _run_cell(study: Study, cell: Cell, bench: Bench) -> None:
+    folder = bench.folder
     before, started = seconds_spent(folder, cell), time.perf_counter()
 
     def seconds() -> float:
         return round(before + time.perf_counter() - started, 1)
 
     try:
-        rows = study.run(cell, Bench(folder), cell_folder(folder, cell))
+        rows = study.run(cell, bench, cell_folder(folder, cell))
     except DivergedError as error:
         print(f"{cell.name} has diverged: {error}", file=sys.stderr)
         rows = None
@@ -160,4 +167,7 @@ def _run_cell(study: Study, cell: Cell, folder: Path) -> None:
         marked = [identity | {"diverged": True}]
     else:
         marked = [identity | {"diverged": False} | row for row in rows]
-    finish_cell(folder, cell, marked, describe_environment() | {"seconds": seconds()})
+    environment = describe_environment() | {"seconds": seconds()}
+    if bench.device.type == "cuda":
+        environment["device"] = torch.cuda.get_device_name(bench.device)
+    finish_cell(folder, cell, marked, environment)

@@ -21,7 +21,7 @@ from rectiflow.models.attention_probe import observe_attention
 from rectiflow.models.frame import Backbone
 from rectiflow.models.precision import Precision
 from rectiflow.recipes.small import RATE_TIMES_WIDTH, small_run
-from rectiflow.studies.bench import Bench, PictureSet, TrainedRun, run_folder
+from rectiflow.studies.bench import Bench, PictureSet, TrainedRun
 from rectiflow.studies.qk_norm_report import report_qk_norm
 from rectiflow.studies.study import Cell, Report, Row, Scale, Study
 from rectiflow.training.checkpoint import checkpoint_of
@@ -70,7 +70,7 @@ class QKNorm(Study):
         recipe = cell.recipe
         assert recipe is not None
         feed = open_feed(bench.store(PictureSet(world=self.world, count=self.num_pictures)), recipe)
-        trained = TrainedRun(folder=run_folder(folder), recipe=recipe, feed=feed)
+        trained = bench.trained(recipe, feed, folder)
         try:
             bench.train(recipe, feed, folder)
             trained.finite_validations()  # one that ends without a finite loss has diverged too
@@ -119,7 +119,8 @@ class QKNorm(Study):
 def _attention(trained: TrainedRun) -> Iterator[Row]:
     """What attention does at each checkpoint that was kept, and before the first step."""
     # Noise, times and captions as in training, nothing dropped; a function of the keys alone.
-    example = draw(trained.feed.validation[0], replace(trained.recipe, encoder_dropout=0.0))
+    batch = trained.feed.validation[0].to(trained.device)
+    example = draw(batch, replace(trained.recipe, encoder_dropout=0.0))
     for step, backbone in _kept(trained):
         with torch.no_grad(), observe_attention(backbone) as blocks:
             forward(backbone, example, trained.recipe)
@@ -134,7 +135,7 @@ def _attention(trained: TrainedRun) -> Iterator[Row]:
 def _kept(trained: TrainedRun) -> Iterator[tuple[int, Backbone]]:
     """Raw weights at step 0 and at every kept checkpoint, in order."""
     recipe = trained.recipe
-    yield 0, TrainState.start(recipe).backbone.eval()
+    yield 0, TrainState.start(recipe).backbone.to(trained.device).eval()
     for step in range(recipe.checkpoint_every, recipe.max_steps + 1, recipe.checkpoint_every):
         if checkpoint_of(trained.folder, step).exists():
             yield step, trained.backbone_at(step, averaged=False)

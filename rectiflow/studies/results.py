@@ -88,7 +88,8 @@ def _named(environments: Sequence[dict[str, Any]]) -> str:
 
     return (
         distinct(
-            f"{e['processor']} ({e['cpu_capability']}), {e['num_threads']} "
+            e.get("device")
+            or f"{e['processor']} ({e['cpu_capability']}), {e['num_threads']} "
             f"thread{'s' * (e['num_threads'] > 1)} a cell"
             for e in environments
         )

@@ -163,6 +163,13 @@ def test_a_diverged_cell_is_recorded_and_the_grid_goes_on(
     assert num_runs(tmp_path)["c1"] == 1
 
 
+def test_a_device_that_is_not_here_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    with pytest.raises(ConfigError, match="device 'no-such' cannot be used here"):
+        run_study(Counting(), out, command=COMMAND, device="no-such")
+    assert not out.exists()
+
+
 def test_another_grid_is_refused_with_what_differs(tmp_path: Path) -> None:
     run_study(Counting(num=1), tmp_path, command=COMMAND)
     with pytest.raises(UserError, match=r"sizes.num is 1 there and 2 here; cells.c1 is None there"):

@@ -19,6 +19,8 @@ from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.text_to_image import generate
 from rectiflow.models.determinism import compute_deterministically
 from rectiflow.models.precision import usable_device
+from rectiflow.studies.engine import run_study
+from rectiflow.studies.registry import study
 from rectiflow.training.loop import train
 from rectiflow.training.tensor_files import SavedTensors
 
@@ -81,3 +83,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(gpu: torch.device, tmp_path:
         folders = (run / "checkpoints" / "step_00000006" for run in runs)
         whole, interrupted = (SavedTensors.of(folder, stem).read_all() for folder in folders)
         assert all(torch.equal(whole[name], interrupted[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", ["qk-norm", "encoders", "scaling"])
+def test_a_study_trains_and_draws_there(name: str, gpu: torch.device, tmp_path: Path) -> None:
+    path = run_study(study(name, "smoke"), tmp_path, command="-", device=str(gpu))
+    assert torch.cuda.get_device_name(gpu) in (path / "README.md").read_text()
