@@ -26,9 +26,12 @@ from rectiflow.data.caption_files import (
 )
 from rectiflow.data.records import RawSample, Rejection
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 #: Formats that somebody may take for usable ones; files of any other name are no pictures.
-OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+OTHER_SUFFIXES = (
+    *(".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".jpx"),
+    *(".svg", ".psd", ".tga", ".ico"),
+)
 MAX_FILE_BYTES = 512 * 2**20
 STAGE = "folder"
 _OTHER_FORMAT = f"its name does not end in one of {', '.join(SUFFIXES)}"
@@ -101,8 +104,8 @@ def list_folder(folder: Path | str, *, caption: str | None = None) -> FolderList
     usable, rejections = _check_entries(folder, entries, caption_file)
     if not usable:
         raise UserError(
-            f"none of the {len(entries)} pictures that {caption_file} names can be used; the "
-            f"first, {rejections[0].file!r}: {rejections[0].reason}"
+            f"none of the {len(entries)} pictures that {caption_file or folder} names can be used; "
+            f"the first, {rejections[0].file!r}: {rejections[0].reason}"
         )
     rejections += unread + orphans
     rejections += _unnamed(found, {each.file for each in (*entries, *unread)})
@@ -136,7 +139,8 @@ def load_sample(folder: Path, entry: CaptionEntry) -> RawSample | Rejection:
 
 
 def _caption_file(folder: Path) -> Path | None:
-    found = [folder / name for name in (JSONL, CSV) if (folder / name).exists()]
+    # A link that leads nowhere is meant to be one: whoever reads it says so.
+    found = [folder / name for name in (JSONL, CSV) if os.path.lexists(folder / name)]
     if len(found) > 1:
         raise UserError(
             f"{folder} has both {JSONL} and {CSV}; keep the one that holds the captions"
@@ -238,16 +242,19 @@ def _check_entries(
 ) -> tuple[list[CaptionEntry], list[Rejection]]:
     usable: list[CaptionEntry] = []
     rejections: list[Rejection] = []
-    root = folder.resolve()
+    # By os.path: a link that leads to itself is no file there, where Path.resolve may raise.
+    root = Path(os.path.realpath(folder))
     for entry in entries:
         path = folder / entry.file
-        if not path.resolve().is_relative_to(root):
+        if not Path(os.path.realpath(path)).is_relative_to(root):
             raise UserError(
                 f"{caption_file or folder}: {entry.file!r} is a link that leads out of the folder; "
                 "copy the picture into it"
             )
         if not os.path.isfile(path):  # Path.is_file raises where a name is too long
             reason = "the captions name it, but there is no such file"
+            if os.path.islink(path):
+                reason = "it is a link that leads to no file"
         elif not entry.file.lower().endswith(SUFFIXES):
             reason = _OTHER_FORMAT
         elif not is_unicode(entry.file):

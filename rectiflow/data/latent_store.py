@@ -20,10 +20,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rectiflow.data.records import EncodedBatch
-from rectiflow.data.shards import ShardRecord, check_shard_size, open_shard
+from rectiflow.data.shards import ShardRecord, check_shard_size, damaged_shard, open_shard
 from rectiflow.data.store_format import ColumnFormat, read_header, read_index
 
 MAX_BYTES_IN_MEMORY = 4 * 2**30
+#: Far below the mappings that Linux grants a process (65,530), for all stores that it reads.
+MAX_OPEN_SHARDS = 4096
 #: What training reads of a row of latents; the last of them only some stores have.
 LATENT_COLUMNS = ("mean", "logvar", "features")
 #: What the index says of a sample, besides its captions; not where its rows lie or who made it.
@@ -31,6 +33,8 @@ _CONTENT_COLUMNS = (
     *("file", "content_hash", "height_px", "width_px"),
     *("crop_top_px", "crop_left_px", "crop_height_px", "crop_width_px"),
 )
+
+_Formats = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 #: Stands for the empty prompt among the positions of caption variants.
 EMPTY_PROMPT = -1
@@ -64,9 +68,10 @@ class LatentStore:
         )
         num_bytes = sum(s.num_bytes for s in (*header.latent_shards, *header.text_shards))
         in_memory = num_bytes <= max_bytes_in_memory
+        open_shards = OpenShards(self.path)
         self._latents = {
             bucket: ShardTable(
-                self.path,
+                open_shards,
                 [shard for shard in header.latent_shards if shard.bucket == bucket],
                 {name: columns[name] for name in LATENT_COLUMNS if name in columns},
                 in_memory=in_memory,
@@ -77,7 +82,7 @@ class LatentStore:
         # A row's number among those of its bucket, where rows are numbered over all shards.
         self._rows_in_bucket = _count_alike(self._row_buckets())
         self._text = ShardTable(
-            self.path, header.text_shards, header.text_columns, in_memory=in_memory
+            open_shards, header.text_shards, header.text_columns, in_memory=in_memory
         )
 
     def __len__(self) -> int:
@@ -181,25 +186,69 @@ class LatentStore:
         return {variant: text for variant, text in texts.items() if text is not None}
 
 
+class OpenShards:
+    """The shards of a store that are mapped: those used last, and whatever is still referred to.
+
+    Each is hashed when it is first opened. Threads may share one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # In the order of their use.
+        self._mapped: dict[str, dict[str, Tensor]] = {}
+        self._checked: set[str] = set()
+        self._lock = threading.Lock()
+
+    def get(self, record: ShardRecord, formats: _Formats) -> dict[str, Tensor]:
+        """A shard's columns, memory-mapped.
+
+        Raises:
+            StoreError: it is missing, cut or changed, or has not the columns of these formats.
+        """
+        name = record.file
+        with self._lock:
+            shard = self._mapped.pop(name, None)
+            if shard is None:
+                shard = open_shard(self._folder, record, is_checked=name in self._checked)
+                _check_columns(self._folder / name, shard, record.num_rows, formats)
+                self._checked.add(name)
+            self._mapped[name] = shard
+            if len(self._mapped) > MAX_OPEN_SHARDS:
+                # Its tensors keep it mapped for those who hold one.
+                del self._mapped[next(iter(self._mapped))]
+            return shard
+
+
+def _check_columns(
+    path: Path, shard: Mapping[str, Tensor], num_rows: int, formats: _Formats
+) -> None:
+    for name, (dtype, shape) in formats.items():
+        column = shard.get(name)
+        if column is None or (column.dtype, column.shape) != (dtype, (num_rows, *shape)):
+            found = "none" if column is None else f"{column.dtype} {list(column.shape)}"
+            raise damaged_shard(
+                path, f"store.json says {dtype} {[num_rows, *shape]} of its {name}, it has {found}"
+            )
+
+
 class ShardTable:
     """Rows spread over shards, gathered into one tensor a column."""
 
     def __init__(
         self,
-        folder: Path,
+        open_shards: OpenShards,
         records: Sequence[ShardRecord],
         columns: Mapping[str, ColumnFormat],
         *,
         in_memory: bool,
     ) -> None:
-        self._folder, self._records, self._in_memory = folder, records, in_memory
-        self._formats = {
+        self._open, self._records, self._in_memory = open_shards, records, in_memory
+        self._formats: _Formats = {
             name: (getattr(torch, column.dtype), column.shape) for name, column in columns.items()
         }
         counts = torch.tensor([record.num_rows for record in records])
         self._starts = counts.cumsum(0) - counts
         self._num_rows = int(counts.sum())
-        self._shards: dict[int, dict[str, Tensor]] = {}
         self._whole: dict[str, Tensor] | None = None
         self._lock = threading.Lock()
 
@@ -215,7 +264,7 @@ class ShardTable:
         gathered = self._empty(len(rows))
         shard_of_row = torch.bucketize(rows, self._starts, right=True) - 1
         for number in shard_of_row.unique().tolist():
-            shard = self._shard(number)
+            shard = self._open.get(self._records[number], self._formats)
             places = (shard_of_row == number).nonzero().squeeze(1)
             local = rows[places] - self._starts[number]
             for name, column in gathered.items():
@@ -227,17 +276,11 @@ class ShardTable:
             if self._whole is None:
                 whole = self._empty(self._num_rows)
                 for record, start in zip(self._records, self._starts.tolist()):
-                    shard = open_shard(self._folder, record)
+                    shard = self._open.get(record, self._formats)
                     for name, column in whole.items():
                         column[start : start + record.num_rows] = shard[name]
                 self._whole = whole
             return self._whole
-
-    def _shard(self, number: int) -> dict[str, Tensor]:
-        with self._lock:
-            if number not in self._shards:
-                self._shards[number] = open_shard(self._folder, self._records[number])
-            return self._shards[number]
 
     def _empty(self, num_rows: int) -> dict[str, Tensor]:
         return {

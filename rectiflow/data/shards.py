@@ -100,8 +100,12 @@ def adopt_shard(path: Path, made_by: Mapping[str, Any]) -> ShardContent:
             + ". Encode into a new folder"
         )
     if metadata["digest"] != _digest(tensors):
-        raise _damaged(path, "its content does not match its digest")
-    keys = tensors.pop(KEY)
+        raise damaged_shard(path, "its content does not match its digest")
+    keys = tensors.pop(KEY, torch.empty(0))
+    if keys.dtype != torch.uint8 or keys.shape[1:] != (hashlib.sha256().digest_size,):
+        raise damaged_shard(path, "it has no key for each row")
+    if any(column.shape[:1] != keys.shape[:1] for column in tensors.values()):
+        raise damaged_shard(path, "its columns differ in their number of rows")
     record = ShardRecord(
         file=path.name,
         num_rows=len(keys),
@@ -111,16 +115,20 @@ def adopt_shard(path: Path, made_by: Mapping[str, Any]) -> ShardContent:
     return ShardContent(record=record, keys=_hex_keys(keys.numpy()), tensors=tensors)
 
 
-def open_shard(folder: Path, record: ShardRecord) -> dict[str, Tensor]:
+def open_shard(
+    folder: Path, record: ShardRecord, *, is_checked: bool = False
+) -> dict[str, Tensor]:
     """A shard's columns, memory-mapped, after its bytes were checked against store.json.
 
+    With `is_checked` only its size is compared: its bytes were checked before.
+
     Raises:
-        StoreError: the shard is missing, cut or changed.
+        StoreError: the shard is missing, cut or changed, or there is no memory to map it.
     """
     path = folder / record.file
     check_shard_size(folder, record)
-    if sha256_file(path) != record.sha256:
-        raise _damaged(path, "its SHA-256 is not the one in store.json, so some bytes changed")
+    if not is_checked and sha256_file(path) != record.sha256:
+        raise damaged_shard(path, "its SHA-256 is not the one in store.json, so some bytes changed")
     tensors, _ = _read(path)
     return tensors
 
@@ -141,7 +149,7 @@ def check_shard_size(folder: Path, record: ShardRecord) -> None:
     except OSError as error:
         raise StoreError(str(explain_os_error(error, path, "read"))) from error
     if num_bytes != record.num_bytes:
-        raise _damaged(path, f"it has {num_bytes:,} bytes, store.json says {record.num_bytes:,}")
+        raise damaged_shard(path, f"it has {num_bytes:,} bytes, store.json says {record.num_bytes:,}")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -149,11 +157,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata: Any = json.loads((file.metadata() or {})[_METADATA])
             found = {name: metadata[name] for name in ("made_by", "digest")}
+        if not isinstance(found["made_by"], dict):
+            raise TypeError("it does not say who made it")
         return load_file(path), found
     except OSError as error:
         raise StoreError(str(explain_os_error(error, path, "read"))) from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, f"it is not a shard of a store, or cut ({error})") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise damaged_shard(path, f"it is not a shard of a store, or cut ({error})") from error
+    except (MemoryError, RuntimeError) as error:  # torch tells of a failed mmap by the latter
+        raise StoreError(
+            f"cannot map {path} into memory ({error or 'out of memory'}); close other programs, or "
+            "raise the system's limits on memory and on mappings (vm.max_map_count)"
+        ) from error
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -168,7 +183,8 @@ def _hex_keys(keys: UInt8[np.ndarray, "n 32"]) -> tuple[str, ...]:
     return tuple(row.tobytes().hex() for row in keys)
 
 
-def _damaged(path: Path, problem: str) -> StoreError:
+def damaged_shard(path: Path, problem: str) -> StoreError:
+    """The error for a shard that is not what it should be, and what to do."""
     return StoreError(f"{path} is damaged: {problem}; {_AGAIN}")
 
 

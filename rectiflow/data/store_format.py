@@ -10,12 +10,15 @@ STORE/quarantine.jsonl            what was rejected, and why
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -132,7 +135,8 @@ def read_header(store: Path) -> StoreHeader:
     """The header of a finished store.
 
     Raises:
-        StoreError: no store there, an unfinished one, or one of another format.
+        StoreError: no store there, an unfinished one, one of another format, or one whose parts do
+            not go together.
         UserError: store.json is unreadable or not JSON.
         ConfigError: it has keys or types that this format does not have.
     """
@@ -151,16 +155,72 @@ def read_header(store: Path) -> StoreHeader:
             "again into a new folder"
         )
     try:
-        return from_json(StoreHeader, data)
+        header = from_json(StoreHeader, data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    _check_header(path, header)
+    return header
+
+
+def is_shard_name(name: str, kind: str) -> bool:
+    """Whether a file is called as a shard of latents or text is, which names no other folder."""
+    return re.fullmatch(rf"{kind}-[0-9]{{5,}}\.safetensors", name) is not None
+
+
+def _check_header(path: Path, header: StoreHeader) -> None:
+    """Pass when a header is one that encoding may have written; a foreign or edited one may not."""
+
+    def refuse(problem: str) -> StoreError:
+        return StoreError(f"{path} {problem}; encode the pictures again into a new folder")
+
+    if not header.variants or len(set(header.variants)) < len(header.variants):
+        raise refuse(f"has {list(header.variants)} as caption variants, not one of each at least")
+    for columns in (header.text_columns, *header.columns_by_bucket):
+        for name, column in columns.items():
+            is_dtype = isinstance(getattr(torch, column.dtype, None), torch.dtype)
+            if not is_dtype or min(column.shape, default=1) < 1:
+                raise refuse(f"has {column.dtype!r:.40} {list(column.shape)!s:.40} as {name!r:.40}")
+    names: set[str] = set()
+    for kind, shards in ((LATENTS, header.latent_shards), (TEXT, header.text_shards)):
+        tables = header.columns_by_bucket if kind == LATENTS else (header.text_columns,)
+        for shard in shards:
+            if not is_shard_name(shard.file, kind) or shard.file in names:
+                raise refuse(f"lists {shard.file!r:.60}, no shard of {kind} or one listed already")
+            names.add(shard.file)
+            columns = tables[shard.bucket] if 0 <= shard.bucket < len(tables) else {}
+            if not columns:
+                raise refuse(f"says that {shard.file} is of bucket {shard.bucket}, which has none")
+            if shard.num_rows < 1 or shard.num_rows * _row_bytes(columns) > shard.num_bytes:
+                raise refuse(
+                    f"says that {shard.file} has {shard.num_rows} rows in {shard.num_bytes} bytes"
+                )
+            if kind == LATENTS:
+                mean, logvar = (columns.get(name) for name in ("mean", "logvar"))
+                if mean is None or mean != logvar or len(mean.shape) != 3:
+                    raise refuse(f"has no latents (channels, height, width) for {shard.file}")
+    num_text_rows = _num_rows(header.text_shards)
+    if not 0 <= header.empty_prompt_row < num_text_rows:
+        raise refuse(
+            f"has the empty prompt in row {header.empty_prompt_row} of {num_text_rows} text rows"
+        )
+
+
+def _row_bytes(columns: Mapping[str, ColumnFormat]) -> int:
+    return sum(
+        math.prod(column.shape) * getattr(torch, column.dtype).itemsize
+        for column in columns.values()
+    )
+
+
+def _num_rows(shards: tuple[ShardRecord, ...]) -> int:
+    return sum(shard.num_rows for shard in shards)
 
 
 def read_index(store: Path, header: StoreHeader) -> pa.Table:
     """The index that a store's header describes.
 
     Raises:
-        StoreError: it is missing, or another one.
+        StoreError: it is missing, another one, or names rows that the store does not have.
     """
     path = store / INDEX_FILE
     if not path.is_file() or sha256_file(path) != header.index_sha256:
@@ -168,7 +228,34 @@ def read_index(store: Path, header: StoreHeader) -> pa.Table:
             f"{path} is missing, or is not the one that store.json describes; run the encoding "
             "again, it completes the store"
         )
-    return pq.read_table(path, schema=index_schema(header.variants))
+    schema = index_schema(header.variants)
+    try:
+        index = pq.read_table(path, schema=schema)
+        _check_index(index, header)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(
+            f"{path} does not go together with store.json ({reason:.200}); encode the pictures "
+            "again into a new folder"
+        ) from error
+    return index
+
+
+def _check_index(index: pa.Table, header: StoreHeader) -> None:
+    if len(index) != header.num_samples:
+        raise ValueError(f"it has {len(index)} samples, store.json says {header.num_samples}")
+    for column in INDEX_FIELDS:
+        if not column.nullable and index[column.name].null_count:
+            raise ValueError(f"it has samples without {column.name}")
+    for name, num_rows in (
+        ("latent_row", _num_rows(header.latent_shards)),
+        *((f"text_row.{v}", _num_rows(header.text_shards)) for v in header.variants),
+    ):
+        ends = pc.min_max(index[name]).as_py()
+        if not (ends["min"] is None or 0 <= ends["min"] <= ends["max"] < num_rows):
+            raise ValueError(
+                f"its {name} goes from {ends['min']} to {ends['max']}, the store has {num_rows}"
+            )
 
 
 def index_schema(variants: tuple[str, ...]) -> pa.Schema:

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import io
 import os
-import re
 import tempfile
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from rectiflow.data.store_format import (
     StoredBucket,
     StoreHeader,
     index_schema,
+    is_shard_name,
     read_header,
 )
 from rectiflow.models.parts_source import PartsSource
@@ -335,9 +335,8 @@ def _number(shard: Path) -> int:
 
 
 def _is_ours(name: str) -> bool:
-    return name in (HEADER_FILE, INDEX_FILE, QUARANTINE_FILE) or bool(
-        re.fullmatch(rf"({LATENTS}|{TEXT})-\d{{5,}}\.safetensors", name)
-    )
+    files = (HEADER_FILE, INDEX_FILE, QUARANTINE_FILE)
+    return name in files or any(is_shard_name(name, kind) for kind in (LATENTS, TEXT))
 
 
 def _is_left_over(name: str) -> bool:

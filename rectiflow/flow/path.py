@@ -139,7 +139,13 @@ class CosinePath(ProbabilityPath):
 class EDMPath(ProbabilityPath):
     """z_t = x0 + sigma·eps, log sigma normal: sigma = exp(P_m + P_s·Φ⁻¹(t)), t uniform in (0, 1).
 
-    The ends are infinite; sampling goes from `SIGMA_MAX` to `SIGMA_MIN` and then to the data.
+    The ends are infinite; sampling goes from `SIGMA_MAX` to `SIGMA_MIN` and then to the data. No t
+    beyond 1 − 2^-24 or before 2^-24 is told from the ends in float32, so it goes from and to these
+    where they come first: from less noise with a low P_m, to more with a high one.
+
+    Raises:
+        ConfigError: P_m not finite, P_s not positive, or hardly a t has a sigma of that range.
+
     Source: arXiv 2403.03206, section 3 (EDM); arXiv 2206.00364, table 1.
     """
 
@@ -154,6 +160,13 @@ class EDMPath(ProbabilityPath):
             raise ConfigError(f"edm P_m={self.mean} must be a finite number")
         if not (math.isfinite(self.std) and self.std > 0):
             raise ConfigError(f"edm P_s={self.std} must be positive")
+        low, high = self.time_range
+        if not low < high:
+            raise ConfigError(
+                f"edm P_m={self.mean} and P_s={self.std} give next to no t a sigma from "
+                f"{self.SIGMA_MIN} to {self.SIGMA_MAX}, where sampling goes; choose P_m from about "
+                f"{math.log(self.SIGMA_MIN):.1f} to {math.log(self.SIGMA_MAX):.1f}, or a larger P_s"
+            )
 
     def __str__(self) -> str:
         return "edm({},{})".format(*map(format_parameter, (self.mean, self.std)))

@@ -50,8 +50,9 @@ class ResolutionShift:
         return ResolutionShift(alpha=1.0 / self.alpha)
 
     def on_line(self, s: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Shift times of straight coordinates, which are rectified flow's own."""
-        return self.alpha * s / (1.0 + (self.alpha - 1.0) * s)
+        """Shift times of straight coordinates, which are rectified flow's own; within [0, 1]."""
+        # Near 1 the quotient of two rounded numbers may lie above it.
+        return (self.alpha * s / (1.0 + (self.alpha - 1.0) * s)).clamp(max=1.0)
 
     def along(self, path: ProbabilityPath, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Shift times of any path, by the same change of log-SNR; in float64 where it is curved."""

@@ -77,7 +77,7 @@ class LogitNormal(TimestepSampler):
     def from_uniform(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         # n = Phi^-1(u); in float64 because float32 quantiles lose the tails.
         n = torch.special.ndtri(u.double())
-        return torch.sigmoid(self.mean + self.std * n).to(u.dtype)
+        return _rounded_inside(torch.sigmoid(self.mean + self.std * n), u.dtype)
 
     def density(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         # pi(t) = 1/(s·sqrt(2 pi)) · 1/(t(1−t)) · exp(−(logit(t) − m)² / 2s²)
@@ -109,7 +109,7 @@ class Mode(TimestepSampler):
         return f"mode({format_parameter(self.scale)})"
 
     def from_uniform(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        return self._quantile(u.double()).to(u.dtype)
+        return _rounded_inside(self._quantile(u.double()), u.dtype)
 
     def density(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         # The quantile function has no inverse in closed form.
@@ -140,8 +140,15 @@ class CosMap(TimestepSampler):
         # tan/(tan + 1) = sin/(sin + cos), finite everywhere
         angle = 0.5 * math.pi * u.double()
         sine, cosine = torch.sin(angle), torch.cos(angle)
-        return (sine / (sine + cosine)).to(u.dtype)
+        return _rounded_inside(sine / (sine + cosine), u.dtype)
 
     def density(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         # pi(t) = 2/(pi − 2·pi·t + 2·pi·t²)
         return 2.0 / (math.pi * (1.0 - 2.0 * t + 2.0 * t * t))
+
+
+def _rounded_inside(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Times in another dtype, where one near an end of (0, 1) would round to that end."""
+    limits = torch.finfo(dtype)
+    # Half of eps below 1 is the next number; what is not a normal one some devices take for 0.
+    return t.to(dtype).clamp(min=limits.tiny, max=1.0 - limits.eps / 2)

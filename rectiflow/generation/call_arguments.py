@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, SupportsIndex
 
@@ -111,6 +111,35 @@ def condition(
     if not prompts:
         raise UserError(f"{name} is an empty list; give at least one")
     return prompts, encode_prompts(model, prompts)[0]
+
+
+def latents_of(given: object, latents: Tensor) -> Tensor | None:
+    """Those to go on with that a callback gave for `latents`, as these are held; None for none.
+
+    Raises:
+        UserError: it gave something else, or latents of another shape.
+    """
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"the callback gave {_kind(given)}; it may give back {{\"latents\": …}}, {{}} or None"
+        )
+    if unknown := set(given) - {"latents"}:
+        raise UserError(f"the callback gave {sorted(unknown)}; it may give back latents")
+    other = given.get("latents")
+    if other is None:
+        return None
+    if not isinstance(other, Tensor) or other.shape != latents.shape:
+        raise UserError(
+            f"the callback gave latents that are {_kind(other)}; give back a tensor "
+            f"{list(latents.shape)}, as it was given"
+        )
+    return other.to(latents)
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    shape = getattr(value, "shape", None)
+    return f"a {name}" if shape is None else f"a {name} {list(shape)}"
 
 
 def noise_for(

@@ -17,7 +17,14 @@ from rectiflow.base.errors import UserError
 from rectiflow.base.files import atomic_write
 from rectiflow.generation.changes import ModelChanges
 from rectiflow.generation.editing import Edit, check_edit
-from rectiflow.generation.folder import Warn, draw_to_files, refuse_file, warn_on_stderr
+from rectiflow.generation.folder import (
+    MAX_TOGETHER,
+    Warn,
+    counted_from,
+    draw_to_files,
+    refuse_file,
+    warn_on_stderr,
+)
 from rectiflow.generation.line_sources import LineEdits, LineModels, telling
 from rectiflow.generation.metadata import (
     PictureMetadata,
@@ -34,8 +41,6 @@ from rectiflow.generation.text_to_image import OnProgress, check_request
 from rectiflow.generation.variations import Variation
 
 INDEX_FILE = "index.jsonl"
-#: Pictures of one call of `generate`: enough to fill its batches, few enough to lie in memory.
-MAX_TOGETHER = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,18 +187,14 @@ def _draw(
     progress: OnProgress | None,
 ) -> None:
     done = 0
-
-    def count_on(num_here: int, _: int) -> None:
-        if progress is not None:
-            progress(done + num_here, len(pictures))
-
     for together in _in_groups(pictures):
         entry, about = together[0].entry, together[0].about
         others = f" and {len(together) - 1} pictures drawn with it" * (len(together) > 1)
         with telling(entry.place + others):
             edit, model = edits.again(entry, about), models.changed(entry, about)
             wanted = [each.about for each in together]
-            draw_to_files(model, wanted, out, edit=edit, progress=count_on)
+            counted = counted_from(done, len(pictures), progress)
+            draw_to_files(model, wanted, out, edit=edit, progress=counted)
         done += len(together)
 
 

@@ -6,16 +6,18 @@ drawing again writes the same bytes under the same name and nothing else is writ
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rectiflow.base.config import to_json
 from rectiflow.base.errors import UserError
+from rectiflow.base.files import explain_os_error, refuse_unwritable
 from rectiflow.generation.editing import Edit
 from rectiflow.generation.metadata import (
     PictureMetadata,
@@ -24,12 +26,17 @@ from rectiflow.generation.metadata import (
     picture_metadata,
 )
 from rectiflow.generation.model import Model, load_model, with_weaker
+from rectiflow.generation.noise import check_seed
 from rectiflow.generation.parameters_text import parameters_of
 from rectiflow.generation.pictures import save_png
 from rectiflow.generation.settings import SamplingSettings
-from rectiflow.generation.text_to_image import OnProgress, generate
+from rectiflow.generation.text_to_image import OnProgress, draw_pictures
 from rectiflow.generation.variations import Variation
 
+#: Pictures that are drawn together: enough to fill batches, few enough to lie in memory.
+MAX_TOGETHER = 64
+#: Pictures of one prompt: more are a mistyped number, and too many files for one folder.
+MAX_COUNT = 1_000_000
 Warn = Callable[[str], None]
 
 
@@ -62,8 +69,8 @@ def sample_to_folder(
     Raises:
         UserError: the model, a prompt or a number is unusable, or a file cannot be written.
     """
-    if count < 1:
-        raise UserError(f"{count} pictures were asked for; give a number of at least 1")
+    if not 1 <= count <= MAX_COUNT:
+        raise UserError(f"{count} pictures were asked for; give a number from 1 to {MAX_COUNT}")
     out = Path(out)
     refuse_file(out)
     loaded = model if isinstance(model, Model) else load_model(model)
@@ -78,11 +85,23 @@ def sample_to_folder(
         edit=edit,
         variation=variation,
     )
-    pictures = count_up(first, count)
+    (last,) = count_up(first, 1, start=count - 1)
+    for about in (first, last):
+        check_seed(about.seed if about.variation is None else about.variation.seed)
     for text in describe_truncations(first.cut or {}):
         warn(text)
-    draw_to_files(loaded, pictures, out, edit=edit, progress=progress)
-    return [out / about.file_name for about in pictures]
+    paths: list[Path] = []
+    for start in range(0, count, MAX_TOGETHER):
+        pictures = count_up(first, min(MAX_TOGETHER, count - start), start=start)
+        counted = counted_from(start, count, progress)
+        draw_to_files(loaded, pictures, out, edit=edit, progress=counted)
+        paths += [out / about.file_name for about in pictures]
+    return paths
+
+
+def counted_from(done: int, total: int, progress: OnProgress | None) -> OnProgress | None:
+    """`progress` for some of `total` pictures, after the first `done`."""
+    return progress and (lambda done_here, _: progress(done + done_here, total))
 
 
 def draw_to_files(
@@ -106,13 +125,11 @@ def draw_to_files(
     evaluations: list[int] = []
 
     def save(place: int, image: NDArray[np.uint8]) -> None:
-        about = pictures[place]
-        if settings.solver.couples_samples:
-            # The solver chose its steps, picture by picture.
-            about = replace(about, num_evaluations=evaluations[-1])
+        # A solver that chooses its steps does so picture by picture.
+        about = pictures[place].evaluated(evaluations[-1])
         save_picture(out / about.file_name, image, about)
 
-    generate(
+    draw_pictures(
         model,
         [about.prompt for about in pictures],
         [about.seed for about in pictures],
@@ -139,7 +156,15 @@ def refuse_file(out: Path) -> None:
     """Pass if `out` may be a folder of pictures; to tell before minutes of drawing, not after.
 
     Raises:
-        UserError: it is a file.
+        UserError: it is a file, or nothing can be written there.
     """
-    if out.exists() and not out.is_dir():
+    if os.path.lexists(out) and not os.path.isdir(out):
         raise UserError(f"{out} is a file, not a folder; choose another place for the pictures")
+    refuse_unwritable(out / "picture.png")
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    try:
+        # What permissions allow, a file system may refuse, as /proc does.
+        with TemporaryDirectory(prefix=".tmp-", dir=nearest):
+            pass
+    except OSError as error:
+        raise explain_os_error(error, out, "write pictures to") from error

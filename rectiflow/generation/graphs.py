@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
+from rectiflow.base.errors import UserError
 from rectiflow.generation.editing import EncodedEdit
 from rectiflow.generation.model import Model
 from rectiflow.generation.settings import SamplingSettings
@@ -53,7 +54,8 @@ class GraphsInTheMaking:
         )
         with self._deciding:
             found = self._drawn.get(shapes)
-            if found is None:
+            if found is None or _was_undrawable(found):
+                found = None
                 # Drawing one picture meets the graphs that a call of this kind needs. One that goes
                 # on to others, as under an interval that these steps have missed, waits for them.
                 self._drawn[shapes] = self._thread.submit(
@@ -67,3 +69,8 @@ class GraphsInTheMaking:
     def finish(self) -> None:
         """Wait until nothing is drawn for graphs any more; no call may come after."""
         self._thread.shutdown()
+
+
+def _was_undrawable(drawing: Future[None]) -> bool:
+    """Whether it failed by what its call asked for, which says nothing about other calls."""
+    return drawing.done() and isinstance(drawing.exception(), UserError)

@@ -105,6 +105,11 @@ class PictureMetadata:
         words = words[:MAX_SLUG_CHARACTERS].strip("-") or "picture"
         return f"{words}-{digest}-{end}.png"
 
+    def evaluated(self, num_evaluations: int) -> PictureMetadata:
+        """The same once the field was evaluated so often for it, which only some solvers choose."""
+        chooses_steps = self.settings.solver.couples_samples
+        return replace(self, num_evaluations=num_evaluations) if chooses_steps else self
+
 
 def picture_metadata(
     model: Model,
@@ -128,7 +133,9 @@ def picture_metadata(
         settings=settings,
         model=ModelReference(name=model.name, sha256=model.digest),
         rectiflow=__version__,
-        weaker=model.weaker and ModelReference(name=model.weaker.name, sha256=model.weaker.digest),
+        weaker=None
+        if model.weaker is None or settings.guidance.weaker_model is None
+        else ModelReference(name=model.weaker.name, sha256=model.weaker.digest),
         parts=model.parts,
         cut=find_truncations(model, prompt, negative_prompt) or None,
         environment=drawing_environment(model.device, model.product_dtype),
@@ -140,14 +147,15 @@ def picture_metadata(
     )
 
 
-def count_up(first: PictureMetadata, count: int) -> list[PictureMetadata]:
-    """`count` pictures from this one on: seeds count up, or those of variations if it is one."""
-    variation = first.variation
+def count_up(first: PictureMetadata, count: int, *, start: int = 0) -> list[PictureMetadata]:
+    """`count` pictures from this one on: seeds count up, or those of variations if it is one.
+
+    The first `start` of them are left out.
+    """
+    variation, places = first.variation, range(start, start + count)
     if variation is None:
-        return [replace(first, seed=first.seed + i) for i in range(count)]
-    return [
-        replace(first, variation=replace(variation, seed=variation.seed + i)) for i in range(count)
-    ]
+        return [replace(first, seed=first.seed + i) for i in places]
+    return [replace(first, variation=replace(variation, seed=variation.seed + i)) for i in places]
 
 
 def drawing_environment(device: torch.device, product_dtype: torch.dtype) -> DrawingEnvironment:

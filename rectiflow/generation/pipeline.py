@@ -25,6 +25,7 @@ from rectiflow.generation.call_arguments import (
     condition,
     edit_from,
     joinable,
+    latents_of,
     noise_for,
     resolve_settings,
 )
@@ -421,11 +422,9 @@ class Pipeline:
         def on_step(i: int, t_next: Tensor, z: Tensor) -> Tensor | None:
             nonlocal began
             began = first_began if i == 0 else began
-            found = callback(self, i, TIME_SCALE * began, {"latents": z}) or {}
-            if unknown := set(found) - {"latents"}:
-                raise UserError(f"the callback gave {sorted(unknown)}; it may give back latents")
+            found = callback(self, i, TIME_SCALE * began, {"latents": z})
             began = t_next.item()
-            return found.get("latents")
+            return None if found is None else latents_of(found, z)
 
         return on_step
 

@@ -124,6 +124,7 @@ def replay(
             edit=edit,
             variation=recorded.variation,
         )
+        evaluations: list[int] = []
         (again,) = generate(
             loaded,
             [recorded.prompt],
@@ -132,7 +133,9 @@ def replay(
             negative_prompts=[recorded.negative_prompt],
             edit=edit,
             variations=None if recorded.variation is None else [recorded.variation],
+            on_evaluated=evaluations.append,
         )
+    redrawn = redrawn.evaluated(evaluations[-1])
     return Replay(recorded=recorded, redrawn=redrawn, recorded_image=image, image=again)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rectiflow.base.errors import UserError
+from rectiflow.base.errors import DivergedError, UserError
 from rectiflow.generation.chunks import plan_chunks, trusted_sizes
 from rectiflow.generation.editing import Edit, EncodedEdit, check_edit, encode_edit
 from rectiflow.generation.latents import OnEvaluated, draw_latents
@@ -64,7 +64,6 @@ class Inputs:
         )
 
 
-@torch.inference_mode()
 def generate(
     model: Model,
     prompts: Sequence[str],
@@ -78,14 +77,50 @@ def generate(
     on_evaluated: OnEvaluated | None = None,
     on_drawn: OnDrawn | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """Draw one picture for each prompt and its seed.
+    """The pictures of `draw_pictures`, together at its end; raises as that does."""
+    images: list[UInt8[np.ndarray, "h w 3"]] = []
+
+    def keep(place: int, image: NDArray[np.uint8]) -> None:
+        images.append(image)
+        if on_drawn is not None:
+            on_drawn(place, image)
+
+    draw_pictures(
+        model,
+        prompts,
+        seeds,
+        settings,
+        negative_prompts=negative_prompts,
+        edit=edit,
+        variations=variations,
+        progress=progress,
+        on_evaluated=on_evaluated,
+        on_drawn=keep,
+    )
+    return np.stack(images)
+
+
+@torch.inference_mode()
+def draw_pictures(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingSettings | None = None,
+    *,
+    negative_prompts: Sequence[str] | None = None,
+    edit: Edit | None = None,
+    variations: Sequence[Variation] | None = None,
+    progress: OnProgress | None = None,
+    on_evaluated: OnEvaluated | None = None,
+    on_drawn: OnDrawn,
+) -> None:
+    """Draw one picture for each prompt and its seed, and hand over each as soon as there is one.
 
     An empty prompt is allowed and draws without a condition. Guidance leads picture i away from
     its negative prompt, which is the empty one where none are given. With an `edit` all start from
     its picture, with `variations`, one a picture, from turned noise. `progress(done, total)`
     counts pictures. `on_evaluated` is told the field's evaluations for each batch, which with a
-    solver that chooses its steps is one picture. `on_drawn` gets each picture as soon as there is
-    one.
+    solver that chooses its steps is one picture. Only `on_drawn` is left with the pictures.
 
     Raises:
         UserError: prompts, negative prompts, seeds and variations differ in number, a seed is out
@@ -105,27 +140,26 @@ def generate(
         noise=source.start().to(model.device),
         source=source,
     )
-    images: list[UInt8[np.ndarray, "h w 3"]] = []
+    done = 0
 
-    def keep(rows: Tensor) -> None:
+    def finish(rows: Tensor) -> None:
+        nonlocal done
         # One by one: convolutions round differently in every size of batch.
         for row in rows.split(1):
             pixels = to_pixels(decode_latents(model, row))
-            images.append((pixels if edit is None else edit.finish(pixels))[0])
-            if on_drawn is not None:
-                on_drawn(len(images) - 1, images[-1])
+            on_drawn(done, (pixels if edit is None else edit.finish(pixels))[0])
+            done += 1
         if progress is not None:
-            progress(len(images), len(prompts))
+            progress(done, len(prompts))
 
     draw_in_chunks(
         model,
         inputs,
         settings,
-        keep,
+        finish,
         edit=None if edit is None else encode_edit(model, edit),
         on_evaluated=on_evaluated,
     )
-    return np.stack(images)
 
 
 @torch.inference_mode()
@@ -142,7 +176,7 @@ def draw_in_chunks(
     """Draw the latents of all rows, as many together as leave each its bits.
 
     `on_latents` gets them chunk by chunk, in order; `edit`, `on_step` and `on_evaluated` are as in
-    `draw_latents`, for each chunk.
+    `draw_latents`, for each chunk. Rows that only fill a chunk up are not shown.
     """
     num = len(inputs)
     # Within one autocast block the cast weights are kept, so they are cast once.
@@ -160,12 +194,24 @@ def draw_in_chunks(
                 settings,
                 source=chunk.source,
                 edit=edit,
-                on_step=on_step,
+                on_step=None if on_step is None else _without_filling(on_step, num - done),
                 on_evaluated=on_evaluated,
                 places=places.tolist(),
             )
             on_latents(latents[: num - done])
             done += size
+
+
+def _without_filling(on_step: OnStep, num: int) -> OnStep:
+    """`on_step` for a chunk of which `num` rows are asked for: what it gives is filled up again."""
+
+    def shown(i: int, t_next: Tensor, z: Tensor) -> Tensor | None:
+        other = on_step(i, t_next, z[:num])
+        if other is None or len(z) <= num:
+            return other
+        return torch.cat([other, other[-1:].expand(len(z) - num, *other.shape[1:])])
+
+    return shown
 
 
 def check_request(
@@ -297,10 +343,14 @@ def _chunk_sizes(
 
     def probe(size: int) -> Tensor:
         rows, sources = noise.expand(size, -1, -1, -1), source[torch.zeros(size, dtype=torch.int64)]
-        drawn = [
-            draw_latents(model, null.expand(size), null, rows, phase, source=sources, edit=edit)
-            for phase in probed
-        ]
+        try:
+            drawn = [
+                draw_latents(model, null.expand(size), null, rows, phase, source=sources, edit=edit)
+                for phase in probed
+            ]
+        except DivergedError:
+            # Whether the pictures do is for their own drawing to say; NaN equals no other row.
+            return torch.full((size, 1), torch.nan, device=model.device)
         return torch.cat(drawn, dim=1)
 
     return trusted_sizes(probe, [s for s in others if s <= count], reference=reference)

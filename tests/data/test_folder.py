@@ -23,7 +23,7 @@ def test_entries_are_sorted_and_counts_add_up(tmp_path: Path) -> None:
     listing = list_folder(tmp_path)
     assert [entry.file for entry in listing.entries] == [f"images/{i:03d}.png" for i in range(3)]
     assert {rejection.file: rejection.reason for rejection in listing.rejections} == {
-        "captions.jsonl": "its name does not end in one of .png, .jpg, .jpeg, .webp",
+        "captions.jsonl": "its name does not end in one of .png, .jpg, .jpeg, .jpe, .jfif, .webp",
         "images/missing.png": "the captions name it, but there is no such file",
         "stray.WebP": "it has no caption",
     }
@@ -158,6 +158,44 @@ def test_link_out_of_the_folder(tmp_path: Path) -> None:
         list_folder(folder)
 
 
+@pytest.mark.parametrize("target", ["001.png", "none.png"])
+def test_a_link_that_leads_nowhere_is_rejected(target: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, 2)
+    (folder / "images" / "001.png").unlink()
+    (folder / "images" / "001.png").symlink_to(target)
+    listing = list_folder(folder)
+    assert [entry.file for entry in listing.entries] == ["images/000.png"]
+    assert [(each.file, each.reason) for each in listing.rejections] == [
+        ("images/001.png", "it is a link that leads to no file")
+    ]
+
+
+def test_captions_without_their_file_or_pictures_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").symlink_to("lost.jsonl")
+    (tmp_path / "a.png").symlink_to("a.png")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"captions\.jsonl: it does not exist"):
+        list_folder(tmp_path)
+    (tmp_path / "captions.jsonl").unlink()
+    with pytest.raises(UserError, match=rf"none of the 1 pictures that {tmp_path} names .* 'a.png'"):
+        list_folder(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jpe", ".jfif", ".JPE"])
+def test_a_jpeg_by_any_of_its_names_is_read(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(picture_bytes(random_pixels(0), "JPEG"))
+    (tmp_path / "a.txt").write_text("x")
+    assert [entry.file for entry in list_folder(tmp_path).entries] == [f"a{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", folder_module.OTHER_SUFFIXES)
+def test_pictures_of_other_formats_are_rejected_by_name(suffix: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, 1)
+    (tmp_path / f"other{suffix}").touch()
+    (rejection,) = list_folder(tmp_path).rejections
+    assert "its name does not end in one of" in rejection.reason
+
+
 def test_file_name_that_is_no_text_is_rejected(tmp_path: Path) -> None:
     make_folder(tmp_path, 1)
     (tmp_path / "captions.jsonl").unlink()
@@ -181,7 +219,7 @@ def test_what_is_of_no_use_is_listed(tmp_path: Path) -> None:
     for caption in (None, "one for all"):
         listing = list_folder(tmp_path, caption=caption)
         assert [entry.file for entry in listing.entries] == ["good.png"]
-        other = "its name does not end in one of .png, .jpg, .jpeg, .webp"
+        other = "its name does not end in one of .png, .jpg, .jpeg, .jpe, .jfif, .webp"
         reasons = {rejection.file: rejection.reason for rejection in listing.rejections}
         assert reasons.pop("linked").startswith("it is a link to a folder, which is not followed;")
         assert reasons.pop("bad.png").endswith(

@@ -33,6 +33,15 @@ def test_the_ends_stay():
     assert torch.equal(ResolutionShift(alpha=3.0).on_line(ends), ends)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_shift_leaves_the_line(dtype):
+    steps = torch.arange(100, dtype=dtype) * torch.finfo(dtype).eps / 2
+    s = torch.cat([steps, 1 - steps])
+    for alpha in torch.logspace(-2, 2, 400, dtype=torch.float64).tolist():
+        shifted = ResolutionShift(alpha=alpha).on_line(s)
+        assert ((shifted >= 0) & (shifted <= 1)).all(), alpha
+
+
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_the_log_snr_falls_by_two_log_alpha_on_every_path(path):
     shift = ResolutionShift(alpha=1.2)

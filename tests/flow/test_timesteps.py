@@ -51,8 +51,36 @@ def test_quantiles_are_increasing_and_stay_inside(sampler: TimestepSampler):
     t = sampler.from_uniform(u)
     assert t.dtype == torch.float32
     assert (t.diff() > 0).all()
-    assert t[0] >= 0
-    assert t[-1] <= 1
+    assert t[0] > 0
+    assert t[-1] < 1
+
+
+#: Those of the paper's grid at its corners, and some beyond it.
+EXTREME = [
+    *(LogitNormal(mean=mean, std=std) for mean in (-1.0, 1.0) for std in (0.2, 2.0)),
+    *(Mode(scale=scale) for scale in (-1.0, 1.75)),
+    LogitNormal(std=4.0),
+    LogitNormal(mean=200.0),
+    LogitNormal(mean=-200.0),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sampler", [*SAMPLERS, *EXTREME], ids=str)
+def test_no_draw_is_an_end(sampler: TimestepSampler, dtype):
+    # What torch.rand and the counter-based uniforms give next to the ends.
+    steps = torch.arange(1, 200, dtype=dtype)
+    for step in (2.0**-23, 2.0**-24):
+        tiny = torch.full((1,), torch.finfo(torch.float32).tiny, dtype=dtype)
+        t = sampler.from_uniform(torch.cat([tiny, steps * step, 1 - steps * step]))
+        assert t.dtype == dtype
+        assert ((t > 0) & (t < 1)).all()
+
+
+@each_sampler
+def test_what_is_no_end_is_left_to_the_last_bit(sampler: TimestepSampler):
+    u = torch.linspace(0.001, 0.999, 1001)
+    assert torch.equal(sampler.from_uniform(u), sampler.from_uniform(u.double()).float())
 
 
 def test_mode_without_scale_is_uniform():

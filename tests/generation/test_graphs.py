@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from rectiflow import Pipeline
+from rectiflow.base.errors import DivergedError
 from rectiflow.generation.pipeline import PipelineOutput
 from rectiflow.models import compilation
 
@@ -111,6 +113,16 @@ def test_what_the_compiler_raises_is_raised_by_the_next_call(compiler: Compiler)
     compiler.may_finish.set()
     with pytest.raises(RuntimeError, match="no such operation"):
         _draw_until_compiled(pipeline, "a ring", **WAY)
+
+
+def test_a_bad_request_spoils_no_size_for_those_after_it(compiler: Compiler) -> None:
+    pipeline = Pipeline.from_pretrained("tiny")
+    pipeline.compile(wait=False)
+    damaged = torch.full((1, 16, 8, 8), torch.nan)
+    with pytest.raises(DivergedError):
+        pipeline("a ring", latents=damaged, num_inference_steps=2)
+    compiler.may_finish.set()
+    _draw_until_compiled(pipeline, "a ring", **WAY)
 
 
 def test_a_changed_model_has_graphs_of_its_own(compiler: Compiler) -> None:

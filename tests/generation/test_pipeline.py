@@ -166,6 +166,33 @@ def test_the_callback_sees_and_changes_latents(pipeline):
         pipeline(PROMPTS[0], callback_on_step_end=lambda *_: {"prompt_embeds": torch.zeros(1)})
 
 
+def test_the_callback_sees_each_picture_once_whatever_fills_a_batch(pipeline):
+    shapes = []
+
+    def look(pipe, step, time, values):
+        shapes.append(tuple(values["latents"].shape))
+        return {"latents": values["latents"].double()}
+
+    drawn = latents(pipeline, PROMPTS, seed=0, callback_on_step_end=look)
+    assert len(shapes) % 3 == 0
+    assert sum(shape[0] for shape in shapes) == 3 * 2
+    assert torch.equal(drawn, latents(pipeline, PROMPTS, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("give", "told"),
+    [
+        (lambda z: z, r"the callback gave a Tensor \[1, 16, 8, 8\]; it may give back {\"latents"),
+        (lambda z: {"latents": z[:, :4]}, r"a Tensor \[1, 4, 8, 8\]; give back a tensor \[1, 16, 8"),
+        (lambda z: {"latents": z.numpy()}, r"latents that are a ndarray \[1, 16, 8, 8\]; give"),
+        (lambda z: {"latents": 0.0}, "latents that are a float; give back a tensor"),
+    ],
+)
+def test_what_a_callback_may_not_give(pipeline, give, told):
+    with pytest.raises(UserError, match=told):
+        pipeline(PROMPTS[0], callback_on_step_end=lambda *call: give(call[-1]["latents"]))
+
+
 def test_pictures_from_pictures_are_those_of_generate(pipeline):
     image, painted = Image.fromarray(source(64, 48)), Image.fromarray(mask()[:, :48])
     settings = replace(pipeline.model.settings, width_px=48)

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from rectiflow.base.config import load_config
+from rectiflow.base.errors import CheckpointError
 from rectiflow.models.pretrained import load_pretrained, quiet_transformers, require_file
 from rectiflow.models.text.conditioner import (
     CONFIG_FILE,
@@ -92,11 +93,24 @@ def _config_from_encoders(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder that transformers saved.
+    """A tokenizer from a folder that transformers saved; code that lies there is never run.
 
     Raises:
         UserError: there is none.
+        CheckpointError: its files are damaged, or it needs code of its own.
     """
     require_file(folder / "tokenizer_config.json")
-    with quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        with quiet_transformers():
+            # False, since None would ask the user whether to run a folder's code.
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except MemoryError:
+        raise
+    except Exception as error:
+        # transformers answers damaged files with whatever their parsing runs into.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"cannot load the tokenizer in {folder} ({reason:.200}); fetch its files again"
+        ) from error

@@ -6,7 +6,7 @@ import torch
 
 from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.models.text import EncodedText
-from rectiflow.models.text.loading import load_text_folder
+from rectiflow.models.text.loading import load_text_folder, load_tokenizer
 
 PROMPTS = ["a red circle", 'the word "CAT" in red', "😀"]
 
@@ -93,3 +93,35 @@ def test_encoders_that_do_not_fit_the_config_are_refused(folder):
     path.write_text(json.dumps(stated))
     with pytest.raises(ConfigError, match="clip_l is 32 wide"):
         load_text_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b"[]"),
+        ("tokenizer.json", b"\xff\xfe"),
+        ("tokenizer_config.json", b"[]"),
+        ("tokenizer_config.json", b"\xff\xfe"),
+        ("tokenizer_config.json", b"{"),
+    ],
+)
+def test_a_damaged_tokenizer_is_told_in_one_line(name, content, folder):
+    (folder / "tokenizer" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot load the tokenizer in .*/tokenizer ") as e:
+        load_tokenizer(folder / "tokenizer")
+    assert "\n" not in str(e.value)
+
+
+def test_code_beside_a_tokenizer_is_never_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # to whoever asks
+    witness, place = tmp_path / "ran", folder / "tokenizer"
+    (place / "own.py").write_text(
+        f"import pathlib\npathlib.Path({str(witness)!r}).touch()\nclass Own:\n    pass\n"
+    )
+    described = json.loads((place / "tokenizer_config.json").read_text())
+    described |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (place / "tokenizer_config.json").write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match="cannot load the tokenizer"):
+        load_tokenizer(place)
+    assert not witness.exists()
