@@ -16,10 +16,15 @@ _HASHES_FILE = "hashes.json"
 
 
 def cache_folder() -> Path:
-    """Where the cache lies; it need not exist."""
+    """Where the cache lies; it need not exist, nor be a place that can be written."""
     if own := os.environ.get("RECTIFLOW_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rectiflow"
+    if place := os.environ.get("XDG_CACHE_HOME"):
+        return Path(place) / "rectiflow"
+    try:
+        return Path.home() / ".cache" / "rectiflow"
+    except RuntimeError:  # nobody knows a home: where nothing is found, and nothing can be made
+        return Path(os.devnull) / "rectiflow"
 
 
 def cached_sha256(path: Path | str) -> str:
@@ -37,10 +42,11 @@ def cached_sha256(path: Path | str) -> str:
     state = [status.st_size, status.st_mtime_ns, status.st_ino]
     hashes = _read(known)
     found: Any = hashes.get(str(path))
-    if isinstance(found, dict) and found.get("state") == state:
+    if isinstance(found, dict) and found.get("state") == state and "sha256" in found:
         return found["sha256"]
     sha256 = sha256_file(path)
-    with suppress(UserError):
+    # UnicodeError: a path that is not UTF-8 has no place in JSON.
+    with suppress(UserError, UnicodeError):
         # Read again: another process may have added its own while this one was hashing.
         write_json(known, _read(known) | {str(path): {"state": state, "sha256": sha256}})
     return sha256

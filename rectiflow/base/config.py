@@ -46,7 +46,12 @@ def from_json(cls: type[T], data: Any) -> T:
         ConfigError: an unknown or missing key, a wrong type, an unknown kind, or a value that the
             dataclass itself refuses; the text gives the dotted path and what is allowed.
     """
-    return _decode(cls, data, "")
+    try:
+        return _decode(cls, data, "")
+    except RecursionError as error:
+        raise ConfigError(
+            f"it nests too deeply to be a {cls.__name__}; remove what nests"
+        ) from error
 
 
 def save_config(path: Path | str, obj: Any) -> None:

@@ -7,6 +7,7 @@ the output has gone, 143 ended by SIGTERM. A defect of the program keeps its tra
 
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -86,6 +87,9 @@ def build_parser() -> Parser:
 def command() -> int:
     """The command line as a process of its own: `main`, with little time spent on garbage."""
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A terminal without a sign shows its number, which is better than a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main()
     finally:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from rectiflow.base.errors import UserError
-from rectiflow.base.files import read_text
+from rectiflow.base.files import RepeatedKeyError, each_key_once, read_text
 
 JSONL = "captions.jsonl"
 CSV = "captions.csv"
@@ -77,8 +77,8 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, CaptionEntry]]:
         if not line.strip():
             continue
         try:
-            data = json.loads(line, object_pairs_hook=_each_once)
-        except _NamedTwiceError as error:
+            data = json.loads(line, object_pairs_hook=each_key_once)
+        except RepeatedKeyError as error:
             raise _malformed(path, number, f"has {str(error)!r:.40} twice") from error
         except ValueError as error:
             raise _malformed(path, number, f"is not JSON ({error})") from error
@@ -87,17 +87,6 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, CaptionEntry]]:
         if not isinstance(data, dict):
             raise _malformed(path, number, "is not a JSON object")
         yield number, _entry(cast(dict[str, Any], data), path, number)
-
-
-class _NamedTwiceError(Exception):
-    """A key of a JSON object that stands there twice, of which Python would keep the last."""
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if repeated := _repeated(keys):
-        raise _NamedTwiceError(repeated)
-    return dict(pairs)
 
 
 def _repeated(names: Sequence[str]) -> str | None:

@@ -7,6 +7,7 @@ nothing of its size was allocated. Sources: PNG 3rd edition, 11.2.1 (IHDR); ITU-
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -14,6 +15,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # Markers that stand alone, without a length: TEM, restarts, start of image.
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}
+# What a marker begins with: any number of fill bytes, which take a loop of Python's minutes.
+_JPEG_START = re.compile(rb"\xff+")
+#: Some hundred stand before a frame at most, those of a colour profile of many megabytes.
+_MAX_JPEG_SEGMENTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +54,13 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        start = _JPEG_START.match(data, position)
+        if start is None or start.end() + 3 > len(data):
             return None
+        position = start.end() - 1
         marker = data[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif marker in _JPEG_BARE:
+        if marker in _JPEG_BARE:
             position += 2
         elif marker in _JPEG_FRAMES:
             frame = data[position + 5 : position + 9]

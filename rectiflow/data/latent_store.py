@@ -205,18 +205,25 @@ class OpenShards:
         Raises:
             StoreError: it is missing, cut or changed, or has not the columns of these formats.
         """
-        name = record.file
         with self._lock:
-            shard = self._mapped.pop(name, None)
-            if shard is None:
-                shard = open_shard(self._folder, record, is_checked=name in self._checked)
-                _check_columns(self._folder / name, shard, record.num_rows, formats)
-                self._checked.add(name)
-            self._mapped[name] = shard
+            shard = self._mapped.pop(record.file, None) or self.open(record, formats)
+            self._mapped[record.file] = shard
             if len(self._mapped) > MAX_OPEN_SHARDS:
                 # Its tensors keep it mapped for those who hold one.
                 del self._mapped[next(iter(self._mapped))]
             return shard
+
+    def open(self, record: ShardRecord, formats: _Formats) -> dict[str, Tensor]:
+        """The same for one use, after which it is mapped no more.
+
+        Raises:
+            StoreError: as `get`.
+        """
+        is_checked = record.file in self._checked
+        shard = open_shard(self._folder, record, is_checked=is_checked)
+        _check_columns(self._folder / record.file, shard, record.num_rows, formats)
+        self._checked.add(record.file)
+        return shard
 
 
 def _check_columns(
@@ -242,7 +249,7 @@ class ShardTable:
         *,
         in_memory: bool,
     ) -> None:
-        self._open, self._records, self._in_memory = open_shards, records, in_memory
+        self._shards, self._records, self._in_memory = open_shards, records, in_memory
         self._formats: _Formats = {
             name: (getattr(torch, column.dtype), column.shape) for name, column in columns.items()
         }
@@ -264,7 +271,7 @@ class ShardTable:
         gathered = self._empty(len(rows))
         shard_of_row = torch.bucketize(rows, self._starts, right=True) - 1
         for number in shard_of_row.unique().tolist():
-            shard = self._open.get(self._records[number], self._formats)
+            shard = self._shards.get(self._records[number], self._formats)
             places = (shard_of_row == number).nonzero().squeeze(1)
             local = rows[places] - self._starts[number]
             for name, column in gathered.items():
@@ -276,7 +283,7 @@ class ShardTable:
             if self._whole is None:
                 whole = self._empty(self._num_rows)
                 for record, start in zip(self._records, self._starts.tolist()):
-                    shard = self._open.get(record, self._formats)
+                    shard = self._shards.open(record, self._formats)
                     for name, column in whole.items():
                         column[start : start + record.num_rows] = shard[name]
                 self._whole = whole

@@ -55,7 +55,7 @@ def decode_picture(data: bytes, *, size_px: tuple[int, int]) -> UInt8[np.ndarray
             if num_frames > 1 and image.format != "MPO":
                 raise UndecodableError(f"it is an animation of {num_frames} frames")
             return to_rgb(image)
-    except UndecodableError:
+    except (UndecodableError, MemoryError):  # the latter says nothing of the picture
         raise
     except Image.DecompressionBombError as error:
         raise UndecodableError(f"it is too large ({error})") from error

@@ -6,7 +6,7 @@ Every record is a named, frozen value. `Rejection` is what a sample becomes that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,8 +34,7 @@ class CuratedSample:
     """A decoded picture that passed the stages so far.
 
     `pixels` are sRGB, 0..255. `size_px` is (height, width) of the upright original; `crop_px` is
-    the part of it that `pixels` show: (top, left, height, width). `scores` holds a number per
-    stage that measured one.
+    the part of it that `pixels` show: (top, left, height, width).
     """
 
     file: str
@@ -46,7 +45,6 @@ class CuratedSample:
     content_hash: str
     origin: str | None = None
     license: str | None = None
-    scores: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def images_from_pixels(pixels: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[Tensor, "b 3 h w"]:

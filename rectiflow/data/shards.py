@@ -115,9 +115,7 @@ def adopt_shard(path: Path, made_by: Mapping[str, Any]) -> ShardContent:
     return ShardContent(record=record, keys=_hex_keys(keys.numpy()), tensors=tensors)
 
 
-def open_shard(
-    folder: Path, record: ShardRecord, *, is_checked: bool = False
-) -> dict[str, Tensor]:
+def open_shard(folder: Path, record: ShardRecord, *, is_checked: bool = False) -> dict[str, Tensor]:
     """A shard's columns, memory-mapped, after its bytes were checked against store.json.
 
     With `is_checked` only its size is compared: its bytes were checked before.
@@ -149,7 +147,9 @@ def check_shard_size(folder: Path, record: ShardRecord) -> None:
     except OSError as error:
         raise StoreError(str(explain_os_error(error, path, "read"))) from error
     if num_bytes != record.num_bytes:
-        raise damaged_shard(path, f"it has {num_bytes:,} bytes, store.json says {record.num_bytes:,}")
+        raise damaged_shard(
+            path, f"it has {num_bytes:,} bytes, store.json says {record.num_bytes:,}"
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -251,10 +250,10 @@ def _check_index(index: pa.Table, header: StoreHeader) -> None:
         ("latent_row", _num_rows(header.latent_shards)),
         *((f"text_row.{v}", _num_rows(header.text_shards)) for v in header.variants),
     ):
-        ends = pc.min_max(index[name]).as_py()
-        if not (ends["min"] is None or 0 <= ends["min"] <= ends["max"] < num_rows):
+        rows = index[name].drop_null().to_numpy()
+        if len(rows) and not 0 <= rows.min() <= rows.max() < num_rows:
             raise ValueError(
-                f"its {name} goes from {ends['min']} to {ends['max']}, the store has {num_rows}"
+                f"its {name} goes from {rows.min()} to {rows.max()}, the store has {num_rows}"
             )
 
 

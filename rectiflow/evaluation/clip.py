@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers import CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from rectiflow.base.errors import CheckpointError
@@ -27,9 +27,10 @@ from rectiflow.data.pixels import centered_square, crop_and_resize
 from rectiflow.data.records import images_from_pixels
 from rectiflow.evaluation.features import Features
 from rectiflow.models.fingerprint import update_with_weights
-from rectiflow.models.pretrained import load_pretrained, quiet_transformers, require_file
+from rectiflow.models.pretrained import load_pretrained
 from rectiflow.models.shipped import load_conditioner, load_image_tower
 from rectiflow.models.text.conditioner import TextConditioner
+from rectiflow.models.text.loading import load_tokenizer
 from rectiflow.models.vision.image_tower import ImageTower
 
 #: Rows that run at once: enough to keep a CPU busy, little enough for ViT-L on any machine.
@@ -161,9 +162,7 @@ def load_clip_folder(
     """
     folder = Path(folder)
     model = load_pretrained(CLIPModel, folder, dtype).to(device)
-    require_file(folder / "tokenizer_config.json")
-    with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     mean, std = _picture_statistics(folder)
     return PretrainedClip(model, tokenizer, name=folder.resolve().name, mean=mean, std=std)
 

@@ -30,7 +30,12 @@ def load_pretrained(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     try:
         with quiet_transformers():
             model, report = model_class.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                # Never a pickle, which runs code.
+                use_safetensors=True,
+                output_loading_info=True,
             )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(

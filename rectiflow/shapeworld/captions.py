@@ -12,7 +12,7 @@ from rectiflow.base.errors import UserError
 from rectiflow.base.seeds import numpy_generator
 from rectiflow.shapeworld.scene import RELATIONS, Item, Point, Scene, relation_between
 from rectiflow.shapeworld.shapes import OUTLINES
-from rectiflow.shapeworld.world import PALETTE, World
+from rectiflow.shapeworld.world import NUMBERS, PALETTE, World
 
 #: The middle band ends this part of the canvas before and after its middle, between two pixels.
 _HALF_MIDDLE = 5.5 / 64
@@ -21,7 +21,6 @@ _COLUMNS = ("left", "", "right")
 #: Where a picture's objects can be, in reading order.
 PLACES = tuple(f"{row} {column}".strip() or "center" for row in _ROWS for column in _COLUMNS)
 
-_NUMBERS = {2: "two", 3: "three", 4: "four"}
 _PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in OUTLINES}
 
 
@@ -97,7 +96,7 @@ def _terse(scene: Scene, *, with_word_color: bool) -> str:
         case "two_object":
             what = f"{_article(first.shape)} and {_article(last.shape)}"
         case "counting":
-            what = f"{_NUMBERS[len(scene.items)]} {_PLURALS[first.shape]}"
+            what = f"{NUMBERS[len(scene.items)]} {_PLURALS[first.shape]}"
         case "colors":
             what = _article(_colored(first))
         case "position":
@@ -117,7 +116,7 @@ def _full(world: World, scene: Scene) -> str:
             places = sorted(
                 (place_of(world, item.center_px) for item in scene.items), key=PLACES.index
             )
-            number = _NUMBERS[len(scene.items)]
+            number = NUMBERS[len(scene.items)]
             return f"{number} {first.color} {_PLURALS[first.shape]} {_listed(places)}"
         case "position":
             return f"{_article(_colored(first))} {_relation(scene)} {_article(_colored(last))}"
@@ -145,7 +144,7 @@ def prompt_metadata(world: World, scene: Scene, *, with_word_color: bool = True)
 
 _ANY_PLACE = "|".join(sorted(PLACES, key=len, reverse=True))
 _SINGULARS = {plural: shape for shape, plural in _PLURALS.items()}
-_COUNTS = {"a": 1, "an": 1} | {name: count for count, name in _NUMBERS.items()}
+_COUNTS = {"a": 1, "an": 1} | {name: count for count, name in NUMBERS.items()}
 _GROUP = (
     rf"(?P<count>{'|'.join(_COUNTS)}) (?:(?P<color>{'|'.join(PALETTE)}) )?"
     rf"(?P<noun>{'|'.join([*_SINGULARS, *_PLURALS])})"

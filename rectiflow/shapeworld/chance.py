@@ -7,6 +7,7 @@ pictures without reading its prompt scores this much.
 import argparse
 from dataclasses import dataclass
 
+from rectiflow.base.errors import UserError
 from rectiflow.shapeworld.captions import prompt_metadata
 from rectiflow.shapeworld.oracle import Oracle
 from rectiflow.shapeworld.render import render
@@ -25,7 +26,13 @@ class Chance:
 
 
 def chance_table(world: World, *, per_task: int = 100, seed: int = 0) -> dict[str, Chance]:
-    """Score `per_task` pictures of each task for each other's prompts; returns task to shares."""
+    """Score `per_task` pictures of each task for each other's prompts; returns task to shares.
+
+    Raises:
+        UserError: `per_task` is below 2, where there is no other.
+    """
+    if per_task < 2:
+        raise UserError(f"{per_task} pictures per task have no others; give at least 2")
     oracle = Oracle(world)
     table: dict[str, Chance] = {}
     for task in TASKS:
@@ -68,7 +75,11 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in ("small", "full"):
         world = world_by_name(name)
-        print(format_chance(world, chance_table(world, per_task=arguments.per_task)), end="\n\n")
+        try:
+            table = chance_table(world, per_task=arguments.per_task)
+        except UserError as error:
+            parser.error(str(error))
+        print(format_chance(world, table), end="\n\n")
 
 
 if __name__ == "__main__":

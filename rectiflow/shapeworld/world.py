@@ -33,6 +33,9 @@ PALETTE: dict[str, Color] = {
     "white": (252, 252, 252),
 }
 
+#: How captions say that there are so many of a shape.
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+
 _HELD_OUT_PAIRS = frozenset(
     {
         ("circle", "purple"),
@@ -90,8 +93,8 @@ class World:
     The shorter side of the canvas has `canvas_px`; `aspect` is its width to its height.
 
     Raises:
-        UserError: for a shape, colour or letter that cannot be drawn, or an aspect that does not
-            make whole pixels.
+        UserError: for a shape, colour or letter that cannot be drawn, a count that captions cannot
+            say, or an aspect that does not make whole pixels.
     """
 
     name: str
@@ -121,13 +124,14 @@ class World:
         for kind, chosen, known in (
             ("shape", self.shapes, tuple(OUTLINES)),
             ("color", self.colors, tuple(PALETTE)),
+            ("count", self.counts, tuple(NUMBERS)),
             ("letter", tuple(sorted(set("".join(self.words)))), tuple(LETTERS)),
         ):
             for name in chosen:
                 if name not in known:
                     raise UserError(
                         f"world {self.name!r}: unknown {kind} {name!r}; "
-                        f"choose among {', '.join(known)}"
+                        f"choose among {', '.join(map(str, known))}"
                     )
 
     @property

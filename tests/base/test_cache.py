@@ -47,6 +47,24 @@ def test_an_unwritable_cache_is_done_without(tmp_path, monkeypatch):
         cached_sha256(tmp_path / "b")
 
 
+def test_a_path_that_is_no_text_is_hashed_each_time(tmp_path):
+    other, path = tmp_path / "a", tmp_path / os.fsdecode(b"caf\xe9")
+    for each in (other, path):
+        each.write_bytes(b"one")
+        assert cached_sha256(each) == sha256_file(each)
+    assert list(json.loads((cache_folder() / "hashes.json").read_text())) == [str(other)]
+
+
+def test_without_a_home_it_is_done_without(tmp_path, monkeypatch):
+    monkeypatch.delenv("RECTIFLOW_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cache.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").write_bytes(b"one")
+    assert cached_sha256("a") == sha256_file("a")
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
 def test_where_it_lies(monkeypatch, tmp_path):
     monkeypatch.delenv("RECTIFLOW_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -172,6 +172,15 @@ def test_missing_keys_are_named_even_where_a_default_exists(name: str) -> None:
         from_json(Recipe, data)
 
 
+@pytest.mark.parametrize("key", ["notes", "name"])
+def test_what_nests_too_deeply_is_refused(key: str) -> None:
+    deep: list[Any] = []
+    for _ in range(20_000):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="it nests too deeply to be a Recipe"):
+        from_json(Recipe, to_json(Recipe()) | {key: deep})
+
+
 def test_keys_without_any_allowed_name() -> None:
     @dataclass(frozen=True)
     class Empty:

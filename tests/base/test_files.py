@@ -1,5 +1,6 @@
 """Files are whole or absent, and system errors come as one sentence with the path in it."""
 
+import ctypes
 import errno
 import hashlib
 import math
@@ -140,6 +141,60 @@ def test_atomic_directory_leaves_nothing_after_an_error(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+class _Library:
+    """A C library that notes whose file system is synced, and may refuse or not know how."""
+
+    def __init__(self, code: int = 0, *, has_syncfs: bool = True) -> None:
+        self.synced: list[str] = []
+        self._code = code
+        if has_syncfs:
+            self.syncfs = self._sync
+
+    def _sync(self, descriptor: int) -> int:
+        self.synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        ctypes.set_errno(self._code)
+        return -1 if self._code else 0
+
+
+@pytest.mark.parametrize("has_syncfs", [True, False])
+@pytest.mark.parametrize("num_files", [3, 4])
+def test_many_files_are_synced_at_once(
+    num_files: int, has_syncfs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, num_syncs, fsync = _Library(has_syncfs=has_syncfs), 0, os.fsync
+
+    def count(descriptor: int) -> None:
+        nonlocal num_syncs
+        num_syncs += 1
+        fsync(descriptor)
+
+    monkeypatch.setattr(files, "_MANY_FILES", 3)
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: library)
+    monkeypatch.setattr(files.os, "fsync", count)
+    with atomic_directory(tmp_path / "out") as folder:
+        (folder / "deep").mkdir()
+        for index in range(num_files):
+            (folder / "deep" / str(index)).touch()
+    at_once = num_files > 3 and has_syncfs
+    assert library.synced == ([str(folder)] if at_once else [])
+    # Besides all files and both folders, the one that it appears in.
+    assert num_syncs == (1 if at_once else num_files + 3)
+    assert len(names(tmp_path / "out" / "deep")) == num_files
+
+
+def test_a_file_system_that_cannot_be_synced_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_MANY_FILES", 0)
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: _Library(errno.ENOSPC))
+    with (
+        pytest.raises(UserError, match="cannot write .*out: no space left on the disk"),
+        atomic_directory(tmp_path / "out") as folder,
+    ):
+        (folder / "a").touch()
+    assert not any(tmp_path.iterdir())
+
+
 def test_used_folders_are_refused(tmp_path: Path) -> None:
     used, empty, file = tmp_path / "used", tmp_path / "empty", tmp_path / "file"
     used.mkdir(), empty.mkdir(), file.touch()
@@ -256,6 +311,16 @@ def test_read_json_of_endless_brackets(tmp_path: Path) -> None:
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"deep\.json nests too deeply to be read"):
         read_json(tmp_path / "deep.json")
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1, "b": {"deep": 1, "deep": 1}}')
+    with pytest.raises(
+        UserError, match=r"a\.json has the key 'deep' twice in one object, .* remove"
+    ):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('[{"a": 1}, {"a": 1}]')
+    assert read_json(tmp_path / "a.json") == [{"a": 1}, {"a": 1}]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

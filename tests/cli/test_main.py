@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -241,6 +242,24 @@ def test_the_module_and_the_command_are_the_same(run_python: Run) -> None:
     result = run_python("-m", "rectiflow", "dmo")
     assert result.returncode == 2
     assert result.stderr.startswith("rectiflow: error: unknown command 'dmo'")
+
+
+def test_a_terminal_without_a_sign_shows_its_number() -> None:
+    source = """
+import sys
+from rectiflow.cli import demo
+from rectiflow.cli.main import command
+demo.run = lambda options: print("a × b")
+sys.argv = ["rectiflow", "demo"]
+sys.exit(command())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+    )
+    assert (done.returncode, done.stdout) == (0, "a \\xd7 b\n"), done.stderr
 
 
 def test_every_verb_has_its_own_file() -> None:

@@ -177,7 +177,9 @@ def test_captions_without_their_file_or_pictures_are_told_of(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"captions\.jsonl: it does not exist"):
         list_folder(tmp_path)
     (tmp_path / "captions.jsonl").unlink()
-    with pytest.raises(UserError, match=rf"none of the 1 pictures that {tmp_path} names .* 'a.png'"):
+    with pytest.raises(
+        UserError, match=rf"none of the 1 pictures that {tmp_path} names .* 'a.png'"
+    ):
         list_folder(tmp_path)
 
 

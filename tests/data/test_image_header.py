@@ -1,6 +1,7 @@
 """Sizes from headers equal what Pillow decodes; damaged headers give nothing."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -68,3 +69,18 @@ def test_size_is_not_limited_by_memory() -> None:
     """A 50,000 × 50,000 header without any picture behind it."""
     data = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + np.array([50_000] * 2, ">u4").tobytes()
     assert read_image_header(data) == ImageHeader(format="PNG", height_px=50_000, width_px=50_000)
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\xff\xd8", b"\xff\xe0\0\2", b"\xff\xe0\0\0"])
+def test_a_jpeg_of_nothing_but_filling_takes_no_time(filling: bytes) -> None:
+    data = b"\xff\xd8" + filling * (2**26 // len(filling))
+    start = time.process_time()
+    assert read_image_header(data) is None
+    assert time.process_time() - start < 1.0
+
+
+def test_fill_bytes_before_a_marker_are_skipped() -> None:
+    data = encoded("JPEG", "RGB", 5, 300, {})
+    for count in (1, 2, 1000):
+        filled = data[:2] + b"\xff" * count + data[2:]
+        assert read_image_header(filled) == read_image_header(data)

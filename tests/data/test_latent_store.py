@@ -1,14 +1,21 @@
 """Reading a store: in memory and memory-mapped alike, and never a damaged or foreign one."""
 
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from data.parts import HashedText, encode, make_folder, tiny_autoencoder
 
 from rectiflow.base.errors import ConfigError, StoreError, UserError
-from rectiflow.data.latent_store import LatentStore
+from rectiflow.base.files import sha256_file
+from rectiflow.data import latent_store, shards
+from rectiflow.data.latent_store import LatentStore, OpenShards
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +66,49 @@ def test_memory_mapped_equals_in_memory(made: Path) -> None:
         assert torch.equal(column, other.encoded_text[name])
     assert one.x0_mean.dtype == torch.float16
     assert len(one) == 6
+
+
+def test_few_shards_are_mapped_at_a_time_and_each_is_hashed_once(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(
+        shards, "sha256_file", lambda path: hashed.append(path) or sha256_file(path)
+    )
+    monkeypatch.setattr(latent_store, "MAX_OPEN_SHARDS", 2)
+    store, whole = LatentStore(made, max_bytes_in_memory=0), LatentStore(made)
+    expected = whole.read(torch.arange(24)).x0_mean
+    num_hashed = len(hashed)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: store.read(torch.tensor([i % 24])).x0_mean, range(96)))
+    assert torch.equal(torch.cat(found[-24:]), expected)
+    assert len(hashed) - num_hashed == len(set(hashed[num_hashed:])) > 6
+    mapped = Path("/proc/self/maps").read_text()
+    assert len(set(re.findall(rf"{re.escape(str(made))}/\S+", mapped))) <= 2
+
+
+def test_a_shard_that_is_let_go_lasts_for_those_who_hold_it(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latent_store, "MAX_OPEN_SHARDS", 1)
+    records, opened = LatentStore(made).header.latent_shards, OpenShards(made)
+    held = opened.get(records[0], {})["mean"]
+    before = held.clone()
+    for record in records[1:]:
+        opened.get(record, {})
+    assert torch.equal(held, before)
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("unable to mmap 64 bytes")])
+def test_no_room_for_another_shard(
+    made: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise failure
+
+    monkeypatch.setattr(shards, "load_file", fail)
+    with pytest.raises(StoreError, match=r"cannot map .* into memory \(.*max_map_count\)"):
+        LatentStore(made).read(torch.arange(2))
 
 
 def test_first_variant_by_default_and_empty_reads(made: Path) -> None:
@@ -144,6 +194,112 @@ def test_damaged_headers(copied: Path) -> None:
     path.write_text(path.read_text() + "{")
     with pytest.raises(UserError, match=r"store\.json is not valid JSON"):
         LatentStore(copied)
+
+
+def _changed(data: Any, place: str, value: Any) -> None:
+    *steps, last = (int(step) if step.isdigit() else step for step in place.split("/"))
+    for step in steps:
+        data = data[step]
+    data[last] = value
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "text"),
+    [
+        ("variants", [], r"has \[\] as caption variants"),
+        ("variants", ["full", "full"], "as caption variants, not one of each"),
+        ("latent_shards/0/file", "../store/latents-00000.safetensors", "lists '../store/latents"),
+        ("latent_shards/0/file", "/etc/passwd", "lists '/etc/passwd', no shard of latents"),
+        ("latent_shards/0/file", "text-00000.safetensors", "no shard of latents"),
+        ("latent_shards/1/file", "latents-00000.safetensors", "or one listed already"),
+        ("latent_shards/0/bucket", 1, "is of bucket 1, which has none"),
+        ("latent_shards/0/bucket", -1, "is of bucket -1, which has none"),
+        ("text_shards/0/bucket", 3, "is of bucket 3, which has none"),
+        ("latent_shards/0/num_rows", 0, "has 0 rows in"),
+        ("latent_shards/0/num_rows", 10**30, "has 1000000000000000000000000000000 rows in"),
+        ("latent_columns", {}, "is of bucket 0, which has none"),
+        ("latent_columns/mean/dtype", "float17", r"has 'float17' \[16, 4, 4\] as 'mean'"),
+        ("latent_columns/mean/dtype", "nn", "has 'nn'"),
+        ("latent_columns/mean/shape", [16, 0, 4], "has 'float16' .* as 'mean'"),
+        ("latent_columns/mean/shape", [10**9, 10**9, 10**9], "rows in .* bytes"),
+        ("latent_columns/mean/shape", [16, 16], "has no latents"),
+        ("text_columns/t5.context/shape", [3, 10**15], "rows in .* bytes"),
+        ("empty_prompt_row", 10**6, "has the empty prompt in row 1000000 of"),
+        ("empty_prompt_row", -1, "has the empty prompt in row -1 of"),
+    ],
+)
+def test_a_header_whose_parts_do_not_go_together(
+    place: str, value: Any, text: str, copied: Path
+) -> None:
+    path = copied / "store.json"
+    header = json.loads(path.read_text())
+    _changed(header, place, value)
+    path.write_text(json.dumps(header))
+    with pytest.raises(StoreError, match=text) as caught:
+        LatentStore(copied)
+    assert str(caught.value).endswith("; encode the pictures again into a new folder")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(
+    ("place", "value", "text"),
+    [
+        (
+            "latent_columns/mean/dtype",
+            "bfloat16",
+            r"says torch.bfloat16 .* of its mean, it has tor",
+        ),
+        ("text_columns/other", {"dtype": "int8", "shape": [1]}, "of its other, it has none"),
+    ],
+)
+def test_columns_that_are_not_the_headers(
+    place: str, value: Any, text: str, in_memory: bool, copied: Path
+) -> None:
+    path = copied / "store.json"
+    header = json.loads(path.read_text())
+    _changed(header, place, value)
+    if place.startswith("latent_columns"):
+        header["latent_columns"]["logvar"]["dtype"] = value
+    path.write_text(json.dumps(header))
+    store = LatentStore(copied, max_bytes_in_memory=2**30 if in_memory else 0)
+    with pytest.raises(StoreError, match=text):
+        store.read(torch.arange(24))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.slice(1), "it has 23 samples, store.json says 24"),
+        (lambda t: _with(t, "latent_row", [10**6] * 24), "its latent_row goes from 1000000 to"),
+        (lambda t: _with(t, "latent_row", [-1] * 24), "its latent_row goes from -1 to -1"),
+        (lambda t: _with(t, "text_row.full", [99] * 24), "its text_row.full goes from 99 to 99"),
+        (lambda t: _with(t, "latent_row", ["x"] * 24), "does not go together with store.json"),
+        (lambda t: t.drop_columns(["file"]), "does not go together with store.json"),
+    ],
+)
+def test_an_index_that_does_not_fit(change: Any, text: str, copied: Path) -> None:
+    index = copied / "index.parquet"
+    pq.write_table(change(pq.read_table(index)), index)
+    header = json.loads((copied / "store.json").read_text())
+    header["index_sha256"] = sha256_file(index)
+    (copied / "store.json").write_text(json.dumps(header))
+    with pytest.raises(StoreError, match=text) as caught:
+        LatentStore(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_that_is_no_parquet(copied: Path) -> None:
+    (copied / "index.parquet").write_bytes(b"PAR1, or not")
+    header = json.loads((copied / "store.json").read_text())
+    header["index_sha256"] = sha256_file(copied / "index.parquet")
+    (copied / "store.json").write_text(json.dumps(header))
+    with pytest.raises(StoreError, match="does not go together with store.json"):
+        LatentStore(copied)
+
+
+def _with(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
 
 
 def test_header_names_the_encoder_that_differs(made: Path) -> None:

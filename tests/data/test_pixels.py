@@ -180,6 +180,16 @@ def test_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         decode_picture(picture_bytes(random_pixels(0)), size_px=(32, 32))
 
 
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    data = picture_bytes(random_pixels(0))
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        decode_picture(data, size_px=(32, 32))
+
+
 def test_animation_is_refused() -> None:
     frames = [Image.fromarray(random_pixels(i)) for i in range(2)]
     with pytest.raises(UndecodableError, match="it is an animation of 2 frames"):

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from rectiflow.base.errors import StoreError, UserError
+from rectiflow.data import shards
 from rectiflow.data.shards import ShardRecord, adopt_shard, open_shard, write_shard
 
 MADE_BY = {"autoencoder": "a" * 64, "resolution_px": 64}
@@ -106,6 +108,34 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="it is not a shard of a store"):
         adopt_shard(path, MADE_BY)
     path.write_bytes(save({"mean": torch.zeros(1)}))
+    with pytest.raises(StoreError, match="it is not a shard of a store"):
+        adopt_shard(path, MADE_BY)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda tensors: tensors.pop("key"), "it has no key for each row"),
+        (lambda tensors: tensors.update(key=torch.zeros(5, 31, dtype=torch.uint8)), "no key for"),
+        (lambda tensors: tensors.update(key=torch.zeros(5, 32)), "it has no key for each row"),
+        (lambda tensors: tensors.update(mean=torch.zeros(4, 3)), "differ in their number of rows"),
+    ],
+)
+def test_a_shard_without_a_key_for_each_row(change: Any, text: str, tmp_path: Path) -> None:
+    path = tmp_path / shard(tmp_path).file
+    tensors = load(path.read_bytes())
+    change(tensors)
+    digest = shards._digest(tensors)  # pyright: ignore[reportPrivateUsage]
+    metadata = {"made_by": MADE_BY, "digest": digest}
+    path.write_bytes(save(tensors, metadata={"rectiflow": json.dumps(metadata)}))
+    with pytest.raises(StoreError, match=text):
+        adopt_shard(path, MADE_BY)
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, '{"made_by": [], "digest": ""}', "{}", "3"])
+def test_metadata_that_is_not_ours(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "latents-00000.safetensors"
+    path.write_bytes(save({"mean": torch.zeros(1)}, metadata={"rectiflow": text}))
     with pytest.raises(StoreError, match="it is not a shard of a store"):
         adopt_shard(path, MADE_BY)
 

@@ -138,7 +138,10 @@ def test_times_outside_are_refused(path: ProbabilityPath, time: float):
     [
         (lambda: EDMPath(mean=0.0, std=0.0), "edm P_s=0.0 must be positive"),
         (lambda: EDMPath(mean=math.inf), "edm P_m=inf must be a finite number"),
-        (lambda: EDMPath(mean=40.0), r"edm P_m=40.0 and P_s=1.2 give .* P_m from about -6.2 to 4.4"),
+        (
+            lambda: EDMPath(mean=40.0),
+            r"edm P_m=40.0 and P_s=1.2 give .* P_m from about -6.2 to 4.4",
+        ),
         (lambda: EDMPath(mean=-40.0), "edm P_m=-40.0 and P_s=1.2 give next to no t a sigma"),
         (lambda: LDMLinearPath(beta_start=0.5, beta_end=0.1), "betas run from 0.5 to 0.1"),
         (lambda: DDPMLinearPath(num_steps=1), "num_steps=1 must be at least 2"),

@@ -3,9 +3,12 @@
 import subprocess
 from collections.abc import Callable
 
-from rectiflow.shapeworld.chance import chance_table, format_chance
+import pytest
+
+from rectiflow.base.errors import UserError
+from rectiflow.shapeworld.chance import chance_table, format_chance, main
 from rectiflow.shapeworld.scene import TASKS
-from rectiflow.shapeworld.world import World
+from rectiflow.shapeworld.world import SMALL, World
 
 
 def test_chance_is_small_and_strict_is_smaller(world: World) -> None:
@@ -18,6 +21,16 @@ def test_chance_is_small_and_strict_is_smaller(world: World) -> None:
     text = format_chance(world, table)
     for task in TASKS:
         assert task in text
+
+
+@pytest.mark.parametrize("per_task", [1, 0, -3])
+def test_there_must_be_another_picture(per_task: int, monkeypatch, capsys) -> None:
+    with pytest.raises(UserError, match="pictures per task have no others; give at least 2"):
+        chance_table(SMALL, per_task=per_task)
+    monkeypatch.setattr("sys.argv", ["chance", "--per-task", str(per_task)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: " in capsys.readouterr().err
 
 
 def test_module_prints_both_tables(

@@ -46,10 +46,14 @@ def test_unknown_preset_is_refused() -> None:
     [
         ({"shapes": ("blob",)}, "unknown shape 'blob'; choose among circle"),
         ({"colors": ("mauve",)}, "unknown color 'mauve'; choose among red"),
+        ({"counts": (3, 5)}, "unknown count 5; choose among 2, 3, 4"),
+        ({"counts": (1,)}, "unknown count 1; choose among 2, 3, 4"),
         ({"words": ("Aé",)}, "unknown letter 'é'; choose among A"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(wrong: dict[str, tuple[str, ...]], message: str) -> None:
+def test_what_cannot_be_drawn_is_refused(
+    wrong: dict[str, tuple[str | int, ...]], message: str
+) -> None:
     parts = {"shapes": ("circle",), "colors": ("red",), "words": ("A",)} | wrong
     with pytest.raises(UserError, match=message):
         World(name="odd", radii_px=(8.0,), placement_step_px=1, glyph_scale=2, **parts)

@@ -25,6 +25,7 @@ from rectiflow.models.published.configs import (
     infer_mmdit_config,
     layout_shapes,
 )
+from rectiflow.models.published.given import check_sizes
 from rectiflow.models.published.header import read_safetensors
 from rectiflow.models.published.names import Layout
 from rectiflow.models.published.stored import HEADER_NAMES, FileBytes, StoredTensor
@@ -214,7 +215,7 @@ def _split(
             if any(name.startswith(mark) for name in tensors):
                 return {kind: (layout, dict(tensors))}, ()
         if _CLIP_MARK in tensors:
-            kind = "clip_g" if tensors[_CLIP_MARK].shape[0] >= _CLIP_G_WIDTH else "clip_l"
+            kind = "clip_g" if tensors[_CLIP_MARK].shape[:1] >= (_CLIP_G_WIDTH,) else "clip_l"
             extras = tuple(name for name in _CLIP_EXTRAS if name in tensors)
             return {kind: ("sai", {n: t for n, t in tensors.items() if n not in extras})}, extras
         some = ", ".join(sorted(tensors)[:3]) or "none"
@@ -260,20 +261,22 @@ def recognise_part(
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
+        if empty := next((name for name, shape in shapes.items() if 0 in shape), None):
+            raise ValueError(f"{empty} has the shape {list(shapes[empty])}")
         config = _infer_config(kind, layout, shapes, given or {}) if config is None else config
+        check_sizes(config, len(tensors))
+        wanted = _wanted(config, layout, tensors)
     except KeyError as error:
         raise CheckpointError(
             f"{path} lacks {error.args[0]}, which every {PART_TITLES[kind]} has; fetch it again"
         ) from error
-    except (ValueError, TypeError, IndexError, ConfigError) as error:
+    # torch tells by a RuntimeError or OverflowError that no tensor can be as large.
+    except (ValueError, TypeError, IndexError, ConfigError, RuntimeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path} holds no {PART_TITLES[kind]} of a known size: {error}; give a released model "
+            f"{path} holds no {PART_TITLES[kind]} of a known size: {reason}; give a released model "
             "or one of ours"
         ) from error
-    if isinstance(config, CLIPTextSize | T5TextSize):
-        wanted = config.wanted(tensors)
-    else:
-        wanted = layout_shapes(config, layout)
     _check_tensors(path, _describe(kind, config), tensors, wanted)
     part = Part(kind=kind, path=path, layout=layout, config=config, tensors=tensors)
     try:
@@ -291,6 +294,14 @@ def _infer_config(
     if kind == "autoencoder":
         return infer_autoencoder_config(shapes, layout, given)
     return infer_text_size(kind, shapes, given)
+
+
+def _wanted(
+    config: PartConfig, layout: Layout, present: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    if isinstance(config, CLIPTextSize | T5TextSize):
+        return config.wanted(present)
+    return layout_shapes(config, layout)
 
 
 def _describe(kind: str, config: PartConfig) -> str:

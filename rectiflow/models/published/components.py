@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,8 +41,8 @@ def refuse_other_pipeline(folder: Path) -> None:
         CheckpointError: it is one of another family.
     """
     path = folder / PIPELINE_FILE
-    name = read_object(path).get("_class_name") if path.is_file() else None
-    if name is not None and not str(name).startswith(_PIPELINES):
+    name = _class_name(path)
+    if name is not None and not name.startswith(_PIPELINES):
         raise CheckpointError(f"{folder} is a {name}, {OTHER_KIND}")
 
 
@@ -53,7 +52,7 @@ def kind_of_component(folder: Path) -> str:
     Raises:
         CheckpointError: none that is known.
     """
-    name = _read_config(folder).get("_class_name")
+    name = _class_name(folder / CONFIG_FILE)
     if name not in _KINDS:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} describes {name or 'no class of diffusers'}; rectiflow knows "
@@ -68,8 +67,7 @@ def open_component(folder: Path, kind: str) -> Part:
     Raises:
         CheckpointError: it is cut, damaged, of another format or family, or lacks tensors.
     """
-    config = _read_config(folder)
-    name = config.get("_class_name")
+    name = _class_name(folder / CONFIG_FILE)
     if name is not None and _KINDS.get(name) != kind:
         raise CheckpointError(f"{folder} is a {name}, {OTHER_KIND}")
     tensors: dict[str, StoredTensor] = {}
@@ -79,11 +77,26 @@ def open_component(folder: Path, kind: str) -> Part:
         for name in found.metadata.get(IDENTITY_KEY, "").split():
             tensors.pop(name, None)
     refuse_other_family(folder, tensors)
-    return recognise_part(kind, "diffusers", folder, tensors, given=config)
+    return recognise_part(
+        kind, "diffusers", folder, tensors, given=_read_config(folder / CONFIG_FILE)
+    )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
+def _class_name(path: Path) -> str | None:
+    """The class of diffusers that a config is for; None where there is no config, or it has none.
+
+    Raises:
+        CheckpointError: it is no name.
+    """
+    name = _read_config(path).get("_class_name")
+    if not isinstance(name, str | None):
+        raise CheckpointError(
+            f"{path} has {name!r:.40} as _class_name, no name of a class; fetch the file again"
+        )
+    return name
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
@@ -118,9 +131,20 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
         )
     index = read_json(indices[0])
     try:
-        names = sorted(set(cast(Mapping[str, str], index["weight_map"]).values()))
+        names = sorted({_checked_name(name) for name in index["weight_map"].values()})
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{indices[0]} lists no shards; fetch the file again") from error
-    if any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{indices[0]} leads out of its folder; fetch the model again")
+    except ValueError as error:
+        raise CheckpointError(
+            f"{indices[0]} leads out of its folder; fetch the model again"
+        ) from error
     return [folder / name for name in names]
+
+
+def _checked_name(name: Any) -> str:
+    """A file's name that leads nowhere else, and has no sign that no name has."""
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no file's name")
+    if name in ("", "..") or Path(name).name != name or not name.isprintable():
+        raise ValueError(name)
+    return name

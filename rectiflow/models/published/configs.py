@@ -19,6 +19,7 @@ from rectiflow.base.errors import CheckpointError
 from rectiflow.models.autoencoder import Autoencoder, AutoencoderConfig
 from rectiflow.models.frame import WIDTH_PER_DEPTH
 from rectiflow.models.mmdit import MMDiT, MMDiTConfig, MMDiTXConfig
+from rectiflow.models.published.given import finite_number, whole_number
 from rectiflow.models.published.names import (
     Entry,
     Layout,
@@ -111,11 +112,11 @@ def infer_mmdit_config(shapes: Shapes, layout: Layout, given: Mapping[str, Any])
     position_side = math.isqrt(num_positions)
     if position_side**2 != num_positions:
         raise ValueError(f"{num_positions} positions do not form a square grid")
-    trained_side = given.get("sample_size", 64 * patch_size) // patch_size
+    trained_side = whole_number(given, "sample_size", 64 * patch_size) // patch_size
     sizes: dict[str, Any] = {
         "depth": depth,
         "width": None if width == WIDTH_PER_DEPTH * depth else width,
-        "head_dim": head[0] if head else given.get("attention_head_dim", 64),
+        "head_dim": head[0] if head else whole_number(given, "attention_head_dim", 64),
         "context_dim": shapes[by_name["context_embedder.weight"]][1],
         "pooled_dim": shapes[by_name["y_embedder.mlp.0.weight"]][1],
         "in_channels": in_channels,
@@ -138,6 +139,7 @@ def infer_autoencoder_config(
 
     Raises:
         KeyError: a tensor that tells a size is missing.
+        ValueError: what is given is no such number.
     """
     down, block = ("down", "block") if layout == "sai" else ("down_blocks", "resnets")
     attention = "attn_1.q" if layout == "sai" else "attentions.0.to_q"
@@ -154,10 +156,10 @@ def infer_autoencoder_config(
             for i in range(num_levels)
         ),
         num_blocks=num_blocks,
-        num_norm_groups=given.get("norm_num_groups", 32),
+        num_norm_groups=whole_number(given, "norm_num_groups", 32),
         use_mid_attention=f"encoder.{mid}.{attention}.weight" in shapes,
-        latent_shift=float(given.get("shift_factor", AutoencoderConfig.latent_shift)),
-        latent_scale=float(given.get("scaling_factor", AutoencoderConfig.latent_scale)),
+        latent_shift=finite_number(given, "shift_factor", AutoencoderConfig.latent_shift),
+        latent_scale=finite_number(given, "scaling_factor", AutoencoderConfig.latent_scale),
     )
 
 

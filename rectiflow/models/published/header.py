@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rectiflow.base.errors import CheckpointError
-from rectiflow.base.files import explain_os_error
+from rectiflow.base.files import each_key_once, explain_os_error
 from rectiflow.models.published.stored import DTYPES, ByteRange, FileBytes, StoredTensor
 
 SUFFIX = ".safetensors"
@@ -60,30 +60,49 @@ def read_safetensors(path: Path | str) -> SafetensorsFile:
     if len(text) < length:
         raise _cut_file(path, f"its header should have {length:,} bytes, {len(text):,} are there")
     try:
-        entries = cast(dict[str, Any], json.loads(text))
+        entries = cast(dict[str, Any], json.loads(text, object_pairs_hook=each_key_once))
         metadata = {str(k): str(v) for k, v in entries.pop(_METADATA, {}).items()}
         source, start_of_data = FileBytes(path), 8 + length
-        tensors = {name: _stored(entry, source, start_of_data) for name, entry in entries.items()}
+        tensors = {
+            name: _stored(name, entry, source, start_of_data) for name, entry in entries.items()
+        }
         end = _end_of_data(tensors, start_of_data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is damaged: its header is not that of a safetensors file ({error!r}); fetch "
-            "the file again"
+            f"{path} is damaged: its header is not that of a safetensors file ({error!r:.200}); "
+            "fetch the file again"
         ) from error
     if end != size:
         raise _cut_file(path, f"it should have {end:,} bytes by its header, it has {size:,}")
     return SafetensorsFile(path=path, tensors=tensors, metadata=metadata)
 
 
-def _stored(entry: Mapping[str, Any], source: FileBytes, start_of_data: int) -> StoredTensor:
-    begin, end = (int(place) for place in entry["data_offsets"])
+def _stored(
+    name: str, entry: Mapping[str, Any], source: FileBytes, start_of_data: int
+) -> StoredTensor:
+    begin, end = _whole_numbers(entry["data_offsets"])
+    if not isinstance(entry["dtype"], str):
+        raise TypeError(f"{entry['dtype']!r} is no number type")
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"unknown number type {entry['dtype']}")
-    dtype, shape = DTYPES[entry["dtype"]], tuple(int(side) for side in entry["shape"])
-    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != end - begin:
+        raise CheckpointError(
+            f"{source.path}: {name!r:.200} stores numbers as {entry['dtype']!r:.20}, which "
+            f"rectiflow does not read; give the file in one of {', '.join(DTYPES)}"
+        )
+    dtype, shape = DTYPES[entry["dtype"]], _whole_numbers(entry["shape"])
+    if math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError(f"{end - begin} bytes for {entry['dtype']} {list(shape)}")
     part = ByteRange(source, start_of_data + begin, end - begin)
     return StoredTensor(dtype=dtype, shape=shape, ranges=(part,))
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    """A list of whole numbers from 0 on, and nothing that could be made into one."""
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} is no list of whole numbers")
+    for value in cast(list[Any], values):
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{value!r} is no whole number")
+    return tuple(cast(list[int], values))
 
 
 def _end_of_data(tensors: Mapping[str, StoredTensor], start_of_data: int) -> int:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rectiflow.base.config import LATER, from_json
-from rectiflow.base.errors import UserError
-from rectiflow.base.files import read_json
+from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.models.backbones import BackboneConfig
 from rectiflow.models.layers.embeddings import position_grid
 from rectiflow.models.mmdit import MMDiTConfig
@@ -22,7 +21,7 @@ from rectiflow.models.published.checkpoint import (
     recognise_part,
     scheduler_of,
 )
-from rectiflow.models.published.components import open_component
+from rectiflow.models.published.components import open_component, read_object
 from rectiflow.models.published.header import read_safetensors
 from rectiflow.models.published.hub import find_released
 from rectiflow.models.published.stored import StoredTensor
@@ -60,13 +59,16 @@ def open_own_model(name_or_path: Path | str) -> OwnModel:
 
     Raises:
         UserError: there is none.
-        CheckpointError: its weights are cut or damaged.
+        CheckpointError: its weights are cut or damaged, or its `model.json` is no object.
         ConfigError: its `model.json` lacks a key or holds a wrong one.
     """
     folder = find_model_folder(name_or_path)
-    found = read_json(folder / CARD_FILE)
+    found = read_object(folder / CARD_FILE)
     wanted = [field.name for field in fields(OwnCard)]
-    card = from_json(OwnCard, {name: found[name] for name in wanted if name in found})
+    try:
+        card = from_json(OwnCard, {name: found[name] for name in wanted if name in found})
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CARD_FILE}: {error}") from error
     return OwnModel(
         folder=folder,
         card=card,
@@ -100,18 +102,35 @@ def open_own_checkpoint(name_or_path: Path | str) -> Checkpoint:
         path=own.folder,
         parts={"mmdit": backbone} | found.parts,
         tokenizers=found.tokenizers if any(name in found.parts for name in FOLDERS) else None,
-        scheduler=scheduler_of(own.card.sampling["shift"]),
+        scheduler=scheduler_of(_shift_of(own)),
         missing=found.missing,
     )
 
 
 def _refuse_other_flow(own: OwnModel) -> None:
     for part, kind in _RELEASED_FLOW.items():
-        if (found := own.card.formulation[part]["kind"]) != kind:
+        described = own.card.formulation.get(part)
+        found = described.get("kind") if isinstance(described, dict) else None
+        if not isinstance(found, str):
+            raise CheckpointError(
+                f"{own.folder / CARD_FILE} does not say which {part} its formulation has; export "
+                "or fetch the model again"
+            )
+        if found != kind:
             raise UserError(
                 f"the model in {own.folder} has {found} as its {part}; whoever reads a released "
                 f"layout takes {kind} for granted and would draw noise"
             )
+
+
+def _shift_of(own: OwnModel) -> float:
+    shift = own.card.sampling.get("shift")
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or shift <= 0:
+        raise CheckpointError(
+            f"{own.folder / CARD_FILE} has {shift!r:.40} as sampling.shift, no positive number; "
+            "export or fetch the model again"
+        )
+    return shift
 
 
 @dataclass(kw_only=True)

@@ -120,8 +120,11 @@ def save_diffusers_folder(
     `tokenizers` is a folder with `tokenizer` and its like, `scheduler` the config of one.
 
     Raises:
-        UserError: the folder is not empty or cannot be written.
+        UserError: the folder is not empty or cannot be written, or a tokenizer has no config.
+        CheckpointError: a tokenizer's config is no such.
     """
+    # Before gigabytes are written.
+    classes = {} if tokenizers is None else _tokenizer_classes(tokenizers)
     with atomic_directory(folder) as unfinished:
         index: dict[str, Any] = {
             "_class_name": _pipeline_class(parts),
@@ -145,22 +148,23 @@ def save_diffusers_folder(
                 else ["transformers", config["architectures"][0]]
             )
         if tokenizers is not None:
-            index |= _add_tokenizers(tokenizers, unfinished)
+            for name in classes:
+                link_tree(tokenizers / name, unfinished / name)
+        index |= classes
         if scheduler is not None:
             write_json(unfinished / SCHEDULER / SCHEDULER_FILE, scheduler)
             index[SCHEDULER] = ["diffusers", scheduler.get("_class_name", SCHEDULER_CLASS)]
         write_json(unfinished / PIPELINE_FILE, index)
 
 
-def _add_tokenizers(source: Path, target: Path) -> dict[str, list[str]]:
-    """Copy a folder's tokenizers, and name their classes of transformers."""
+def _tokenizer_classes(source: Path) -> dict[str, list[str]]:
+    """The tokenizers that a folder has, each with its class of transformers, for an index."""
     known = read_object(source / PIPELINE_FILE) if (source / PIPELINE_FILE).is_file() else {}
     index: dict[str, list[str]] = {}
     for encoder, (_, name) in FOLDERS.items():
         if not (source / name).is_dir():
             continue
-        link_tree(source / name, target / name)
-        own = read_object(target / name / "tokenizer_config.json").get("tokenizer_class")
+        own = read_object(source / name / "tokenizer_config.json").get("tokenizer_class")
         usual = _GENERIC_TOKENIZER if own in _GENERIC_NAMES else _TOKENIZERS[encoder]
         index[name] = known.get(name, ["transformers", usual])
     return index

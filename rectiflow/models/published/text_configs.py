@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rectiflow.base.errors import ConfigError
+from rectiflow.models.published.given import whole_number
 from rectiflow.models.published.names import count_numbered
 
 #: T5's table of tokens under either name, which are one tensor.
@@ -19,6 +21,11 @@ PROJECTION = "text_projection.weight"
 POSITION_IDS = "text_model.embeddings.position_ids"
 
 _HEAD_DIM = 64
+#: Of transformers' activations those that text towers have.
+_ACTIVATIONS = (
+    *("quick_gelu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python"),
+    *("relu", "silu", "swish", "tanh"),
+)
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -36,6 +43,16 @@ class CLIPTextSize:
     activation: str
     end_token: int = 2
     """As released; transformers then takes the highest id of a prompt for its end."""
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1 or self.width % self.num_heads:
+            raise ConfigError(
+                f"a width of {self.width} is not cut into num_attention_heads={self.num_heads}"
+            )
+        if self.activation not in _ACTIVATIONS:
+            raise ConfigError(
+                f"hidden_act={self.activation!r:.40} is none of {', '.join(_ACTIVATIONS)}"
+            )
 
     def wanted(self, present: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Names and shapes; what may be left out, only where it is `present`."""
@@ -179,6 +196,8 @@ def infer_text_size(kind: str, shapes: _Shapes, given: Mapping[str, Any]) -> Tex
 
     Raises:
         KeyError: a tensor that tells a size is missing.
+        ValueError: what is given is no such number.
+        ConfigError: an activation that is not known, or heads that the width has no room for.
     """
     if kind == "t5":
         bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -200,11 +219,11 @@ def infer_text_size(kind: str, shapes: _Shapes, given: Mapping[str, Any]) -> Tex
     return CLIPTextSize(
         width=width,
         num_layers=count_numbered(shapes, "text_model.encoder.layers"),
-        num_heads=given.get("num_attention_heads", width // _HEAD_DIM),
+        num_heads=whole_number(given, "num_attention_heads", width // _HEAD_DIM),
         mlp_dim=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
         num_tokens=num_tokens,
         length=shapes["text_model.embeddings.position_embedding.weight"][0],
         pooled_dim=pooled_dim,
         activation=given.get("hidden_act", "quick_gelu" if kind == "clip_l" else "gelu"),
-        end_token=given.get("eos_token_id", 2),
+        end_token=whole_number(given, "eos_token_id", 2, least=0),
     )

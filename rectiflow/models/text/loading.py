@@ -7,7 +7,8 @@ they are SD3's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def load_text_folder(
 
     Raises:
         UserError: a folder or file is missing, or a name is not an encoder's.
-        CheckpointError: weights are damaged, or lack tensors of the model.
+        CheckpointError: weights, a config or a tokenizer are damaged, or weights lack tensors of
+            the model.
         ConfigError: `conditioner.json` does not fit the encoders.
     """
     folder, chosen = Path(folder), choose_encoders(encoders)
@@ -87,8 +89,9 @@ def _config_from_encoders(
     for name in ENCODERS:
         path = folder / FOLDERS[name][0]
         require_file(path / "config.json")
-        config = _CLASSES[name][0].from_pretrained(path, local_files_only=True)
-        sizes[name] = size_of(config, lengths[name])
+        with _told_in_a_line(f"the config in {path}"):
+            config = _CLASSES[name][0].from_pretrained(path, local_files_only=True)
+            sizes[name] = size_of(config, lengths[name])
     return TextConditionerConfig(block_size=block_size, **sizes)
 
 
@@ -100,17 +103,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         CheckpointError: its files are damaged, or it needs code of its own.
     """
     require_file(folder / "tokenizer_config.json")
+    with _told_in_a_line(f"the tokenizer in {folder}"), quiet_transformers():
+        # False, since None would ask the user whether to run a folder's code.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def _told_in_a_line(what: str) -> Generator[None]:
+    """Around what transformers loads: damaged files are answered by what its parsing runs into."""
     try:
-        with quiet_transformers():
-            # False, since None would ask the user whether to run a folder's code.
-            return AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+        yield
     except MemoryError:
         raise
     except Exception as error:
-        # transformers answers damaged files with whatever their parsing runs into.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(
-            f"cannot load the tokenizer in {folder} ({reason:.200}); fetch its files again"
-        ) from error
+        raise CheckpointError(f"cannot load {what} ({reason:.200}); fetch it again") from error

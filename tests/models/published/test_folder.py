@@ -1,6 +1,8 @@
 """Folders of every kind are opened as what they are."""
 
 import json
+import math
+import shutil
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from models.small_backbones import inputs
 from safetensors.torch import load_file, save_file
 from training.fake_feed import FakeFeed, tiny_recipe
 
-from rectiflow.base.errors import CheckpointError, UserError
+from rectiflow.base.errors import CheckpointError, ConfigError, UserError
 from rectiflow.base.files import write_json
 from rectiflow.models.mmdit import MMDiT
 from rectiflow.models.model_folder import find_model_folder
@@ -29,6 +31,7 @@ from rectiflow.models.published import (
     save_diffusers_folder,
     save_single_file,
 )
+from rectiflow.models.shipped import shipped_path
 from rectiflow.training.loop import train
 
 KIND = "sd3.5-medium"
@@ -182,6 +185,104 @@ def test_what_a_folder_may_lack(tmp_path, pipeline):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no weights: neither .safetensors files, nor the"):
         load_mmdit(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("transformer", "sample_size", 0),
+        ("transformer", "sample_size", -16),
+        ("transformer", "sample_size", "16"),
+        ("transformer", "sample_size", None),
+        ("vae", "norm_num_groups", 0),
+        ("vae", "norm_num_groups", -4),
+        ("vae", "norm_num_groups", 2.0),
+        ("vae", "scaling_factor", math.inf),
+        ("vae", "scaling_factor", math.nan),
+        ("vae", "scaling_factor", 10**400),
+        ("vae", "scaling_factor", "1.5"),
+        ("vae", "scaling_factor", True),
+        ("vae", "shift_factor", -math.inf),
+    ],
+)
+def test_a_config_with_a_value_that_is_none_is_refused(part, key, value, pipeline):
+    path = pipeline / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=r"of a known size: .*; give a released model") as e:
+        open_checkpoint(pipeline)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("value", [0, -64, "64", 7, 1.5])
+def test_heads_that_a_config_has_no_room_for_are_refused(value, tmp_path):
+    model = part_of(random_mmdit(SMALL["sd3-medium"]))  # without norms that tell a head's size
+    save_diffusers_folder(tmp_path / "p", {"mmdit": model})
+    path = tmp_path / "p" / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_head_dim": value}))
+    with pytest.raises(CheckpointError, match="holds no MM-DiT of a known size"):
+        open_checkpoint(tmp_path / "p")
+
+
+@pytest.mark.parametrize("value", [[], {}, 3, ["SD3Transformer2DModel"]])
+@pytest.mark.parametrize("file", ["model_index.json", "transformer/config.json"])
+def test_a_class_that_is_no_name_is_refused(file, value, pipeline):
+    (pipeline / file).write_text(json.dumps({"_class_name": value}))
+    for path in (pipeline, (pipeline / file).parent):
+        with pytest.raises(CheckpointError, match="as _class_name, no name of a class; fetch"):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (3, "lists no shards"),
+        (None, "lists no shards"),
+        ([], "lists no shards"),
+        ("", "leads out of its folder"),
+        (".", "leads out of its folder"),
+        ("..", "leads out of its folder"),
+        ("/etc/passwd", "leads out of its folder"),
+        ("a\0.safetensors", "leads out of its folder"),
+        ("\ud800.safetensors", "leads out of its folder"),
+        ("x" * 5000, "cannot read"),
+    ],
+)
+def test_shards_are_files_of_the_folder(name, text, pipeline):
+    weights = pipeline / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    index = weights.with_name(f"{weights.name}.index.json")
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match=text):
+        open_checkpoint(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "text"),
+    [
+        ("", [], "holds no JSON object"),
+        ("sampling", {}, r"has None as sampling.shift, no positive number; export"),
+        ("sampling", {"shift": "3"}, "has '3' as sampling.shift"),
+        ("sampling", {"shift": -1}, "has -1 as sampling.shift"),
+        ("formulation", {}, "does not say which path its formulation has"),
+        ("formulation", {"path": []}, "does not say which path its formulation has"),
+        ("formulation", {"path": {"kind": []}}, "does not say which path its formulation has"),
+        (
+            "formulation",
+            {"path": {"kind": "RectifiedFlowPath"}},
+            "does not say which prediction its formulation has",
+        ),
+        ("formulation", [], "model.json: formulation: expected dict"),
+        ("backbone", {"kind": "MMDiTConfig", "depth": 0}, "model.json: "),
+    ],
+)
+def test_a_card_that_says_too_little_is_refused(place, value, text, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(shipped_path("tiny-mmdit"), folder)
+    card = json.loads((folder / "model.json").read_text())
+    write_json(folder / "model.json", card | {place: value} if place else value)
+    with pytest.raises((CheckpointError, ConfigError), match=text) as caught:
+        open_checkpoint(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from rectiflow.models.published import (
     part_of,
     save_diffusers_folder,
     save_single_file,
+    saving,
 )
 from rectiflow.models.published.checkpoint import scheduler_of
 from rectiflow.models.published.stored import write_safetensors
@@ -125,6 +126,24 @@ def test_nothing_is_written_over(tmp_path):
         convert(path, tmp_path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(("content", "text"), [(None, "cannot read"), ("[]", "no JSON object")])
+def test_a_tokenizer_without_a_config_is_named_before_weights_are_written(
+    content, text, tmp_path, monkeypatch
+):
+    source = tmp_path / "source"
+    for name in ("tokenizer", "tokenizer_2"):
+        (source / name).mkdir(parents=True)
+        (source / name / "tokenizer_config.json").write_text("{}")
+    config = source / "tokenizer_2" / "tokenizer_config.json"
+    config.unlink() if content is None else config.write_text(content)
+    parts = {"mmdit": part_of(random_mmdit(SMALL["sd3-medium"]))}
+    monkeypatch.setattr(saving, "write_safetensors", lambda *_: pytest.fail("written"))
+    with pytest.raises(UserError, match=text) as caught:
+        save_diffusers_folder(tmp_path / "out", parts, tokenizers=source)
+    assert str(config) in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_three_sets_of_weights_have_no_released_layout():

@@ -1,5 +1,7 @@
 """Text encoders in checkpoints say what transformers' own folders say."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -130,3 +132,22 @@ def test_what_is_missing_is_named(single, tmp_path):
         CheckpointError, match="holds a text encoder CLIP-G of 3 .* in fp8 with a scale"
     ):
         open_checkpoint(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("num_attention_heads", 0, "has 0 as num_attention_heads, no whole number from 1 on"),
+        ("num_attention_heads", 7, "is not cut into num_attention_heads=7"),
+        ("num_attention_heads", "2", "has '2' as num_attention_heads"),
+        ("hidden_act", "none", "hidden_act='none' is none of quick_gelu, gelu"),
+        ("hidden_act", ["gelu"], "holds no text encoder CLIP-L of a known size"),
+        ("eos_token_id", None, "has None as eos_token_id, no whole number from 0 on"),
+    ],
+)
+def test_a_config_that_transformers_would_fail_with_is_refused(key, value, text, single, tmp_path):
+    convert(single, tmp_path / "folder")
+    path = tmp_path / "folder" / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=text):
+        open_checkpoint(tmp_path / "folder")

@@ -113,6 +113,15 @@ def test_a_damaged_tokenizer_is_told_in_one_line(name, content, folder):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_config_is_told_in_one_line(content, folder):
+    (folder / "conditioner.json").unlink()
+    (folder / "text_encoder" / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_text_folder(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_code_beside_a_tokenizer_is_never_run(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # to whoever asks
     witness, place = tmp_path / "ran", folder / "tokenizer"
