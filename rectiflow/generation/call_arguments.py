@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rectiflow.base.errors import UserError
+from rectiflow.base.errors import ConfigError, UserError
 from rectiflow.generation.edit_files import Picture, edit_of
 from rectiflow.generation.editing import STRENGTH, Edit
 from rectiflow.generation.model import Model
@@ -25,6 +25,9 @@ from rectiflow.generation.text_to_image import encode_prompts
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.sampling.guidance import check_guidance_scale
 
+#: Settings that count something.
+_WHOLE = {"num_steps", "height_px", "width_px"}
+
 
 def resolve_settings(settings: SamplingSettings, **given: Any) -> SamplingSettings:
     """The settings with what was given in the place of theirs; None is nothing.
@@ -32,9 +35,14 @@ def resolve_settings(settings: SamplingSettings, **given: Any) -> SamplingSettin
     A scale of guidance below 1 is 1, none at all, as diffusers takes it.
 
     Raises:
-        ConfigError: a number is out of range, or they do not go together.
+        ConfigError: a number is out of range or not whole, or they do not go together.
     """
     changes = {name: value for name, value in given.items() if value is not None}
+    for name in _WHOLE & changes.keys():
+        try:
+            changes[name] = operator.index(changes[name])
+        except TypeError as error:
+            raise ConfigError(f"{name}={changes[name]!r} must be a whole number") from error
     if "guidance_scale" in changes:
         check_guidance_scale(changes["guidance_scale"])
         changes["guidance_scale"] = max(1.0, changes["guidance_scale"])
@@ -87,7 +95,8 @@ def condition(
     """The prompts of one kind and their conditioning; None where nothing was given.
 
     Raises:
-        UserError: they were given twice, by halves, not at all, or do not fit the model.
+        UserError: they were given twice, by halves, not at all, do not fit the model, or hold
+            values that are not finite.
     """
     stem = f"{name}_embeds", f"{name.removesuffix('prompt')}pooled_prompt_embeds"
     if (context is None) != (pooled is None):
@@ -95,14 +104,22 @@ def condition(
     if text is not None and context is not None:
         raise UserError(f"{name} came with {stem[0]}; give one of them")
     if context is not None and pooled is not None:
+        for which, embeds in zip(stem, (context, pooled)):
+            _check_tensor(which, embeds)
         config = model.backbone.config
         wanted = (config.context_dim, config.pooled_dim)
         fits = (context.ndim, pooled.ndim) == (3, 2) and len(context) == len(pooled) > 0
-        if not fits or (context.shape[2], pooled.shape[1]) != wanted:
+        if not fits or (context.shape[2], pooled.shape[1]) != wanted or not context.shape[1]:
             raise UserError(
                 f"{stem[0]} {list(context.shape)} and {stem[1]} {list(pooled.shape)} do not fit "
-                f"this model, whose are [n l {wanted[0]}] and [n {wanted[1]}]"
+                f"this model, whose are [n l {wanted[0]}] and [n {wanted[1]}], n and l at least 1"
             )
+        for which, embeds in zip(stem, (context, pooled)):
+            if not torch.isfinite(embeds).all():
+                raise UserError(
+                    f"{which} hold values that are not finite; look at what made them, or encode "
+                    "the prompts anew"
+                )
         conditioning = Conditioning(context=context, pooled=pooled)
         return (None,) * len(context), conditioning.to(model.device, torch.float32)
     if text is None:
@@ -121,7 +138,7 @@ def latents_of(given: object, latents: Tensor) -> Tensor | None:
     """
     if not isinstance(given, Mapping):
         raise UserError(
-            f"the callback gave {_kind(given)}; it may give back {{\"latents\": …}}, {{}} or None"
+            f'the callback gave {_kind(given)}; it may give back {{"latents": …}}, {{}} or None'
         )
     if unknown := set(given) - {"latents"}:
         raise UserError(f"the callback gave {sorted(unknown)}; it may give back latents")
@@ -134,6 +151,11 @@ def latents_of(given: object, latents: Tensor) -> Tensor | None:
             f"{list(latents.shape)}, as it was given"
         )
     return other.to(latents)
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise UserError(f"{name} is {_kind(value)}; give a torch.Tensor")
 
 
 def _kind(value: object) -> str:
@@ -159,6 +181,7 @@ def noise_for(
         raise UserError("seed, generator and latents each give the noise; give one of them")
     shape = noise_source(model, [0], settings).shape
     if latents is not None:
+        _check_tensor("latents", latents)
         if latents.shape != (num, *shape):
             raise UserError(
                 f"latents are {list(latents.shape)}; {num} pictures of {settings.width_px}×"

@@ -20,6 +20,7 @@ from rectiflow.generation.editing import Edit, check_edit
 from rectiflow.generation.folder import (
     MAX_TOGETHER,
     Warn,
+    check_count,
     counted_from,
     draw_to_files,
     refuse_file,
@@ -124,6 +125,7 @@ def _plan(
     settings = entry.settings(settings)
     model = models.unchanged(settings)
     count = usual.count if entry.count is None else entry.count
+    check_count(count)
     negative_prompt = entry.negative_prompt
     if negative_prompt is None:
         negative_prompt = usual.negative_prompt

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,7 @@ class EncodedEdit:
     """An edit in latents, for a batch of any size: what `draw_latents` starts from.
 
     `mask` is 1 where latents are painted; `masked_latents` are those of the source with that
-    region blanked, for networks that are told.
+    region blanked, for networks that are told, where there are any.
     """
 
     x0: Float[Tensor, "1 c h w"]
@@ -242,13 +242,12 @@ def encode_edit(model: Model, edit: Edit) -> EncodedEdit:
     if weights is None:
         return encoded
     pixels = torch.from_numpy(weights)[None, None].to(model.device)
-    # Blank is grey, the middle of [−1, 1].
-    blanked = images * (pixels < HALF)
-    return EncodedEdit(
-        x0=encoded.x0,
-        strength=edit.strength,
+    painters = [one for one in (model, model.weaker) if one and one.backbone.config.is_inpainting]
+    return replace(
+        encoded,
         mask=F.max_pool2d(pixels, model.autoencoder.config.downsample_factor),
-        masked_latents=_encode(model, blanked),
+        # Blank is grey, the middle of [−1, 1].
+        masked_latents=_encode(model, images * (pixels < HALF)) if painters else None,
     )
 
 

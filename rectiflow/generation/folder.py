@@ -69,8 +69,7 @@ def sample_to_folder(
     Raises:
         UserError: the model, a prompt or a number is unusable, or a file cannot be written.
     """
-    if not 1 <= count <= MAX_COUNT:
-        raise UserError(f"{count} pictures were asked for; give a number from 1 to {MAX_COUNT}")
+    check_count(count)
     out = Path(out)
     refuse_file(out)
     loaded = model if isinstance(model, Model) else load_model(model)
@@ -97,6 +96,16 @@ def sample_to_folder(
         draw_to_files(loaded, pictures, out, edit=edit, progress=counted)
         paths += [out / about.file_name for about in pictures]
     return paths
+
+
+def check_count(count: int) -> None:
+    """Pass if so many pictures of a prompt can be drawn.
+
+    Raises:
+        UserError: there are none, or too many.
+    """
+    if not 1 <= count <= MAX_COUNT:
+        raise UserError(f"{count} pictures were asked for; give a number from 1 to {MAX_COUNT:,}")
 
 
 def counted_from(done: int, total: int, progress: OnProgress | None) -> OnProgress | None:
@@ -161,7 +170,7 @@ def refuse_file(out: Path) -> None:
     if os.path.lexists(out) and not os.path.isdir(out):
         raise UserError(f"{out} is a file, not a folder; choose another place for the pictures")
     refuse_unwritable(out / "picture.png")
-    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    nearest = next(folder for folder in (out, *out.absolute().parents) if os.path.isdir(folder))
     try:
         # What permissions allow, a file system may refuse, as /proc does.
         with TemporaryDirectory(prefix=".tmp-", dir=nearest):

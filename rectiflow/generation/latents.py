@@ -19,7 +19,6 @@ from rectiflow.generation.noise import NoiseSource
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.models.conditioning import Conditioning
 from rectiflow.models.frame import Backbone, Network
-from rectiflow.models.offloading import is_offloaded
 from rectiflow.models.tabulation import tabulate
 from rectiflow.sampling import (
     CountedField,
@@ -33,8 +32,6 @@ from rectiflow.sampling import (
 
 #: Told how often the field was evaluated for a batch of pictures.
 OnEvaluated = Callable[[int], None]
-#: With more times than these, tables of the modulation would be as large as its weights.
-MAX_TABULATED_TIMES = 64
 
 
 def draw_latents(
@@ -113,10 +110,8 @@ def _prepare(
     # compiled anew for each drawing's tables.
     if not (settings.solver.couples_samples or model.is_compiled):
         line = torch.stack(evaluation_times(settings.solver, times)).unique()
-        # Weights that lie in a file would be read at each time: tables of any size save more.
-        if len(line) <= MAX_TABULATED_TIMES or is_offloaded(backbone):
-            seen = [time_and_coefficients(model.formulation, s)[0] for s in line]
-            backbone, batches = tabulate(backbone, batches, torch.cat(seen))
+        seen = [time_and_coefficients(model.formulation, s)[0] for s in line]
+        backbone, batches = tabulate(backbone, batches, torch.cat(seen))
     return backbone, batches[0], batches[1]
 
 

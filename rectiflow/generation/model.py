@@ -288,6 +288,7 @@ def _load_weaker(name: str, model: Model) -> WeakerModel:
                 f"{name} cannot guide {model.name}: it draws the latents of another autoencoder; "
                 "name a model that was trained on the same"
             )
+        _refuse_other_text(name, card, model)
         return WeakerModel(
             name=name,
             digest=card.sha256[WEIGHTS_FILE],
@@ -300,6 +301,20 @@ def _load_weaker(name: str, model: Model) -> WeakerModel:
     precision = "auto" if model.parts is None else model.parts.precision
     settings = LoadSettings(precision=precision, device=str(model.device))
     return replace(load_released_backbone(path, settings), name=name)
+
+
+def _refuse_other_text(name: str, card: ModelCard, model: Model) -> None:
+    """A weaker model is told the prompts by the model's own encoders."""
+    if model.loras:
+        # Of text encoders too, perhaps: their states are others on purpose.
+        return
+    for encoder, fingerprint in model.conditioner.fingerprints().items():
+        if card.text.get(encoder) != fingerprint:
+            how = "with another" if encoder in card.text else "without"
+            raise UserError(
+                f"{name} cannot guide {model.name}: it was trained {how} {encoder}; name a model "
+                "of the same text encoders"
+            )
 
 
 def read_model_card(folder: Path) -> ModelCard:

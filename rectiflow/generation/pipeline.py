@@ -59,7 +59,7 @@ from rectiflow.generation.model import (
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     Inputs,
-    check_size,
+    check_settings,
     check_uses_null,
     decode_latents,
     draw_in_chunks,
@@ -69,6 +69,7 @@ from rectiflow.generation.text_to_image import (
 from rectiflow.models.compilation import check_compiler
 from rectiflow.models.cuda_graphs import check_records
 from rectiflow.models.layers.embeddings import TIME_SCALE
+from rectiflow.models.precision import usable_device
 from rectiflow.models.quantization import check_device
 from rectiflow.sampling import (
     Guidance,
@@ -157,6 +158,8 @@ class Pipeline:
         chosen = dtype or torch_dtype
         if chosen not in _PRECISIONS:
             raise ConfigError(f"dtype={chosen} must be torch.float32, torch.bfloat16 or float16")
+        if isinstance(encoders, str):
+            raise ConfigError(f"encoders={encoders!r} is one text; give a list, [{encoders!r}]")
         places = {
             name: None if value is None else Path(value)
             for name, value in (
@@ -179,16 +182,18 @@ class Pipeline:
         """Itself, on another device; not while it draws, for the weights themselves move.
 
         Raises:
-            ConfigError: it is quantized in a way that the device does not multiply in, or compiled
-                and there is no compiler for the device, or recorded and the device cannot.
+            ConfigError: there is no such device, it is quantized in a way that the device does not
+                multiply in, or compiled and there is no compiler for the device, or recorded and
+                the device cannot.
         """
+        device = usable_device(str(device))
         with self._changing:
             if self._changes.quantization is not None:
-                check_device(self._changes.quantization, torch.device(device))
+                check_device(self._changes.quantization, device)
             if self._changes.is_compiled:
-                check_compiler(torch.device(device))
+                check_compiler(device)
             if self._changes.cuda_graphs:
-                check_records(torch.device(device))
+                check_records(device)
             if self._graphs is not None:
                 self._graphs.finish()
             self._plain = self._plain.to(device)
@@ -332,7 +337,7 @@ class Pipeline:
         if num_images_per_prompt < 1:
             raise UserError(f"num_images_per_prompt={num_images_per_prompt} must be at least 1")
         model = self._with_weaker(model, settings)
-        check_size(model, settings)
+        check_settings(model, settings)
         check_edit(model, edit, settings)
         prompts, conditioning = condition(
             model, "prompt", prompt, prompt_embeds, pooled_prompt_embeds
@@ -404,12 +409,14 @@ class Pipeline:
         )
 
     def _with_weaker(self, model: Model, settings: SamplingSettings) -> Model:
-        """As `with_weaker`, which loads what it finds nowhere: once for all calls and threads."""
+        """As `with_weaker`, which loads what is not beside it: once for all calls and threads."""
         name = settings.guidance.weaker_model
         if name is None:
             return model
         with self._loading_weaker:
-            model = with_weaker(replace(model, weaker=self._weaker.get(name)), settings)
+            if (known := self._weaker.get(name)) is not None:
+                model = replace(model, weaker=known)
+            model = with_weaker(model, settings)
             assert model.weaker is not None
             self._weaker[name] = model.weaker
         return model

@@ -241,7 +241,18 @@ def check_request(
             check_uses_null(settings)
     for seed in seeds:
         check_seed(seed)
+    check_settings(model, settings)
+
+
+def check_settings(model: Model, settings: SamplingSettings) -> None:
+    """Pass if the model draws pictures of that size, guided so.
+
+    Raises:
+        UserError: as `check_size`.
+        ConfigError: the guidance disturbs blocks that the model has not.
+    """
     check_size(model, settings)
+    settings.guidance.check_backbone(model.backbone)
 
 
 def check_size(model: Model, settings: SamplingSettings) -> None:
@@ -336,6 +347,8 @@ def _chunk_sizes(
         )
         for phase in settings.guidance.phases
     ]
+    # Another than null: between equal ones guidance has nothing to sum over a sample.
+    prompt = replace(null, context=null.context.flip(1), pooled=null.pooled.flip(1))
     source = noise_source(model, [0], settings)
     noise = source.start().to(model.device)
     if edit is not None:
@@ -345,7 +358,9 @@ def _chunk_sizes(
         rows, sources = noise.expand(size, -1, -1, -1), source[torch.zeros(size, dtype=torch.int64)]
         try:
             drawn = [
-                draw_latents(model, null.expand(size), null, rows, phase, source=sources, edit=edit)
+                draw_latents(
+                    model, prompt.expand(size), null, rows, phase, source=sources, edit=edit
+                )
                 for phase in probed
             ]
         except DivergedError:

@@ -1,8 +1,8 @@
 """A backbone whose modulation lies in a file, for what a drawing needs of it once.
 
-A third of an MM-DiT's weights make the modulation, which `models.tabulation` computes for a whole
-drawing before its first step. Between drawings, and while one denoises, these weights take no
-memory then: neither a GPU's, nor what the system cannot take back.
+A third of an MM-DiT's weights make the modulation, which `models.tabulation` computes for up to 64
+of a drawing's times at once, usually all, before its first step. Between drawings, and while one
+denoises, these weights take no memory then: neither a GPU's, nor what the system cannot take back.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class OffloadedLinear(StackedLinear):
 def offload_modulation(backbone: Backbone) -> Backbone:
     """The backbone with the weights of its modulation mapped from a file, beside the given one.
 
-    The file is a temporary one, and gone when nothing uses it any more. It computes the same bits.
-    All other weights are shared.
+    The file is a temporary one, and gone when nothing uses it any more. It computes the same bits,
+    as it does where both are tabulated. All other weights are shared.
 
     Raises:
         UserError: the file cannot be written.

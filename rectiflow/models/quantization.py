@@ -44,7 +44,10 @@ def quantize(backbone: Backbone, kind: EightBits) -> tuple[Backbone, float]:
     quantized = with_modules(backbone, {linear: _LAYERS[kind](linear) for linear in matrices})
     assert isinstance(quantized, Backbone)
     before, after = _probe(backbone), _probe(quantized)
-    return quantized, ((after - before).square().mean() / before.square().mean()).sqrt().item()
+    change = (after - before).square().mean()
+    # An output layer as it begins gives zeros, of which any share would be 0/0.
+    moved = (change / before.square().mean()).sqrt().item() if change > 0.0 else 0.0
+    return quantized, moved
 
 
 def quantize_block(block: nn.Module, kind: EightBits) -> nn.Module:
@@ -101,8 +104,10 @@ def _probe(backbone: Backbone) -> torch.Tensor:
     config, num = backbone.config, len(_PROBE_TIMES)
     num_text = _PROBE_TOKENS + (getattr(config, "num_clip_tokens", None) or 0)
     device = next(backbone.parameters()).device
+    # Whole patches, and no more of them than there are positions.
+    side = config.patch_size * min(config.position_side, max(1, _PROBE_SIDE // config.patch_size))
     shapes = (
-        (config.in_channels, _PROBE_SIDE, _PROBE_SIDE),
+        (config.in_channels, side, side),
         (num_text, config.context_dim),
         (config.pooled_dim,),
     )

@@ -45,9 +45,11 @@ class SamplingDefaults:
             raise ConfigError(
                 f"{spell(self.guidance)} leaves none of num_steps={self.num_steps} steps; take more"
             )
-        if isinstance(self.guidance, NoGuidance) and self.guidance_scale != 1.0:
+        guides = not all(isinstance(phase, NoGuidance) for phase in self.guidance.phases)
+        if not guides and self.guidance_scale != 1.0:
             raise ConfigError(
-                f"guidance_scale={self.guidance_scale:g} does not go with guidance none; give 1"
+                f"guidance_scale={self.guidance_scale:g} does not go with guidance "
+                f"{spell(self.guidance)}; give 1"
             )
 
     @staticmethod

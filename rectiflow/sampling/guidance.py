@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rectiflow.base.errors import ConfigError
 from rectiflow.flow.prediction import per_sample
-from rectiflow.models.frame import Network
+from rectiflow.models.frame import Backbone, Network
 
 #: A velocity that can be asked for: of the prompts, of the empty prompt, or of the prompts by a
 #: network that is worse than the model's.
@@ -72,6 +72,13 @@ class Guidance(ABC):
             ConfigError: it cannot be had.
         """
         raise ConfigError(f"{type(self).__name__} contrasts with no weaker network")
+
+    def check_backbone(self, backbone: Backbone) -> None:  # noqa: B027
+        """Pass if the backbone has what the guidance disturbs, to tell before a step asks for it.
+
+        Raises:
+            ConfigError: it has not.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +147,9 @@ class IntervalGuidance(Guidance):
     def weak_network(self, backbone: Network, weaker: Network | None) -> Network:
         return self.inner.weak_network(backbone, weaker)
 
+    def check_backbone(self, backbone: Backbone) -> None:
+        self.inner.check_backbone(backbone)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RescaledGuidance(Guidance):
@@ -180,10 +190,16 @@ class RescaledGuidance(Guidance):
     ) -> Float[Tensor, "b ..."]:
         guided = self.inner.combine(velocities, scale, z, t)
         wanted, found = (v.flatten(1).std(dim=1) for v in (velocities["conditional"], guided))
-        return per_sample(self.amount * wanted / found + (1.0 - self.amount), guided) * guided
+        factor = self.amount * wanted / found + (1.0 - self.amount)
+        # One velocity everywhere has no deviation to bring anywhere.
+        factor = torch.where(found > 0.0, factor, 1.0)
+        return per_sample(factor, guided) * guided
 
     def weak_network(self, backbone: Network, weaker: Network | None) -> Network:
         return self.inner.weak_network(backbone, weaker)
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        self.inner.check_backbone(backbone)
 
 
 def extrapolate(

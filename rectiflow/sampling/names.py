@@ -2,10 +2,12 @@
 
 `heun`, `dormand-prince:tolerance=1e-4`, `skip-layers:layers=7,8,9,strength=2`. A guidance may stand
 around another, from the inside out: `zero-star+rescale:amount=0.5+interval:low=0.2,high=0.9`.
+A text may hold commas, and a plus that no guidance's name follows: `auto:weaker=runs/a+b`.
 """
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -67,6 +69,7 @@ GUIDANCES: dict[str, type[Guidance]] = {
 }
 #: The field of a guidance that stands around another.
 INNER = "inner"
+_AROUND = re.compile(rf"\+(?=(?:{'|'.join(map(re.escape, GUIDANCES))})(?:[:+]|$))")
 
 
 def parse_solver(text: str) -> Solver:
@@ -85,7 +88,7 @@ def parse_grid(text: str) -> TimeGrid:
 
 def parse_guidance(text: str) -> Guidance:
     """A guidance by name, or several around each other; raises as `parse_solver`."""
-    first, *around = text.split("+")
+    first, *around = _AROUND.split(text)
     guidance = _parse(first, GUIDANCES, "guidance")
     for part in around:
         outer = _parse(part, GUIDANCES, "guidance")
@@ -99,7 +102,10 @@ def parse_guidance(text: str) -> Guidance:
 
 
 def spell(value: Solver | TimeGrid | Guidance) -> str:
-    """The name that parses to `value`, with what differs from its defaults."""
+    """The name that parses to `value`, with what differs from its defaults.
+
+    Except where a text in it goes on like another value or guidance: ",weaker=", "+cfg".
+    """
     names = {kind: name for name, kind in (SOLVERS | GRIDS | GUIDANCES).items()}
     inner, parts = "", list[str]()
     for field in fields(value):  # pyright: ignore[reportArgumentType]
@@ -122,11 +128,12 @@ def _parse(text: str, kinds: Mapping[str, type[T]], what: str) -> T:
     given: dict[str, list[str]] = {}
     for piece in rest.split(",") if rest else []:
         key, is_new, value = piece.partition("=")
-        if is_new:
+        last = next(reversed(given), "")
+        if is_new and (key in hints or hints.get(last) is not str):
             given[key] = [value]
         elif given:
-            # A further item of the last value: layers=7,8,9.
-            given[next(reversed(given))].append(piece)
+            # A further item of the last value, as of layers=7,8,9; or of a text with commas.
+            given[last].append(piece)
         else:
             raise ConfigError(f"{what} {text!r}: {piece!r} is no key=value")
     for key in given:
@@ -153,9 +160,11 @@ def _has_no_default(field: Any) -> bool:
 
 
 def _value(hint: Any, texts: list[str], where: str) -> Any:
+    if hint is str:
+        return ",".join(texts)
     is_tuple = typing.get_origin(hint) is tuple
     kind = typing.get_args(hint)[0] if is_tuple else hint
-    words = {int: "a whole number", float: "a number", str: "a text"}
+    words = {int: "a whole number", float: "a number"}
     try:
         values = tuple(kind(text) for text in texts)
     except ValueError as error:

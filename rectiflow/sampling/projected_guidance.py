@@ -24,7 +24,7 @@ class AdaptiveProjectedGuidance(Guidance):
 
     The difference v_cond − v_null, as one of estimated data x0 = z − t·v_cond, is shortened to at
     most `norm_threshold`; its part parallel to x0, which oversaturates, counts `eta` times. With
-    eta = 1 and an infinite threshold this would be classifier-free guidance. It goes without the
+    eta = 1 and a threshold beyond any length this is classifier-free guidance. It goes without the
     paper's momentum, which would tie the field to the steps taken in it. Source: arXiv 2410.02416.
     """
 
@@ -34,8 +34,11 @@ class AdaptiveProjectedGuidance(Guidance):
     def __post_init__(self) -> None:
         if not math.isfinite(self.eta):
             raise ConfigError(f"eta={self.eta} must be a finite number; 0 to 1 is usual")
-        if not self.norm_threshold > 0:
-            raise ConfigError(f"norm_threshold={self.norm_threshold} must be positive")
+        if not 0.0 < self.norm_threshold < math.inf:
+            raise ConfigError(
+                f"norm_threshold={self.norm_threshold} must be a finite number above 0; 15 is "
+                "usual, and 1e6 limits nothing"
+            )
 
     def combine(
         self, velocities: Velocities, scale: float, z: Float[Tensor, "b ..."], t: Float[Tensor, ""]

@@ -80,6 +80,9 @@ class DisturbedGuidance(Guidance):
     def disturbed(self, backbone: Backbone) -> Network:
         """The backbone with its blocks `layers` disturbed."""
 
+    def check_backbone(self, backbone: Backbone) -> None:
+        self.disturbed(backbone)
+
     @property
     def phases(self) -> tuple[Guidance, ...]:
         return (replace(self, low=0.0, high=1.0), ClassifierFreeGuidance())

@@ -19,6 +19,7 @@ from rectiflow.generation.load_settings import LoadedLora
 from rectiflow.generation.metadata import picture_metadata
 from rectiflow.generation.pictures import save_png
 from rectiflow.generation.variations import Variation
+from rectiflow.sampling import AutoGuidance
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 
@@ -57,7 +58,7 @@ def test_all_that_our_own_pictures_know(tmp_path: Path) -> None:
         replace(model, weaker=replace(model, name="other")),
         "a red circle and " * 40 + "\nthe end",
         7,
-        model.settings,
+        replace(model.settings, guidance=AutoGuidance(weaker="other")),
         negative_prompt="a ring and " * 40,
     )
     save_picture(tmp_path / "a.png", IMAGE, replace(about, num_evaluations=12))

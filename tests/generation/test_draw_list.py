@@ -211,6 +211,16 @@ def test_cut_prompts_are_told_with_their_line(model: Model, tmp_path: Path) -> N
             UserError,
             "this model has no block 2",
         ),
+        (
+            {"changes": {"guidance": parse_guidance("skip-layers:layers=99+rescale+interval")}},
+            UserError,
+            "this model has no block 99",
+        ),
+        (
+            {"changes": {"guidance": parse_guidance("none+rescale+interval")}},
+            ConfigError,
+            "guidance_scale=3 does not go with guidance none\\+rescale\\+interval; give 1",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_told_with_its_line(
@@ -218,7 +228,7 @@ def test_what_cannot_be_drawn_is_told_with_its_line(
 ) -> None:
     entry = PromptEntry(**{"prompt": "a", "line": 7, "source": "list.csv"} | bad)
     with pytest.raises(kind, match=f"list.csv:7: .*{told}"):
-        draw_list(model, [entry], tmp_path / "out")
+        draw_list(model, [ENTRIES[0], entry], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -296,6 +296,16 @@ def test_a_network_that_is_told_needs_no_solver_around(model: Model, painter: Mo
     assert solvers[1] == Euler()
 
 
+def test_a_blanked_picture_is_encoded_only_for_who_is_told_it(model: Model, painter: Model) -> None:
+    edit = Edit(source=picture(), mask=mask())
+    told = encode_edit(painter, edit).masked_latents
+    assert told is not None
+    assert encode_edit(model, edit).masked_latents is None
+    beside = encode_edit(replace(model, weaker=painter), edit).masked_latents
+    assert beside is not None
+    assert torch.equal(beside, told)
+
+
 def test_a_model_that_is_told_a_mask_needs_one(model: Model, painter: Model) -> None:
     with pytest.raises(UserError, match="painter paints into pictures and was given no picture;"):
         generate(painter, ["a ring"], [1])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_model import tiny_model
 
 from rectiflow.base.errors import UserError
+from rectiflow.generation import folder
 from rectiflow.generation.folder import sample_to_folder
 from rectiflow.generation.model import Model
 from rectiflow.generation.parameters_text import parse_parameters
 from rectiflow.generation.pictures import read_metadata, read_png, read_texts
 from rectiflow.generation.text_to_image import generate
+from rectiflow.generation.variations import Variation
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +98,55 @@ def test_a_long_prompt_is_cut_and_each_encoder_says_what_it_lost(
 
 
 def test_what_cannot_be_drawn_or_written(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="0 pictures were asked for"):
-        sample_to_folder(model, "a", count=0, seed=0, out=tmp_path)
+    for count in (0, 1_000_001):
+        with pytest.raises(UserError, match=f"{count} pictures were asked for; .* to 1,000,000"):
+            sample_to_folder(model, "a", count=count, seed=0, out=tmp_path)
+    with pytest.raises(UserError, match="seed 9223372036854775808 is out of range"):
+        sample_to_folder(model, "a", count=100, seed=2**63 - 100 + 1, out=tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder"):
         sample_to_folder(model, "a", count=1, seed=0, out=tmp_path / "file")
-    with pytest.raises(UserError, match="cannot write .*: a part of the path is a file"):
-        sample_to_folder(model, "a", count=1, seed=0, out=tmp_path / "file" / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_drawing(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "draw_pictures", lambda *_, **__: pytest.fail("it was drawn"))
+    (tmp_path / "file").write_text("")
+    for out, told in (
+        (tmp_path / "file" / "below", "a part of the path is a file"),
+        (Path("/proc/nowhere"), "it does not exist|no permission"),
+    ):
+        with pytest.raises(UserError, match=f"cannot write .*: ({told})"):
+            sample_to_folder(model, "a", count=1, seed=0, out=out)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("variation", [None, Variation(seed=3)])
+def test_many_pictures_are_drawn_part_by_part_to_the_same_bytes(
+    model: Model, variation: Variation | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(out: Path) -> list[tuple[str, bytes]]:
+        paths = sample_to_folder(
+            model, "a ring", count=5, seed=0, out=out, variation=variation,
+            progress=lambda done, total: seen.append((done, total)),
+        )  # fmt: skip
+        return [(path.name, path.read_bytes()) for path in paths]
+
+    seen: list[tuple[int, int]] = []
+    expected = draw(tmp_path / "whole")
+    monkeypatch.setattr(folder, "MAX_TOGETHER", 2)
+    numbers: list[int] = []
+    together = folder.draw_pictures
+
+    def note(model: Model, prompts: list[str], *rest: Any, **others: Any) -> None:
+        numbers.append(len(prompts))
+        together(model, prompts, *rest, **others)
+
+    monkeypatch.setattr(folder, "draw_pictures", note)
+    seen.clear()
+    assert draw(tmp_path / "parts") == expected
+    assert numbers == [2, 2, 1]
+    assert seen == sorted(seen)
+    assert seen[-1] == (5, 5)

@@ -22,6 +22,7 @@ from rectiflow.generation.metadata import (
 )
 from rectiflow.generation.model import Model
 from rectiflow.generation.variations import Variation
+from rectiflow.sampling import parse_guidance
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,14 @@ def test_the_environment_is_this_process() -> None:
 def test_the_name_follows_from_all_that_was_asked_for(model: Model) -> None:
     about = picture_metadata(model, "A ring!", 3, model.settings)
     named = picture_metadata(model, "A ring!", 3, model.settings, negative_prompt="a circle")
-    weaker = picture_metadata(replace(model, weaker=model), "A ring!", 3, model.settings)
+    auto = replace(model.settings, guidance=parse_guidance("auto:weaker=test"))
+    beside, other = (replace(model, weaker=replace(model, digest=n * 64)) for n in "01")
+    weaker = [picture_metadata(one, "A ring!", 3, auto) for one in (beside, other)]
     # As it always was where there is no negative prompt: lists rely on it to go on.
     assert about.file_name == "a-ring-aacae3b6-seed3.png"
-    assert len({each.file_name for each in (about, named, weaker)}) == 3
+    assert len({each.file_name for each in (about, named, *weaker)}) == 4
+    # A model beside it that its guidance does not look at is no part of it.
+    assert picture_metadata(other, "A ring!", 3, model.settings) == about
     edit, style = Edit(source=source()), LoadedLora(name="a", sha256="0" * 64, weight=1.0)
     masked, variation = replace(edit, mask=mask()), Variation(seed=5)
     ways = {

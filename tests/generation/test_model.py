@@ -27,10 +27,12 @@ from rectiflow.generation.model import (
     ModelCard,
     load_model,
     read_model_card,
+    with_weaker,
 )
 from rectiflow.generation.settings import CardSampling
 from rectiflow.generation.text_to_image import generate
 from rectiflow.models.model_folder import find_model_folder
+from rectiflow.sampling import AutoGuidance
 
 
 @pytest.fixture(autouse=True)
@@ -127,9 +129,10 @@ def test_a_device_that_is_not_here_is_told(folder: Path, name: str) -> None:
 def test_with_its_modulation_in_a_file_it_draws_the_same(folder: Path) -> None:
     plain = load_model(folder)
     model = load_model(folder, LoadSettings(offload_modulation=True))
-    settings = replace(plain.settings, num_steps=2)
-    pictures = [generate(one, ["a red circle"], [3], settings) for one in (plain, model)]
-    assert np.array_equal(*pictures)
+    for num_steps in (2, 70):
+        settings = replace(plain.settings, num_steps=num_steps)
+        pictures = [generate(one, ["a red circle"], [3], settings) for one in (plain, model)]
+        assert np.array_equal(*pictures)
     with pytest.raises(ConfigError, match="would read its weights from a file each time"):
         ModelChanges(is_compiled=True).of(model)
 
@@ -189,6 +192,22 @@ def test_other_encoders_than_those_of_the_training_are_told(folder: Path, part: 
     _change_card(folder, change)
     with pytest.raises(UserError, match=rf"trained with another {part} \(fingerprint ffffffffffff"):
         load_model(folder)
+
+
+def test_a_weaker_model_of_other_text_encoders_is_told(folder: Path) -> None:
+    model = load_model(folder)
+    settings = replace(model.settings, guidance=AutoGuidance(weaker=str(folder)))
+    assert with_weaker(model, settings).weaker is not None
+    _change_card(folder, lambda card: card["text"].update(clip_g="f" * 64))
+    with pytest.raises(
+        UserError, match="cannot guide .* trained with another clip_g; name a model"
+    ):
+        with_weaker(model, settings)
+    # Encoders that are not in use say nothing.
+    with_weaker(replace(model, conditioner=tiny_conditioner(("clip_l", "t5"))), settings)
+    _change_card(folder, lambda card: card["text"].pop("t5"))
+    with pytest.raises(UserError, match="trained without t5; name a model of the same text"):
+        with_weaker(replace(model, conditioner=tiny_conditioner(("clip_l", "t5"))), settings)
 
 
 def test_an_unknown_key_and_another_format_are_told(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from generation.tiny_edits import lora_file, mask, source
 from PIL import Image
-from tiny_model import tiny_model
+from tiny_model import tiny_backbone, tiny_model
 
 import rectiflow
 from rectiflow.base.errors import ConfigError, UserError
@@ -18,7 +18,7 @@ from rectiflow.generation.loras import with_loras
 from rectiflow.generation.pipeline import Pipeline
 from rectiflow.generation.quantized import with_quantization
 from rectiflow.generation.text_to_image import encode_prompts, generate
-from rectiflow.sampling import Heun
+from rectiflow.sampling import Heun, parse_guidance
 
 PROMPTS = ["a red circle", 'the word "CAT"']
 
@@ -143,6 +143,62 @@ def test_a_weaker_model_is_loaded_once(monkeypatch):
     assert loads == ["other"]
 
 
+def test_a_weaker_model_beside_the_given_one_is_taken_by_its_name():
+    weaker = replace(tiny_model(), name="in-memory", backbone=tiny_backbone(depth=1))
+    guided = {"seed": 0, "guidance": "auto:weaker=in-memory", "num_inference_steps": 2}
+    pipeline = Pipeline(replace(tiny_model(), weaker=weaker))
+    settings = replace(
+        pipeline.model.settings, num_steps=2, guidance=parse_guidance("auto:weaker=in-memory")
+    )
+    for _ in range(2):
+        (picture,) = pipeline("a", **guided).images
+        assert np.array_equal(picture, generate(pipeline.model, ["a"], [0], settings)[0])
+    with pytest.raises(UserError, match="no model 'in-memory'"):
+        Pipeline(tiny_model())("a", **guided)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", torch.device("cuda:99")])
+def test_a_device_that_is_not_here_is_told(pipeline, device):
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here: .*give cpu"):
+        pipeline.to(device)
+    assert pipeline.to(torch.device("cpu")) is pipeline
+
+
+def test_the_name_of_one_encoder_is_no_list():
+    with pytest.raises(ConfigError, match=r"encoders='clip_l' is one text; .* \['clip_l'\]"):
+        Pipeline.from_pretrained("tiny", encoders="clip_l")
+
+
+#: What the checks of annotations, which users do not have, would tell first.
+WRONG_TYPES = """
+import numpy as np
+from rectiflow import Pipeline
+from rectiflow.base.errors import UserError
+
+pipeline = Pipeline.from_pretrained("tiny")
+for given in (
+    {"height": 64.0}, {"num_inference_steps": 2.0}, {"latents": np.zeros((1, 16, 8, 8))},
+    {"prompt": None, "prompt_embeds": np.zeros((1, 2, 3)), "pooled_prompt_embeds": [0.0]},
+):
+    try:
+        pipeline(**{"prompt": "a"} | given)
+    except UserError as error:
+        print(error)
+assert pipeline("a", num_inference_steps=np.int64(1)).settings.num_steps == 1
+"""
+
+
+def test_arguments_of_a_wrong_type_are_told_in_one_line(run_python):
+    done = run_python(WRONG_TYPES)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "height_px=64.0 must be a whole number",
+        "num_steps=2.0 must be a whole number",
+        "latents is a ndarray [1, 16, 8, 8]; give a torch.Tensor",
+        "prompt_embeds is a ndarray [1, 2, 3]; give a torch.Tensor",
+    ]
+
+
 def test_embeddings_of_another_length_than_the_empty_prompts(pipeline):
     embeds = {"prompt_embeds": torch.zeros(1, 20, 48), "pooled_prompt_embeds": torch.zeros(1, 48)}
     with pytest.raises(UserError, match="embeddings have 20 tokens, those of the negative .* 24"):
@@ -183,7 +239,10 @@ def test_the_callback_sees_each_picture_once_whatever_fills_a_batch(pipeline):
     ("give", "told"),
     [
         (lambda z: z, r"the callback gave a Tensor \[1, 16, 8, 8\]; it may give back {\"latents"),
-        (lambda z: {"latents": z[:, :4]}, r"a Tensor \[1, 4, 8, 8\]; give back a tensor \[1, 16, 8"),
+        (
+            lambda z: {"latents": z[:, :4]},
+            r"a Tensor \[1, 4, 8, 8\]; give back a tensor \[1, 16, 8",
+        ),
         (lambda z: {"latents": z.numpy()}, r"latents that are a ndarray \[1, 16, 8, 8\]; give"),
         (lambda z: {"latents": 0.0}, "latents that are a float; give back a tensor"),
     ],
@@ -326,6 +385,29 @@ def test_threads_share_a_pipeline(pipeline):
         (
             {"prompt_embeds": torch.zeros(1, 24, 48), "pooled_prompt_embeds": torch.zeros(48)},
             r"pooled_prompt_embeds \[48\] do not fit this model",
+        ),
+        (
+            {"prompt_embeds": torch.zeros(1, 0, 48), "pooled_prompt_embeds": torch.zeros(1, 48)},
+            r"prompt_embeds \[1, 0, 48\] .* do not fit this model, whose .* n and l at least 1",
+        ),
+        (
+            {
+                "prompt_embeds": torch.full((1, 24, 48), torch.nan),
+                "pooled_prompt_embeds": torch.zeros(1, 48),
+            },
+            "^prompt_embeds hold values that are not finite; look at what made them",
+        ),
+        (
+            {
+                "prompt": "a",
+                "negative_prompt_embeds": torch.zeros(1, 24, 48),
+                "negative_pooled_prompt_embeds": torch.full((1, 48), torch.inf),
+            },
+            "^negative_pooled_prompt_embeds hold values that are not finite",
+        ),
+        (
+            {"prompt": "a", "guidance": "skip-layers:layers=99,low=0.5,high=0.6"},
+            "this model has no block 99",
         ),
         (
             {"prompt": "a", "negative_prompt_embeds": torch.zeros(1, 24, 48)},

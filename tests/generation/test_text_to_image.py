@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_model import LENGTH, tiny_conditioner, tiny_model
 
-from rectiflow.base.errors import UserError
+from rectiflow.base.errors import DivergedError, UserError
 from rectiflow.generation import latents as latents_module
 from rectiflow.generation import text_to_image
 from rectiflow.generation.latents import draw_latents
@@ -29,7 +31,15 @@ from rectiflow.models.autoencoder import tiling
 from rectiflow.models.conditioning import EmbeddedConditioning
 from rectiflow.models.frame import Backbone
 from rectiflow.models.layers.attention import repeat_last
-from rectiflow.sampling import DormandPrince, parse_guidance, parse_solver
+from rectiflow.models.offloading import offload_modulation
+from rectiflow.sampling import (
+    AdaptiveProjectedGuidance,
+    DormandPrince,
+    Guidance,
+    parse_guidance,
+    parse_solver,
+)
+from rectiflow.sampling.guidance import Velocities
 
 PROMPTS = ("a red circle", "three green crosses", "", 'the word "CAT" in yellow', "a 🦊", "a ring")
 
@@ -163,6 +173,31 @@ def test_each_picture_is_handed_over_as_soon_as_it_is_drawn(model: Model) -> Non
     assert seen[0] < 6
 
 
+def test_a_picture_that_diverges_is_told_by_its_own_place_and_step(model: Model) -> None:
+    broken = deepcopy(model.backbone)
+    torch.nn.init.constant_(broken.x_embedder.proj.weight, torch.nan)
+    told = "latents of sample 0 are not finite after step 1 of 3 .*: its weights hold"
+    for count in (1, 3):
+        with pytest.raises(DivergedError, match=told):
+            generate(replace(model, backbone=broken), ["a ring"] * count, range(count))
+
+
+def test_the_probe_of_batch_sizes_guides_between_two_prompts(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contrasts: list[float] = []
+    combine = AdaptiveProjectedGuidance.combine
+
+    def noting(self: Guidance, velocities: Velocities, *rest: Any) -> torch.Tensor:
+        contrasts.append((velocities["conditional"] - velocities["null"]).abs().max().item())
+        return combine(self, velocities, *rest)
+
+    monkeypatch.setattr(AdaptiveProjectedGuidance, "combine", noting)
+    settings = replace(model.settings, guidance=AdaptiveProjectedGuidance())
+    generate(model, ["a ring"], [0], settings)
+    assert min(contrasts) > 0.0
+
+
 def test_prompt_seed_and_settings_all_matter(model: Model) -> None:
     images = generate(model, ["a red circle"] * 2 + ["a ring"], [1, 2, 1])
     assert not np.array_equal(images[0], images[1])
@@ -243,11 +278,15 @@ def test_modulation_is_tabulated_by_times_however_often_each_is_evaluated(
     monkeypatch.setattr(latents_module, "tabulate", noting)
     conditioning, null = encode_prompts(model, ["a ring"])
     noise = initial_noise(model, [0], model.settings)
+    offloaded = replace(model, backbone=offload_modulation(model.backbone))
     for num_steps in (40, 70):
         settings = replace(model.settings, num_steps=num_steps, solver=parse_solver("heun"))
-        draw_latents(model, conditioning, null, noise, settings)
-    # Of seventy the tables would be larger than the weights.
-    assert tables == [41]
+        plain, other = (
+            draw_latents(each, conditioning, null, noise, settings) for each in (model, offloaded)
+        )
+        # Wherever the weights lie.
+        assert torch.equal(plain, other)
+    assert tables == [41, 41, 71, 71]
 
 
 def test_zeros_for_t5_cost_one_token() -> None:

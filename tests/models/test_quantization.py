@@ -1,5 +1,7 @@
 """Products in 8 bits: near the exact ones, the same in any batch, and honest about the change."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models.small_backbones import CONFIGS, inputs, random_backbone
@@ -89,6 +91,21 @@ def test_a_backbone_says_by_how_much_its_output_moves(name: str) -> None:
     }
     assert held >= {"attn", "mlp"}
     assert "adaLN_modulation" not in held
+
+
+@pytest.mark.parametrize(("patch_size", "side"), [(2, 2), (4, 2), (3, 8), (16, 2)])
+def test_its_probe_fits_any_backbone(patch_size: int, side: int) -> None:
+    config = replace(CONFIGS["mmdit"], patch_size=patch_size, position_side=side, base_side=side)
+    _, moved = quantize(random_backbone(config), "int8")
+    assert 0.0 < moved < 0.2
+
+
+def test_a_backbone_that_puts_out_zeros_does_not_move() -> None:
+    backbone = random_backbone(CONFIGS["mmdit"])
+    for parameter in backbone.final_layer.parameters():
+        torch.nn.init.zeros_(parameter)
+    _, moved = quantize(backbone, "int8")
+    assert moved == 0.0
 
 
 def test_the_other_device_is_refused() -> None:

@@ -44,6 +44,31 @@ def test_a_tabulated_backbone_is_the_same_function(name: str) -> None:
 
 
 @torch.no_grad()
+def test_of_many_times_the_tables_hold_some_and_go_on_with_the_drawing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = random_backbone(CONFIGS["mmdit"])
+    z_t, _, conditioning = inputs()
+    embedded = model.embed(conditioning)
+    few = torch.linspace(1.0, 0.0, 5)
+    monkeypatch.setattr("rectiflow.models.tabulation.MAX_TIMES", 5)
+    at_once, (told,) = tabulate(model, [embedded], few)
+    monkeypatch.setattr("rectiflow.models.tabulation.MAX_TIMES", 2)
+    tabulated, (prompt,) = tabulate(model, [embedded], few)
+    weak = skip_blocks(tabulated, (1,))
+    table = tabulated.final_layer.adaLN_modulation.table
+    assert len(table) == 2 + 1 < len(at_once.final_layer.adaLN_modulation.table)
+    for t in (*few, few[0]):
+        both = t.expand(2)
+        for found, expected in (
+            (tabulated(z_t, both, prompt), at_once(z_t, both, told)),
+            (weak(z_t, both, prompt), skip_blocks(at_once, (1,))(z_t, both, told)),
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert tabulated(z_t, torch.full((2,), 0.6), prompt).isnan().all()
+
+
+@torch.no_grad()
 def test_a_prompt_has_the_same_bits_beside_any_other() -> None:
     model = random_backbone(CONFIGS["mmdit"])
     z_t, _, conditioning = inputs(num=5)

@@ -161,11 +161,23 @@ def test_a_disturbed_network_adds_to_guidance_within_its_interval(kind) -> None:
 
 def test_projected_guidance_is_classifier_free_without_its_corrections() -> None:
     tensors = made_up()
-    free = AdaptiveProjectedGuidance(eta=1.0, norm_threshold=math.inf)
+    free = AdaptiveProjectedGuidance(eta=1.0, norm_threshold=1e6)
     expected = combine(ClassifierFreeGuidance(), tensors)
     torch.testing.assert_close(combine(free, tensors), expected, atol=1e-5, rtol=0)
     # The data is reached without a division by t.
     assert torch.isfinite(combine(AdaptiveProjectedGuidance(), tensors, t=0.0)).all()
+
+
+def test_a_constant_velocity_has_no_deviation_to_rescale() -> None:
+    tensors = made_up()
+    for flat in (("conditional", "null"), ("conditional",), ("null",)):
+        given = tensors | {branch: torch.full((3, 4, 5, 6), 0.5) for branch in flat}
+        assert torch.isfinite(combine(RescaledGuidance(), given)).all()
+        alone = combine(RescaledGuidance(), {name: v[:1] for name, v in given.items()})
+        assert torch.equal(alone, combine(RescaledGuidance(), given)[:1])
+    constant = tensors | {b: torch.full((3, 4, 5, 6), 0.5) for b in ("conditional", "null")}
+    expected = combine(ClassifierFreeGuidance(), constant)
+    assert torch.equal(combine(RescaledGuidance(), constant), expected)
 
 
 def test_zero_star_fits_the_null_to_the_conditional() -> None:
@@ -284,6 +296,7 @@ def test_an_interval_of_times_is_one_of_steps() -> None:
         (lambda: CFGZeroStar(zero_init_steps=-1), "zero_init_steps=-1 must be at least 0"),
         (lambda: AdaptiveProjectedGuidance(eta=math.nan), "eta=nan must be a finite number"),
         (lambda: AdaptiveProjectedGuidance(norm_threshold=0.0), "norm_threshold=0.0 must be"),
+        (lambda: AdaptiveProjectedGuidance(norm_threshold=math.inf), "norm_threshold=inf must be"),
         (lambda: SkipLayerGuidance(layers=()), "layers is empty"),
         (
             lambda: replace(PerturbedAttentionGuidance(layers=(1,)), strength=math.inf),

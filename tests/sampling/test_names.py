@@ -41,6 +41,9 @@ def test_grids_have_names(name: str) -> None:
             AdaptiveProjectedGuidance(eta=0.5, norm_threshold=10.0),
         ),
         ("auto:weaker=runs/small", AutoGuidance(weaker="runs/small")),
+        ("auto:weaker=runs/a+b", AutoGuidance(weaker="runs/a+b")),
+        ("auto:weaker=runs/cfg+apgs,b=1,", AutoGuidance(weaker="runs/cfg+apgs,b=1,")),
+        ("auto:weaker=a,b+rescale", RescaledGuidance(inner=AutoGuidance(weaker="a,b"))),
         ("skip-layers:layers=7,8,9,low=0.5", SkipLayerGuidance(layers=(7, 8, 9), low=0.5)),
         (
             "zero-star:zero_init_steps=2+rescale+interval:high=0.8",
@@ -85,6 +88,8 @@ def test_values_of_solvers() -> None:
             "interval:inner=cfg",
             "guidance interval has no 'inner'; it takes low, high",
         ),
+        (parse_guidance, "cfg+rescal", "there is no guidance 'cfg\\+rescal'; there are none, cfg"),
+        (parse_guidance, "auto:weakr=a,b", "guidance auto has no 'weakr'; it takes weaker"),
         (parse_guidance, "interval:low=half", "interval:low=half is not a number"),
         (parse_guidance, "interval:low=0.1,0.2", "low=0.1,0.2 must be a number, not a list"),
         (parse_guidance, "skip-layers", "skip-layers needs layers: skip-layers:layers=…"),

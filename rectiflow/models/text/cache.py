@@ -181,9 +181,11 @@ class CachedConditioner:
         path = self._path(prompt)
         try:
             columns = load_file(path)
-            path.touch()
         except (OSError, SafetensorError):
             return None
+        # Read it can be where nothing can be written; only `_forget_oldest` asks when.
+        with suppress(OSError):
+            path.touch()
         return EncodedText.from_columns(columns) if set(columns) == set(COLUMNS) else None
 
     def _write(self, prompt: str, row: EncodedText) -> None:
