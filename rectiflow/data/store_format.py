@@ -174,10 +174,11 @@ def _check_header(path: Path, header: StoreHeader) -> None:
 
     if not header.variants or len(set(header.variants)) < len(header.variants):
         raise refuse(f"has {list(header.variants)} as caption variants, not one of each at least")
-    for columns in (header.text_columns, *header.columns_by_bucket):
+    # T5 may have no token.
+    for least, columns in ((0, header.text_columns), *((1, c) for c in header.columns_by_bucket)):
         for name, column in columns.items():
             is_dtype = isinstance(getattr(torch, column.dtype, None), torch.dtype)
-            if not is_dtype or min(column.shape, default=1) < 1:
+            if not is_dtype or min(column.shape, default=1) < least:
                 raise refuse(f"has {column.dtype!r:.40} {list(column.shape)!s:.40} as {name!r:.40}")
     names: set[str] = set()
     for kind, shards in ((LATENTS, header.latent_shards), (TEXT, header.text_shards)):

@@ -41,7 +41,7 @@ D = CONFIG.hidden_dim
 TEXT = "text_model.encoder.layers.0.self_attn.q_proj.weight"
 T5 = "encoder.block.0.layer.0.SelfAttention.q.weight"
 SMALL_TEXT = {
-    "clip_l": replace(RELEASED_TEXT["clip_l"], width=16, num_layers=1),
+    "clip_l": replace(RELEASED_TEXT["clip_l"], width=16, num_layers=1, num_heads=2),
     "t5": replace(RELEASED_TEXT["t5"], width=16, num_layers=1, num_heads=2, head_dim=8),
 }
 
