@@ -190,15 +190,21 @@ def test_the_memory_survives_a_stop(tmp_path: Path) -> None:
     assert (record["step"], record["back_to"]) == (13, 12)
 
 
-def test_going_back_builds_no_second_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[TrainState] = []
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[TrainState]:
+    """The states that are built, in order."""
+    states: list[TrainState] = []
     start = TrainState.start
 
-    def counted(*arguments: object, **keywords: object) -> TrainState:
-        built.append(start(*arguments, **keywords))
-        return built[-1]
+    def noted(*arguments: object, **keywords: object) -> TrainState:
+        states.append(start(*arguments, **keywords))
+        return states[-1]
 
-    monkeypatch.setattr(TrainState, "start", counted)
+    monkeypatch.setattr(TrainState, "start", noted)
+    return states
+
+
+def test_going_back_builds_no_second_state(built: list[TrainState], tmp_path: Path) -> None:
     train(recipe_with(), SpikyFeed(12), tmp_path / "run", progress=False)
     assert len(read_events(tmp_path / "run" / "spikes.jsonl")) == 1
     assert len(built) == 1
@@ -211,7 +217,7 @@ def averaged(run: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("optimizer", [AdamW(), Muon()])
 def test_what_starts_over_is_what_never_began(
-    optimizer: AdamW | Muon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: AdamW | Muon, built: list[TrainState], tmp_path: Path
 ) -> None:
     """Weights, averages, optimizers and an alignment's projector, without a second state."""
 
@@ -227,14 +233,7 @@ def test_what_starts_over_is_what_never_began(
     }
     plain = recipe_with(SpikeGuard(), **changes)
     train(plain, Without(), tmp_path / "never", progress=False)
-    built: list[TrainState] = []
-    start = TrainState.start
-
-    def counted(*arguments: object, **keywords: object) -> TrainState:
-        built.append(start(*arguments, **keywords))
-        return built[-1]
-
-    monkeypatch.setattr(TrainState, "start", counted)
+    built.clear()
     feed = SpikyFeed(2, factor=float("nan"))
     train(recipe_with(**changes), feed, tmp_path / "run", progress=False)
     assert len(built) == 1
