@@ -190,7 +190,8 @@ def train_step(
     projecting = () if projector is None else projector.parameters()
     # What a rate of 0 freezes has no say in how far the others move.
     rates = recipe.optimizer.rates
-    moving = [p for name, p in named if rate_of(name, rates) > 0.0] + list(projecting)
+    moving = [p for name, p in named if not rates or rate_of(name, rates) > 0.0]
+    moving += projecting
     for parameter in chain(state.backbone.parameters(), moving):
         parameter.grad = None
     loss, cosine = accumulate_gradient(
