@@ -209,3 +209,16 @@ def test_full_precision_runs_without_autocast() -> None:
         for s in range(3)
     ]
     torch.testing.assert_close(full, auto, rtol=0.02, atol=0.0)
+
+
+def test_what_is_frozen_has_no_say_in_how_far_the_others_move() -> None:
+    recipe = tiny_recipe(
+        optimizer=AdamW(rates={"joint_blocks": 0.0}), gradient_clip=1e9, precision="fp32"
+    )
+    state = TrainState.start(recipe)
+    result = train_step(state, FakeFeed().batch_at(0), recipe)
+    gradients = {name: p.grad for name, p in state.backbone.named_parameters()}
+    moving = [g for name, g in gradients.items() if not name.startswith("joint_blocks")]
+    assert 0 < len(moving) < len(gradients)
+    expected = torch.nn.utils.get_total_norm(moving)
+    assert result.gradient_norm == pytest.approx(expected.item(), rel=1e-6)
