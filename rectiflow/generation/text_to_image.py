@@ -75,16 +75,9 @@ def generate(
     variations: Sequence[Variation] | None = None,
     progress: OnProgress | None = None,
     on_evaluated: OnEvaluated | None = None,
-    on_drawn: OnDrawn | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """The pictures of `draw_pictures`, together at its end; raises as that does."""
     images: list[UInt8[np.ndarray, "h w 3"]] = []
-
-    def keep(place: int, image: NDArray[np.uint8]) -> None:
-        images.append(image)
-        if on_drawn is not None:
-            on_drawn(place, image)
-
     draw_pictures(
         model,
         prompts,
@@ -95,7 +88,7 @@ def generate(
         variations=variations,
         progress=progress,
         on_evaluated=on_evaluated,
-        on_drawn=keep,
+        on_drawn=lambda _, image: images.append(image),
     )
     return np.stack(images)
 

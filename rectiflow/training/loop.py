@@ -9,15 +9,12 @@ first one writes and speaks.
 from __future__ import annotations
 
 import secrets
-import signal
 import sys
-import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -67,6 +64,7 @@ from rectiflow.training.spikes import Spike, read_spikes, record_spike
 from rectiflow.training.start_from import FirstWeights, read_first_weights, read_same_weights
 from rectiflow.training.state import TrainState
 from rectiflow.training.step import StepResult, train_step
+from rectiflow.training.stopping import StopRequest, stop_request
 from rectiflow.training.validation import ValidationLoss, validate
 
 
@@ -172,7 +170,7 @@ def train(
         stack.callback(batches.close)
         token = world.from_first(lambda: secrets.token_hex(8))
         saver = stack.enter_context(Saver(run, recipe, feed.facts, token))
-        stop = stack.enter_context(_stop_request(is_patient=world.num_processes > 1))
+        stop = stack.enter_context(stop_request(is_patient=world.num_processes > 1))
         return _Loop(
             run=run,
             recipe=recipe,
@@ -213,7 +211,7 @@ class _Loop:
     watchers: Iterable[Hook]
     on_sample: DrawSamples | None
     saver: Saver
-    stop: _StopRequest
+    stop: StopRequest
     last_step: int
     validation: Validated | None = None
     clock: float = field(default_factory=time.perf_counter)
@@ -439,55 +437,28 @@ class _Loop:
         step = self.state.step + 1
         batch = self.feed.batch_at(self.state.spikes.place_of(self.state.step))
         snapshot, path = self.state.snapshot(), failure_of(self.run, step)
-        kept = f"The batch and the state that reproduce it are in {path}"
+        problem = (
+            f"training stopped at step {step}: the loss is {result.loss} and the gradient's norm "
+            f"{result.gradient_norm}"
+        )
+        advice = (
+            "Try a lower learning rate or a longer warm-up in a new run folder, and check the data "
+            "for broken latents"
+        )
         if snapshot is not None:
             facts, token = self.feed.facts, self.saver.token
             try:
                 save_failure(path, snapshot, batch, self.recipe, facts.fingerprint, token)
             except UserError as error:
-                kept = f"The batch and the state that reproduce it could not be kept: {error}"
+                # At once: another process may be waiting for the part that does not come.
+                raise DivergedError(
+                    f"{problem}. The batch and the state that reproduce it could not be kept: "
+                    f"{error}. {advice}"
+                ) from error
         self.settle()
         raise DivergedError(
-            f"training stopped at step {step}: the loss is {result.loss} and the gradient's norm "
-            f"{result.gradient_norm}. {kept}. Try a lower learning rate or a longer warm-up in a "
-            "new run folder, and check the data for broken latents"
+            f"{problem}. The batch and the state that reproduce it are in {path}. {advice}"
         )
-
-
-@dataclass(kw_only=True)
-class _StopRequest:
-    """The number of the signal that asked the run to stop, None as long as none did."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def _stop_request(*, is_patient: bool) -> Generator[_StopRequest]:
-    """Note the first SIGINT or SIGTERM; a second one acts as if nothing had caught it.
-
-    Not if `is_patient`: one of several processes hears from the cluster and from torchrun that it
-    should stop, and torchrun ends it if it takes too long.
-    """
-    request = _StopRequest()
-    previous: dict[int, Any] = {}
-
-    def restore() -> None:
-        while previous:
-            signal.signal(*previous.popitem())
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        request.signal = number
-        if not is_patient:
-            restore()
-
-    # Python delivers signals to the main thread, and lets no other one set handlers.
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    try:
-        yield request
-    finally:
-        restore()
 
 
 def _append_session(run: Path, step: int, num_processes: int) -> None:

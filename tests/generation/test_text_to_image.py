@@ -24,6 +24,7 @@ from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     decode_latents,
     encode_prompts,
+    draw_pictures,
     generate,
     to_pixels,
 )
@@ -161,7 +162,7 @@ def test_a_negative_prompt_is_never_ignored(model: Model, guidance: str, scale: 
 def test_each_picture_is_handed_over_as_soon_as_it_is_drawn(model: Model) -> None:
     given: list[tuple[int, np.ndarray]] = []
     seen: list[int] = []
-    images = generate(
+    draw_pictures(
         model,
         ["a ring"] * 6,
         range(6),
@@ -169,7 +170,8 @@ def test_each_picture_is_handed_over_as_soon_as_it_is_drawn(model: Model) -> Non
         progress=lambda done, total: seen.append(len(given)),
     )
     assert [i for i, _ in given] == list(range(6))
-    np.testing.assert_array_equal(np.stack([image for _, image in given]), images)
+    together = generate(model, ["a ring"] * 6, range(6))
+    np.testing.assert_array_equal(np.stack([image for _, image in given]), together)
     assert seen[0] < 6
 
 
