@@ -23,8 +23,8 @@ from rectiflow.generation.noise import initial_noise
 from rectiflow.generation.settings import SamplingSettings
 from rectiflow.generation.text_to_image import (
     decode_latents,
-    encode_prompts,
     draw_pictures,
+    encode_prompts,
     generate,
     to_pixels,
 )
